@@ -1,0 +1,105 @@
+"""Every error this project raises on purpose, as one tree.
+
+    CascadeError
+    +-- ConfigError            a recipe or option: unknown key, impossible value
+    +-- InputError             what a user handed over
+    |   +-- EventFormatError   a recording that cannot be read (file, offset or field)
+    |   +-- FeatureSpaceError  visual features of a space, shape or source a stage refuses
+    |   +-- PromptTooLong      prompt + answer do not fit the KV slot
+    +-- CapacityError          a bounded queue, slot pool or store is full (retry later)
+    +-- DeadlineExceeded       a wait reached its deadline
+    +-- ChannelError           a link between stages
+    |   +-- ChannelClosed      the peer is gone, or the channel was closed
+    +-- StageError             a stage failed on a request (the request id is attached)
+
+`InputError` and `ConfigError` name the field, the value and what is allowed. An `assert` marks a programmer's error only.
+"""
+
+from __future__ import annotations
+
+
+class CascadeError(Exception):
+    """Root of the tree. `retryable` says whether the same call may succeed later."""
+
+    retryable = False
+
+
+class _FieldError(CascadeError):
+    """An error about one named field: which, what it was, and what is allowed."""
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{field}: got {shown}; allowed: {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[object, ...]:  # survives the trip between processes
+        return (type(self), (self.field, repr(self.value)[:120], self.allowed))
+
+
+class ConfigError(_FieldError):
+    """A recipe or option names an unknown key or an impossible value."""
+
+
+class InputError(_FieldError):
+    """What a user handed over is not usable."""
+
+
+class EventFormatError(InputError):
+    """A recording that cannot be read: says which file, and the offset or field where it goes wrong."""
+
+    def __init__(self, file: str, where: str, problem: str) -> None:
+        super().__init__(f"{file} [{where}]", problem, "a well-formed recording")
+        self.args = (f"{file}: {where}: {problem}",)
+        self.file = file
+        self.where = where
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.file, self.where, self.problem))
+
+
+class FeatureSpaceError(InputError):
+    """Visual features of a space, shape, dtype or source that this stage does not accept."""
+
+
+class PromptTooLong(InputError):
+    """The prompt and the answer asked for do not fit a KV slot."""
+
+
+class CapacityError(CascadeError):
+    """A bounded queue, slot pool or store is full; the same call may succeed later."""
+
+    retryable = True
+
+
+class DeadlineExceeded(CascadeError):
+    """A wait reached its deadline."""
+
+    retryable = True
+
+
+class ChannelError(CascadeError):
+    """A link between two stages failed."""
+
+    retryable = True
+
+
+class ChannelClosed(ChannelError):
+    """The peer is gone, or this end was closed."""
+
+
+class StageError(CascadeError):
+    """A stage failed on one request; only that request fails."""
+
+    def __init__(self, stage: str, request_id: str, problem: str) -> None:
+        super().__init__(f"stage {stage!r}, request {request_id!r}: {problem}")
+        self.stage = stage
+        self.request_id = request_id
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.stage, self.request_id, self.problem))
