@@ -1,0 +1,372 @@
+"""What a user may choose: how to sample (`SamplingParams`) and what to run where (`Recipe`).
+
+    SamplingParams        one request: temperature, top-k, top-p, seed, length, stops
+    Recipe                one setup, usually read from a TOML file by `load_recipe`
+      .cascade            levels from light to heavy, mode, drafts per edge, slots      [cascade]
+      .stages             one language stage per level: checkpoint and placement        [stages.<level>]
+      .encoder, .adapter  the event branch, or None where the setup has none            [encoder] [adapter]
+      .gate               when aligned event features may stand in for dense ones       [gate]
+      .channels           how neighbouring stages are linked                            [channels]
+      .deadlines          how long anything may wait                                    [deadlines]
+
+Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether this
+machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is clamped.
+Knows neither models nor devices nor Ray: the strings are resolved by whoever uses them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cascade_runtime.errors import ConfigError, InputError
+
+MAX_TOKENS = 4096
+MAX_LEVELS = 6
+_RECIPE_BYTES = 65_536
+_BUILT_IN = Path(__file__).parent / "recipes"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
+
+_Error = type[ConfigError] | type[InputError]
+
+
+def _integer(error: _Error, name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise error(name, value, f"an integer from {low} to {high}")
+
+
+def _number(error: _Error, name: str, value: object, low: float, high: float) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high:  # type: ignore[operator]
+        raise error(name, value, f"a number from {low:g} to {high:g}")
+
+
+def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(name, value, ", ".join(allowed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one answer is sampled. Raises `InputError` naming the field that is out of range.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 switch that filter off. With the same seed the same request gives the
+    same tokens, whatever drafted them. `stop` strings end the answer and are not part of it. `ignore_eos` goes on to
+    max_tokens: for measurements only.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    max_tokens: int = 80
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _number(InputError, "temperature", self.temperature, 0.0, 10.0)
+        _integer(InputError, "top_k", self.top_k, 0, 1_000_000)
+        _number(InputError, "top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise InputError("top_p", self.top_p, "a number above 0, up to 1")
+        _integer(InputError, "seed", self.seed, 0, 2**64 - 1)
+        _integer(InputError, "max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        # A bare string is a sequence of one-letter stops: never what was meant.
+        stop = self.stop
+        if isinstance(stop, str) or not isinstance(stop, Sequence) or len(stop) > 8:
+            raise InputError("stop", stop, "a list of at most 8 strings")
+        for text in stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= 64:
+                raise InputError("stop", text, "strings of 1 to 64 characters")
+        object.__setattr__(self, "stop", tuple(stop))
+        if not isinstance(self.ignore_eos, bool):
+            raise InputError("ignore_eos", self.ignore_eos, "true or false")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeConfig:
+    """The shape of the cascade.
+
+    levels: stage names from the lightest to the target. mode: "strict" (the target sees dense features: lossless
+    against dense) or "aligned" (it sees accepted aligned features: approximate). num_draft_tokens: per edge, how many
+    drafts make up one block. window: how many tokens a stage may run ahead of what its verifier confirmed. slots: rows
+    held at once by each stage; max_len: positions in each slot, prompt and answer together.
+    """
+
+    name: str
+    levels: tuple[str, ...]
+    mode: str = "strict"
+    num_draft_tokens: tuple[int, ...] = ()
+    window: int = 16
+    slots: int = 8
+    max_len: int = 1024
+
+    def __post_init__(self) -> None:
+        where = "cascade"
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.-]{1,64}", self.name):
+            raise ConfigError(f"{where}.name", self.name, "1 to 64 letters, digits, '_', '-', '.'")
+        if (
+            isinstance(self.levels, str)
+            or not isinstance(self.levels, Sequence)
+            or not 1 <= len(self.levels) <= MAX_LEVELS
+        ):
+            raise ConfigError(f"{where}.levels", self.levels, f"a list of 1 to {MAX_LEVELS} stage names")
+        for level in self.levels:
+            if not isinstance(level, str) or not _NAME.fullmatch(level):
+                raise ConfigError(f"{where}.levels", level, "lower-case names such as light, mid, heavy")
+        if len(set(self.levels)) != len(self.levels):
+            raise ConfigError(f"{where}.levels", self.levels, "each name once")
+        object.__setattr__(self, "levels", tuple(self.levels))
+        _choice(f"{where}.mode", self.mode, ("strict", "aligned"))
+        edges = len(self.levels) - 1
+        drafts = self.num_draft_tokens
+        if isinstance(drafts, str) or not isinstance(drafts, Sequence) or len(drafts) != edges:
+            raise ConfigError(f"{where}.num_draft_tokens", drafts, f"one integer per edge ({edges} here)")
+        for count in drafts:
+            _integer(ConfigError, f"{where}.num_draft_tokens", count, 1, 64)
+        object.__setattr__(self, "num_draft_tokens", tuple(drafts))
+        # A verifier waiting for more drafts than its drafter may send would only ever be woken by its deadline.
+        _integer(ConfigError, f"{where}.window", self.window, max(drafts, default=1), 1024)
+        _integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
+        _integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One model and the place it is pinned to.
+
+    checkpoint: "family:<member>" for the bundled family, else a directory in the Hugging Face format ("~" is expanded,
+    a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
+    num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
+    does not divide its memory.
+    """
+
+    name: str
+    checkpoint: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+    num_gpus: float = 0.0
+    num_cpus: float = 1.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
+        if not isinstance(self.checkpoint, str) or not 1 <= len(self.checkpoint) <= 1024 or "\0" in self.checkpoint:
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member> or a directory")
+        if self.checkpoint.startswith("family:") and not _NAME.fullmatch(self.checkpoint.removeprefix("family:")):
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise ConfigError(f"{where}.device", self.device, "auto, cpu, cuda or cuda:<index>")
+        _choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
+        _integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
+        _number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
+        _number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
+        if not isinstance(self.labels, Mapping) or len(self.labels) > 16:
+            raise ConfigError(f"{where}.labels", self.labels, "a table of at most 16 strings")
+        for key, value in self.labels.items():
+            if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 256:
+                raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 256 characters")
+        object.__setattr__(self, "labels", dict(self.labels))
+
+    @property
+    def family_member(self) -> str | None:
+        """The bundled member this stage loads ("light"), or None for a directory of its own."""
+        return self.checkpoint.removeprefix("family:") if self.checkpoint.startswith("family:") else None
+
+    @property
+    def path(self) -> Path | None:
+        """The checkpoint's directory with "~" expanded, or None for a bundled member."""
+        return None if self.family_member else Path(self.checkpoint).expanduser()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """When aligned event features may stand in for dense ones (cosine between the two, per frame).
+
+    At or above `accept` the frame is accepted, below `reject` it falls back to dense, and so it does in between.
+    policy: "full" computes every dense frame beside the aligned one, "spot" a fraction of them (`spot_fraction`),
+    "predicted" trusts a small head that predicts the cosine.
+    """
+
+    accept: float = 0.8
+    reject: float = 0.5
+    policy: str = "full"
+    spot_fraction: float = 0.25
+
+    def __post_init__(self) -> None:
+        _number(ConfigError, "gate.accept", self.accept, -1, 1)
+        _number(ConfigError, "gate.reject", self.reject, -1, self.accept)
+        _choice("gate.policy", self.policy, ("full", "spot", "predicted"))
+        _number(ConfigError, "gate.spot_fraction", self.spot_fraction, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelConfig:
+    """How neighbouring stages exchange token blocks. "auto" takes the fastest backend that both ends can reach."""
+
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _choice("channels.backend", self.backend, ("auto", "object_store", "stream", "call", "local"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineConfig:
+    """How long anything may wait, in seconds.
+
+    start_s: every stage loaded and linked. request_s: one answer. upstream_s: a verifier whose drafter is silent runs
+    without it. control_s: one control call to a stage. drain_s: a clean stop.
+    """
+
+    start_s: float = 120.0
+    request_s: float = 120.0
+    upstream_s: float = 0.05
+    control_s: float = 30.0
+    drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("start_s", 1.0, 3600.0),
+            ("request_s", 0.1, 3600.0),
+            ("upstream_s", 0.0, 60.0),
+            ("control_s", 0.1, 600.0),
+            ("drain_s", 0.1, 600.0),
+        ):
+            _number(ConfigError, f"deadlines.{name}", getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole setup. `stages` follow the order of `cascade.levels`; the last one is the target."""
+
+    cascade: CascadeConfig
+    stages: tuple[StageConfig, ...]
+    encoder: StageConfig | None = None
+    adapter: StageConfig | None = None
+    gate: GateConfig = field(default_factory=GateConfig)
+    channels: ChannelConfig = field(default_factory=ChannelConfig)
+    deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+
+    def __post_init__(self) -> None:
+        names = tuple(stage.name for stage in self.stages)
+        if names != self.cascade.levels:
+            raise ConfigError("stages", names, f"one table per level, {', '.join(self.cascade.levels)}, and no other")
+        if (self.encoder is None) != (self.adapter is None):
+            raise ConfigError("encoder", self.encoder, "[encoder] and [adapter] together, or neither")
+        if self.cascade.mode == "aligned" and self.encoder is None:
+            raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, for tables and logs."""
+        return self.cascade.name
+
+    @property
+    def target(self) -> StageConfig:
+        """The stage whose tokens the answer consists of."""
+        return self.stages[-1]
+
+    def stage(self, level: str) -> StageConfig:
+        """The stage of one level. Raises `ConfigError` for a level the recipe does not have."""
+        for stage in self.stages:
+            if stage.name == level:
+                return stage
+        raise ConfigError("level", level, ", ".join(self.cascade.levels))
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with the package, by name."""
+    return tuple(sorted(path.stem for path in _BUILT_IN.glob("*.toml")))
+
+
+def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: a built-in name, or the path of a TOML file (anything that ends in .toml).
+
+    `overrides` are "table.key=value" strings applied on top, the value in TOML (`cascade.window=8`,
+    `stages.light.device="cuda:0"`); what is not TOML counts as a bare string. Raises `ConfigError` naming the key.
+    """
+    path = Path(source).expanduser()
+    if path.suffix != ".toml":
+        if str(source) not in recipe_names():
+            raise ConfigError("recipe", str(source), f"a .toml file, or one of {', '.join(recipe_names())}")
+        path = _BUILT_IN / f"{source}.toml"
+    try:
+        with path.open("rb") as file:
+            text = file.read(_RECIPE_BYTES + 1)
+        table = tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError("recipe", str(source), f"a readable file ({error.strerror})") from error
+    except ValueError as error:  # both TOML and UTF-8 errors
+        raise ConfigError("recipe", str(source), f"well-formed TOML ({error})") from error
+    if len(text) > _RECIPE_BYTES:
+        raise ConfigError("recipe", str(source), f"a file of at most {_RECIPE_BYTES} bytes")
+    for override in overrides:
+        _apply(table, override)
+    return recipe_from_dict(table)
+
+
+def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from the nested tables of its TOML form. Raises `ConfigError` on any unknown key."""
+    _known("recipe", table, [item.name for item in fields(Recipe)])
+    for required in ("cascade", "stages"):
+        if required not in table:
+            raise ConfigError("recipe", sorted(table), f"a [{required}] table")
+    stages = table["stages"]
+    if not isinstance(stages, Mapping):
+        raise ConfigError("stages", stages, "one table per level")
+    cascade = _build(CascadeConfig, "cascade", table["cascade"])
+    ordered = sorted(stages, key=lambda name: cascade.levels.index(name) if name in cascade.levels else MAX_LEVELS)
+    parts: dict[str, Any] = {
+        "cascade": cascade,
+        "stages": tuple(_build(StageConfig, f"stages.{name}", stages[name], name=name) for name in ordered),
+    }
+    for key in ("encoder", "adapter"):
+        if key in table:
+            parts[key] = _build(StageConfig, key, table[key], name=key)
+    for key, kind in (("gate", GateConfig), ("channels", ChannelConfig), ("deadlines", DeadlineConfig)):
+        if key in table:
+            parts[key] = _build(kind, key, table[key])
+    return Recipe(**parts)
+
+
+def _known(where: str, table: object, allowed: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise ConfigError(where, table, "a table")
+    for key in table:
+        if key not in allowed:
+            raise ConfigError(f"{where}.{key}", table[key], f"only the keys {', '.join(allowed)}")
+
+
+def _build[T: (CascadeConfig, StageConfig, GateConfig, ChannelConfig, DeadlineConfig)](
+    kind: type[T], where: str, table: Any, **given: str
+) -> T:
+    allowed = [item.name for item in fields(kind) if item.name not in given]
+    _known(where, table, allowed)
+    try:
+        return kind(**table, **given)
+    except TypeError as error:  # a required key is missing
+        missing = [name for name in ("name", "levels", "checkpoint") if name in allowed and name not in table]
+        raise ConfigError(where, sorted(table), f"also {', '.join(missing)}") from error
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or len(path) < 2 or not all(path) or "\n" in text:
+        raise ConfigError("override", override, "table.key=value, for example cascade.window=8")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(key, override, f"a table at {part!r}")
+    table[path[-1]] = value
