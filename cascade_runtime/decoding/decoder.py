@@ -1,0 +1,193 @@
+"""`Decoder.extend`: the one primitive of the runtime, over a language model and its KV slots.
+
+A row is one request inside one model. Its KV cache holds a prompt (embeddings, visual tokens among them) and then tokens of
+the answer. `extend` takes, per row, the prefix of the answer to stand on and drafts beyond it; it rolls the row back to where
+its cache agrees, feeds only what is missing, and says what this model would have chosen after the prefix and after each draft:
+
+    prefill         extend(prefix=[],     drafts=[])          -> 1 choice
+    decode          extend(prefix=answer, drafts=[])          -> 1 choice
+    verify n drafts extend(prefix=answer, drafts=[d1 .. dn])  -> n + 1 choices
+    prefill + verify in one pass: the same call on a row that has never run
+
+Rollback is lowering a length. It knows no other stage, no channel, no stop condition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.choice import NOT_FINITE, choose
+from cascade_runtime.errors import CapacityError, InputError, PromptTooLong
+from cascade_runtime.models.language import LanguageModel
+
+_LONG = 32  # rows that feed more than this (prefill) do not share a pass with rows that feed a few tokens
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """A prompt ready to be fed to one model: embeds (n, D), positions (n,) or (3, n), and the position of the first answer token."""
+
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+
+@dataclass(eq=False)
+class Row:
+    """One request in one decoder: its slot, its prompt, and what its cache holds."""
+
+    slot: int
+    prompt: PromptEmbeds
+    sampling: SamplingParams
+    held: int = 0  # positions in the cache, prompt included
+    tokens: list[int] = field(default_factory=list)  # answer tokens in the cache
+    poisoned: bool = False  # non-finite numbers were written to the slot
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Extension:
+    """One row's share of a pass: stand on `prefix` (the whole answer so far), look beyond it along `drafts`."""
+
+    row: Row
+    prefix: Sequence[int]
+    drafts: Sequence[int] = ()
+
+
+class Decoder:
+    """Rows of requests over one language model. Not thread-safe: one loop owns it."""
+
+    def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
+        self.language = language
+        self.cache = language.new_cache(slots, max_len)
+        self._free = list(range(slots - 1, -1, -1))
+        self.passes = 0
+        self.tokens_fed = 0
+
+    @property
+    def free_slots(self) -> int:
+        return len(self._free)
+
+    def admit(self, prompt: PromptEmbeds, sampling: SamplingParams) -> Row:
+        """Give a request a slot. Nothing is computed yet.
+
+        Raises `PromptTooLong` when prompt and answer cannot fit a slot, `CapacityError` when no slot is free.
+        """
+        check_fits(len(prompt), sampling, self.cache.max_len)
+        if not self._free:
+            raise CapacityError(f"all {self.cache.slots} KV slots are taken")
+        return Row(self._free.pop(), prompt, sampling)
+
+    def release(self, row: Row) -> None:
+        """Give the slot back; a second call does nothing."""
+        if row.released:
+            return
+        row.released = True
+        if row.poisoned:
+            self.cache.scrub(row.slot)
+        self._free.append(row.slot)
+
+    def extend(self, extensions: Sequence[Extension]) -> list[list[int]]:
+        """For each extension the choices after its prefix and after each of its drafts (1 + len(drafts) tokens).
+
+        A choice of `NOT_FINITE` means the model produced no usable numbers there: the row should be failed.
+        """
+        choices: list[list[int]] = [[] for _ in extensions]
+        plans = [self._plan(extension) for extension in extensions]
+        short = [i for i, plan in enumerate(plans) if plan.count <= _LONG]
+        long = [i for i, plan in enumerate(plans) if plan.count > _LONG]
+        for group in (short, long):
+            if group:
+                for i, chosen in zip(group, self._run([plans[i] for i in group]), strict=True):
+                    choices[i] = chosen
+        return choices
+
+    def _plan(self, extension: Extension) -> _Plan:
+        """Roll the row back to where it agrees with the prefix; list what must be fed (at least one position)."""
+        row, prompt = extension.row, len(extension.row.prompt)
+        if row.released:
+            raise InputError("row", row.slot, "a row that was not released")
+        wanted = [*extension.prefix, *extension.drafts]
+        agree = 0
+        for mine, theirs in zip(row.tokens, extension.prefix, strict=False):
+            if mine != theirs:
+                break
+            agree += 1
+        last_known = prompt + len(extension.prefix) - 1  # its choice is asked for, so it is always fed
+        row.held = min(row.held, prompt + agree, last_known)
+        del row.tokens[max(row.held - prompt, 0) :]
+        return _Plan(row, row.held, wanted, choices=len(extension.drafts) + 1)
+
+    def _run(self, plans: Sequence[_Plan]) -> list[list[int]]:
+        language, width = self.language, max(plan.count for plan in plans)
+        device, axes = language.device, language.position_axes
+        embeds = torch.zeros(len(plans), width, language.hidden_size, dtype=language.dtype, device=device)
+        positions = torch.zeros(axes, len(plans), width, dtype=torch.long, device=device)
+        for i, plan in enumerate(plans):
+            embeds[i, : plan.count], positions[:, i, : plan.count] = self._inputs(plan)
+        hidden = language.forward(
+            embeds,
+            slots=[plan.row.slot for plan in plans],
+            starts=[plan.start for plan in plans],
+            counts=[plan.count for plan in plans],
+            positions=positions if axes > 1 else positions[0],
+            cache=self.cache,
+        )
+        self.passes += 1
+        self.tokens_fed += sum(plan.count for plan in plans)
+        asked = torch.cat([hidden[i, plan.count - plan.choices : plan.count] for i, plan in enumerate(plans)])
+        params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
+        indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
+        flat = iter(choose(language.logits(asked), params, indices))
+        return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
+
+    def _inputs(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (count, D) and positions (axes, count) of what one row feeds."""
+        prompt, start = plan.row.prompt, plan.start
+        first_token = max(start - len(prompt), 0)
+        tokens = torch.tensor(plan.wanted[first_token:], dtype=torch.long, device=self.language.device)
+        positions = prompt.next_position + torch.arange(first_token, len(plan.wanted), device=self.language.device)
+        embeds = self.language.embed(tokens)
+        positions = positions.expand(self.language.position_axes, -1)
+        if start < len(prompt):
+            before = prompt.positions[..., start:].reshape(self.language.position_axes, -1)
+            embeds = torch.cat([prompt.embeds[start:], embeds])
+            positions = torch.cat([before, positions], dim=1)
+        return embeds, positions
+
+    def _settle(self, plan: _Plan, chosen: list[int]) -> list[int]:
+        row = plan.row
+        row.held = plan.start + plan.count
+        row.tokens = list(plan.wanted)
+        row.poisoned = row.poisoned or NOT_FINITE in chosen
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Plan:
+    row: Row
+    start: int
+    wanted: list[int]
+    choices: int
+
+    @property
+    def count(self) -> int:
+        """Positions this row feeds."""
+        return len(self.row.prompt) + len(self.wanted) - self.start
+
+
+def check_fits(prompt_length: int, sampling: SamplingParams, max_len: int) -> None:
+    """Raise `PromptTooLong` unless the prompt, the answer and one block of drafts beyond it fit `max_len` positions."""
+    if prompt_length + sampling.max_tokens > max_len:
+        raise PromptTooLong(
+            "prompt + max_tokens",
+            f"{prompt_length} + {sampling.max_tokens}",
+            f"at most {max_len} positions in a KV slot",
+        )

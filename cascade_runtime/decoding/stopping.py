@@ -1,0 +1,61 @@
+"""When an answer ends: end-of-sequence token, stop string or length, wherever inside a block it happens.
+
+A verified block may run past the end of the answer; `Stopper.cut` says how many of its tokens belong to the answer. What it
+says is a function of the token sequence alone, so it does not matter in which blocks the tokens arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cascade_runtime.config import SamplingParams
+
+_TOKENS_PER_CHARACTER = 4  # byte-level BPE: one character is at most four tokens
+
+
+class Tokenizer(Protocol):
+    """The two things asked of a tokenizer here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+    def __len__(self) -> int: ...
+
+
+class Stopper:
+    """The end of one request's answer."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        self._tokenizer = tokenizer
+        self._eos = frozenset() if sampling.ignore_eos else frozenset(eos_token_ids)
+        self._stops = sampling.stop
+        self._max_tokens = sampling.max_tokens
+        self._window = 1 + _TOKENS_PER_CHARACTER * max((len(stop) for stop in self._stops), default=0)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a drafter may stop here: nothing after this token can be part of the answer."""
+        return token in self._eos
+
+    def cut(self, tokens: Sequence[int], checked: int = 0) -> tuple[int, str | None]:
+        """How many of `tokens` belong to the answer, and why it ended ("stop", "length") or None if it goes on.
+
+        The first `checked` tokens are known not to end it. The ending token itself is part of the answer's tokens.
+        """
+        for end in range(checked + 1, len(tokens) + 1):
+            if tokens[end - 1] in self._eos or self._stop_string(tokens[max(0, end - self._window) : end]):
+                return end, "stop"
+            if end >= self._max_tokens:
+                return end, "length"
+        return len(tokens), None
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The answer as text: no special tokens, nothing from the first stop string on."""
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        cuts = [text.find(stop) for stop in self._stops if stop in text]
+        return text[: min(cuts)] if cuts else text
+
+    def _stop_string(self, tail: Sequence[int]) -> bool:
+        if not self._stops:
+            return False
+        text = self._tokenizer.decode(list(tail), skip_special_tokens=True)
+        return any(stop in text for stop in self._stops)

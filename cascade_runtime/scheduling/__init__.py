@@ -1,0 +1,1 @@
+"""Decisions without clocks or I/O: what a stage stands by (`standing`)."""

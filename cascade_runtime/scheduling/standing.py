@@ -1,0 +1,236 @@
+"""`Standing`: what one stage stands by for one request. The protocol between stages as a pure state machine.
+
+    upstream (lighter)                    this stage                       downstream (heavier)
+      DraftBlock  --on_drafts-->   hints beyond the prefix   --drafts()-->   DraftBlock
+      Verdict     <--verdict()--   the prefix it stands by   <--on_verdict--  Verdict
+
+The shell around it (an actor's loop, a simulator) asks `work()` what to extend, runs the model, hands the choices to
+`settle`, and sends whatever `drafts()` and `verdict()` return. It never decides anything about tokens itself.
+
+The prefix grows by the stage's own choices (`settle`) and is overruled only by its downstream neighbour (`on_verdict`). The
+last stage has no downstream, so its prefix depends on its model alone: that is why no drafter, no loss, no delay and no
+repetition can change an answer. No clock, no I/O, no model, no Ray in here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cascade_runtime.messages import DraftBlock, Verdict
+
+_OUTSTANDING = 1024  # verdicts remembered while unacknowledged; older ones only make the next verdict longer
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage extends next: stand on `prefix`, look along `drafts` (possibly none: the stage just decodes)."""
+
+    prefix: tuple[int, ...]
+    drafts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What one pass brought: `accepted` of `drafted` hints, and the tokens now added to the prefix."""
+
+    drafted: int
+    accepted: int
+    added: tuple[int, ...]
+
+
+@dataclass
+class Standing:
+    """One request at one stage.
+
+    stage: index from the lightest, 0. limit: the answer's max_tokens. window: how far the prefix may run ahead of what
+    downstream confirmed (None for the last stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence ids.
+    """
+
+    request: int
+    epoch: int
+    stage: int
+    limit: int
+    vocab_size: int
+    ends: frozenset[int]
+    window: int | None
+    prefix: list[int] = field(default_factory=list)
+    stages: list[int] = field(default_factory=list)
+    hints: list[int] = field(default_factory=list)
+    hint_stages: list[int] = field(default_factory=list)
+    confirmed: int = 0
+    finished: bool = False
+    upstream_waits: bool = False  # upstream said its block is all it will send until the next verdict
+
+    def __post_init__(self) -> None:
+        self._seq = 0  # of the last verdict sent upstream
+        self._correcting_seq = 0  # of the last one that contradicted upstream
+        self._known = 0  # upstream certainly stands by prefix[:known]
+        self._outstanding: deque[tuple[int, int]] = deque(maxlen=_OUTSTANDING)  # (seq, prefix length it told)
+        self._taken_seq = 0  # of the last verdict taken from downstream
+        self._sent = 0  # downstream was sent prefix[:sent]
+        self._sent_blocked = False  # and told that no more can follow
+        self._told: tuple[int, ...] | None = None
+
+    # -- what to run -------------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many more tokens this stage may stand by now."""
+        room = self.limit - len(self.prefix)
+        if self.window is not None:
+            room = min(room, self.confirmed + self.window - len(self.prefix))
+        return room
+
+    @property
+    def blocked(self) -> bool:
+        """Nothing to gain from a pass: finished, out of room, or it stands by an end of sequence."""
+        return self.finished or self.room <= 0 or bool(self.prefix and self.prefix[-1] in self.ends)
+
+    def work(self, most: int) -> Work:
+        """The next pass over at most `most` hints. Call only when not `blocked`."""
+        return Work(tuple(self.prefix), tuple(self.hints[: min(most, self.room - 1)]))
+
+    def settle(self, work: Work, choices: Sequence[int]) -> Settled | None:
+        """Take the model's choices for `work`: keep the run of hints that equals them, add the model's own next token.
+
+        Returns None, changing nothing, when the prefix was overruled while the pass ran.
+        """
+        if tuple(self.prefix) != work.prefix:
+            return None
+        accepted = 0
+        while accepted < len(work.drafts) and work.drafts[accepted] == choices[accepted]:
+            accepted += 1
+            if work.drafts[accepted - 1] in self.ends:
+                break
+        mine, kept = 1 << self.stage, list(work.drafts[:accepted])
+        masks = [mask | mine for mask in self.hint_stages[:accepted]]
+        ended = bool(kept and kept[-1] in self.ends)
+        if not ended:
+            kept.append(choices[accepted])
+            beyond = self.hints[accepted : accepted + 1]
+            masks.append(mine | (self.hint_stages[accepted] if beyond == [choices[accepted]] else 0))
+        contradicts = self.hints[: len(kept)] != kept[: len(self.hints)]
+        self.prefix += kept
+        self.stages += masks
+        if contradicts:
+            self._keep_hints([], [])
+            self._correcting_seq = self._seq + 1
+        else:
+            self._keep_hints(self.hints[len(kept) :], self.hint_stages[len(kept) :])
+        self.upstream_waits = False  # the verdict on this pass lets it go on
+        return Settled(len(work.drafts), accepted, tuple(kept))
+
+    def finish(self, length: int) -> None:
+        """The answer ends at `length` tokens (last stage only)."""
+        del self.prefix[length:], self.stages[length:]
+        self._keep_hints([], [])
+        self.finished = True
+
+    # -- from and to upstream ----------------------------------------------------------------------------------------
+
+    def on_drafts(self, block: DraftBlock) -> bool:
+        """Take a block of hints. Returns whether it was of use; a useless one leaves everything as it was."""
+        if block.request != self.request or block.epoch != self.epoch or self.finished:
+            return False
+        self._acknowledge(block.ack)
+        if block.ack < self._correcting_seq or block.base > len(self.prefix):
+            return False  # drafted on a prefix that has been corrected since
+        overlap = len(self.prefix) - block.base
+        if list(block.tokens[:overlap]) != self.prefix[block.base : block.base + len(block.tokens)]:
+            return False
+        hints, masks = list(block.tokens[overlap:]), list(block.stages[overlap:])
+        bad = next((i for i, token in enumerate(hints) if token >= self.vocab_size), len(hints))
+        hints, masks = hints[:bad], masks[:bad]
+        self.upstream_waits = block.finished
+        if len(hints) <= len(self.hints) and self.hints[: len(hints)] == hints:
+            return bool(hints) and len(hints) == len(self.hints)  # an older block, or the same again
+        below = (1 << self.stage) - 1
+        self._keep_hints(hints, [(mask & below) or 1 for mask in masks])
+        return True
+
+    def verdict(self) -> Verdict | None:
+        """What upstream should be told, or None when it was told already."""
+        state = (self.finished, *self.prefix)
+        if state == self._told and self._correcting_seq <= self._seq:
+            return None
+        self._told = state
+        return self.repeat_verdict()
+
+    def repeat_verdict(self) -> Verdict:
+        """The verdict again under a new number: heals a lost one when nothing else would be sent."""
+        base = self._known
+        self._seq += 1
+        self._outstanding.append((self._seq, len(self.prefix)))
+        tokens, masks = tuple(self.prefix[base:]), tuple(self.stages[base:])
+        return Verdict(self.request, self.epoch, self._seq, base, tokens, masks, self.finished)
+
+    def _acknowledge(self, seq: int) -> None:
+        while self._outstanding and self._outstanding[0][0] <= seq:
+            told, length = self._outstanding.popleft()
+            if told == seq:
+                self._known = length
+
+    # -- from and to downstream --------------------------------------------------------------------------------------
+
+    def drafts(self, least: int = 1) -> DraftBlock | None:
+        """The unconfirmed part of the prefix, once at least `least` tokens of it are news or no more can follow."""
+        if self.window is None or self.finished:
+            return None
+        news = len(self.prefix) - self._sent
+        if (news >= least) or (self.blocked and (news or not self._sent_blocked)):
+            return self.repeat_drafts()
+        return None
+
+    def repeat_drafts(self) -> DraftBlock:
+        """The current block, whether or not it was sent before: heals a lost one."""
+        self._sent, self._sent_blocked = len(self.prefix), self.blocked
+        tokens, masks = tuple(self.prefix[self.confirmed :]), tuple(self.stages[self.confirmed :])
+        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, self.blocked)
+
+    def on_verdict(self, verdict: Verdict) -> bool:
+        """Stand by what downstream stands by. Returns whether the prefix was corrected.
+
+        Verdicts are ordered by number: an older one is ignored, a shorter one is not.
+        """
+        if verdict.request != self.request or verdict.epoch != self.epoch or verdict.seq <= self._taken_seq:
+            return False
+        tokens, end = list(verdict.tokens), verdict.base + len(verdict.tokens)
+        if verdict.base > len(self.prefix) or end > self.limit or any(token >= self.vocab_size for token in tokens):
+            return False
+        self._taken_seq = verdict.seq
+        agree = 0
+        for mine, theirs in zip(self.prefix[verdict.base :], tokens, strict=False):
+            if mine != theirs:
+                break
+            agree += 1
+        at = verdict.base + agree
+        corrected = agree < len(tokens) and at < len(self.prefix)
+        if agree < len(tokens):
+            self._adopt(at, tokens[agree:], list(verdict.stages[agree:]), corrected)
+        self.stages[verdict.base : end] = verdict.stages
+        self.confirmed = end
+        if verdict.finished:
+            del self.prefix[end:], self.stages[end:]
+            self._keep_hints([], [])
+            self.finished = True
+        return corrected
+
+    def _adopt(self, at: int, tokens: list[int], masks: list[int], corrected: bool) -> None:
+        """Replace everything from `at` on."""
+        beyond = self.hints if at == len(self.prefix) else []
+        self.prefix[at:] = tokens
+        self.stages[at:] = masks
+        self._sent, self._sent_blocked = len(self.prefix), False  # downstream said these itself
+        if not corrected and beyond[: len(tokens)] == tokens[: len(beyond)]:
+            self._keep_hints(beyond[len(tokens) :], self.hint_stages[len(tokens) :])
+            return
+        self._keep_hints([], [])
+        self.upstream_waits = False
+        self._known = min(self._known, at)
+        self._outstanding = deque(((seq, min(length, at)) for seq, length in self._outstanding), _OUTSTANDING)
+        self._correcting_seq = self._seq + 1
+
+    def _keep_hints(self, hints: list[int], masks: list[int]) -> None:
+        self.hints, self.hint_stages = hints, masks
