@@ -1,0 +1,18 @@
+"""Event-camera recordings: one array type, readers, a simulator, named representations and pictures.
+
+    array.py            Events: t int64 us, x, y uint16, p uint8, sensor size, time offset; windows; Arrow batches
+    readers/            read_events(path), write_events(path, events): one file per format family
+    video_to_events.py  frames or a video -> events (ESIM-style log-intensity thresholds)
+    representations/    represent(events, "family/rule") -> numpy array; each rule is named, because two
+                        "red/blue images" differ in 5-93 % of their active pixels
+    picture.py          PNG and terminal pictures; describe(events)
+    facts.py            what the events themselves say: direction, speed, busiest region, rate, ON share
+
+Needs numpy and pyarrow only. It knows nothing of models, channels or Ray.
+"""
+
+from __future__ import annotations
+
+from cascade_runtime.events.array import Events
+
+__all__ = ["Events"]
