@@ -2,7 +2,8 @@
 
 Two messages travel over an edge, in opposite directions. Drafts are hints, verdicts are state:
 
-    DraftBlock   downstream: "beyond position `base` I would say `tokens`". Wrong, stale, lost, repeated or forged, it can
+    DraftBlock   downstream: "beyond position `base` I would say `tokens`". Wrong, stale, lost, repeated or forged, it
+    can
                  waste a pass and never change an answer.
     Verdict      upstream: "from `base` on I stand by `tokens`". Cumulative: base reaches back to what was last
                  acknowledged, so a lost verdict is healed by the next. Ordered by `seq`, never by length.

@@ -1,10 +1,10 @@
 """What a model chooses next, as a pure function of its logits, the request's seed and the position.
 
-`choose` returns argmax(process(logits) + G(seed, position)): `process` divides by the temperature and removes what top-k and
-top-p remove; G is Gumbel noise from a counter-based hash of (seed, position, token id). The Gumbel-max trick makes
-this an exact draw from softmax(process(logits)) (Gumbel 1954; Maddison et al. 2014, eq. 2), and because every model of a
-cascade shares G, a drafter chooses what its verifier will choose almost as often as the ratio test would accept, with no
-probabilities on the wire. Temperature 0 is plain argmax, no noise.
+`choose` returns argmax(process(logits) + G(seed, position)): `process` divides by the temperature and removes what
+top-k and top-p remove; G is Gumbel noise from a counter-based hash of (seed, position, token id). The Gumbel-max
+trick makes this an exact draw from softmax(process(logits)) (Gumbel 1954; Maddison et al. 2014, eq. 2), and because
+every model of a cascade shares G, a drafter chooses what its verifier will choose almost as often as the ratio test
+would accept, with no probabilities on the wire. Temperature 0 is plain argmax, no noise.
 
 The hash is integer arithmetic (splitmix64), so the noise is the same bits on every device and in every process.
 `position` counts tokens of the answer, never of the prompt: prompts differ in length between models of one cascade.

@@ -1,8 +1,9 @@
 """`Decoder.extend`: the one primitive of the runtime, over a language model and its KV slots.
 
-A row is one request inside one model. Its KV cache holds a prompt (embeddings, visual tokens among them) and then tokens of
-the answer. `extend` takes, per row, the prefix of the answer to stand on and drafts beyond it; it rolls the row back to where
-its cache agrees, feeds only what is missing, and says what this model would have chosen after the prefix and after each draft:
+A row is one request inside one model. Its KV cache holds a prompt (embeddings, visual tokens among them) and then
+tokens of the answer. `extend` takes, per row, the prefix of the answer to stand on and drafts beyond it; it rolls the
+row back to where its cache agrees, feeds only what is missing, and says what this model would have chosen after the
+prefix and after each draft:
 
     prefill         extend(prefix=[],     drafts=[])          -> 1 choice
     decode          extend(prefix=answer, drafts=[])          -> 1 choice
@@ -29,7 +30,9 @@ _LONG = 32  # rows that feed more than this (prefill) do not share a pass with r
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """A prompt ready to be fed to one model: embeds (n, D), positions (n,) or (3, n), and the position of the first answer token."""
+    """A prompt ready to be fed to one model: embeds (n, D), positions (n,) or (3, n), and the position of the
+    first answer token.
+    """
 
     embeds: torch.Tensor
     positions: torch.Tensor

@@ -1,7 +1,7 @@
 """When an answer ends: end-of-sequence token, stop string or length, wherever inside a block it happens.
 
-A verified block may run past the end of the answer; `Stopper.cut` says how many of its tokens belong to the answer. What it
-says is a function of the token sequence alone, so it does not matter in which blocks the tokens arrived.
+A verified block may run past the end of the answer; `Stopper.cut` says how many of its tokens belong to the answer.
+What it says is a function of the token sequence alone, so it does not matter in which blocks the tokens arrived.
 """
 
 from __future__ import annotations

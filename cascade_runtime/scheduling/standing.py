@@ -7,9 +7,9 @@
 The shell around it (an actor's loop, a simulator) asks `work()` what to extend, runs the model, hands the choices to
 `settle`, and sends whatever `drafts()` and `verdict()` return. It never decides anything about tokens itself.
 
-The prefix grows by the stage's own choices (`settle`) and is overruled only by its downstream neighbour (`on_verdict`). The
-last stage has no downstream, so its prefix depends on its model alone: that is why no drafter, no loss, no delay and no
-repetition can change an answer. No clock, no I/O, no model, no Ray in here.
+The prefix grows by the stage's own choices (`settle`) and is overruled only by its downstream neighbour
+(`on_verdict`). The last stage has no downstream, so its prefix depends on its model alone: that is why no drafter, no
+loss, no delay and no repetition can change an answer. No clock, no I/O, no model, no Ray in here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Standing:
     """One request at one stage.
 
     stage: index from the lightest, 0. limit: the answer's max_tokens. window: how far the prefix may run ahead of what
-    downstream confirmed (None for the last stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence ids.
+    downstream confirmed (None for the last stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence
+    ids.
     """
 
     request: int

@@ -144,7 +144,15 @@ def test_three_stages_keep_their_speed_after_corrections(agree: tuple[float, flo
 
 
 def standing(**changes: object) -> Standing:
-    fields = dict(request=1, epoch=0, stage=1, limit=40, vocab_size=100, ends=frozenset({99}), window=16)
+    fields = {
+        "request": 1,
+        "epoch": 0,
+        "stage": 1,
+        "limit": 40,
+        "vocab_size": 100,
+        "ends": frozenset({99}),
+        "window": 16,
+    }
     return Standing(**{**fields, **changes})  # type: ignore[arg-type]
 
 
