@@ -9,18 +9,17 @@
       .channels           how neighbouring stages are linked                            [channels]
       .deadlines          how long anything may wait                                    [deadlines]
 
-Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether this
-machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is clamped.
-Knows neither models nor devices nor Ray: the strings are resolved by whoever uses them.
+Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
+this machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is
+clamped. Knows neither models nor devices nor Ray: the strings are resolved by whoever uses them.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,17 @@ _Error = type[ConfigError] | type[InputError]
 
 def _integer(error: _Error, name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise error(name, value, f"an integer from {low} to {high}")
+        raise error(name, _printable(value), f"an integer from {low} to {high}")
 
 
 def _number(error: _Error, name: str, value: object, low: float, high: float) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not low <= value <= high:  # type: ignore[operator]
-        raise error(name, value, f"a number from {low:g} to {high:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is not within
+        raise error(name, _printable(value), f"a number from {low:g} to {high:g}")
+
+
+def _printable(value: object) -> object:
+    """Python refuses to print integers of more than 4300 digits, which hexadecimal TOML can hold."""
+    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 256 else value
 
 
 def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
@@ -292,21 +295,22 @@ def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = (
     `overrides` are "table.key=value" strings applied on top, the value in TOML (`cascade.window=8`,
     `stages.light.device="cuda:0"`); what is not TOML counts as a bare string. Raises `ConfigError` naming the key.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.suffix != ".toml":
         if str(source) not in recipe_names():
             raise ConfigError("recipe", str(source), f"a .toml file, or one of {', '.join(recipe_names())}")
         path = _BUILT_IN / f"{source}.toml"
     try:
-        with path.open("rb") as file:
+        with path.expanduser().open("rb") as file:
             text = file.read(_RECIPE_BYTES + 1)
-        table = tomllib.loads(text.decode())
-    except OSError as error:
-        raise ConfigError("recipe", str(source), f"a readable file ({error.strerror})") from error
-    except ValueError as error:  # both TOML and UTF-8 errors
-        raise ConfigError("recipe", str(source), f"well-formed TOML ({error})") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such file, no such home, a name no file can have
+        raise ConfigError("recipe", str(source), f"a readable file ({error})") from error
     if len(text) > _RECIPE_BYTES:
         raise ConfigError("recipe", str(source), f"a file of at most {_RECIPE_BYTES} bytes")
+    try:
+        table = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, nested without end
+        raise ConfigError("recipe", str(source), f"well-formed TOML ({error})") from error
     for override in overrides:
         _apply(table, override)
     return recipe_from_dict(table)
@@ -317,23 +321,27 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     _known("recipe", table, [item.name for item in fields(Recipe)])
     for required in ("cascade", "stages"):
         if required not in table:
-            raise ConfigError("recipe", sorted(table), f"a [{required}] table")
+            raise ConfigError("recipe", list(table), f"a [{required}] table")
     stages = table["stages"]
     if not isinstance(stages, Mapping):
         raise ConfigError("stages", stages, "one table per level")
-    cascade = _build(CascadeConfig, "cascade", table["cascade"])
+    cascade = CascadeConfig(**_arguments(CascadeConfig, "cascade", table["cascade"]))
     ordered = sorted(stages, key=lambda name: cascade.levels.index(name) if name in cascade.levels else MAX_LEVELS)
     parts: dict[str, Any] = {
         "cascade": cascade,
-        "stages": tuple(_build(StageConfig, f"stages.{name}", stages[name], name=name) for name in ordered),
+        "stages": tuple(_stage(name, f"stages.{name}", stages[name]) for name in ordered),
     }
     for key in ("encoder", "adapter"):
         if key in table:
-            parts[key] = _build(StageConfig, key, table[key], name=key)
+            parts[key] = _stage(key, key, table[key])
     for key, kind in (("gate", GateConfig), ("channels", ChannelConfig), ("deadlines", DeadlineConfig)):
         if key in table:
-            parts[key] = _build(kind, key, table[key])
+            parts[key] = kind(**_arguments(kind, key, table[key]))
     return Recipe(**parts)
+
+
+def _stage(name: str, where: str, table: Any) -> StageConfig:
+    return StageConfig(name=name, **_arguments(StageConfig, where, table, "name"))
 
 
 def _known(where: str, table: object, allowed: Sequence[str]) -> None:
@@ -344,16 +352,15 @@ def _known(where: str, table: object, allowed: Sequence[str]) -> None:
             raise ConfigError(f"{where}.{key}", table[key], f"only the keys {', '.join(allowed)}")
 
 
-def _build[T: (CascadeConfig, StageConfig, GateConfig, ChannelConfig, DeadlineConfig)](
-    kind: type[T], where: str, table: Any, **given: str
-) -> T:
-    allowed = [item.name for item in fields(kind) if item.name not in given]
-    _known(where, table, allowed)
-    try:
-        return kind(**table, **given)
-    except TypeError as error:  # a required key is missing
-        missing = [name for name in ("name", "levels", "checkpoint") if name in allowed and name not in table]
-        raise ConfigError(where, sorted(table), f"also {', '.join(missing)}") from error
+def _arguments(kind: type, where: str, table: Any, *given: str) -> dict[str, Any]:
+    """The table as keyword arguments of the dataclass `kind`, none unknown and none missing (`given` come apart)."""
+    items = [item for item in fields(kind) if item.name not in given]
+    _known(where, table, [item.name for item in items])
+    needed = (item.name for item in items if item.default is MISSING and item.default_factory is MISSING)
+    missing = [name for name in needed if name not in table]
+    if missing:
+        raise ConfigError(where, list(table), f"also {', '.join(missing)}")
+    return dict(table)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -363,7 +370,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
         raise ConfigError("override", override, "table.key=value, for example cascade.window=8")
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     for part in path[:-1]:
         table = table.setdefault(part, {})
