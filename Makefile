@@ -1,0 +1,47 @@
+# demo: watch a cascade answer.  test: every test.  check: lint, format and types.  format: fix both.  bench: measure.
+#
+# The first target on a bare machine makes .venv and installs into it (minutes: torch and ray are large); the stamp file
+# below makes every later run start at once. Needs make and any Python from 3.11 on; PYTHON=... chooses one.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14
+NEW_ENOUGH := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+
+help:
+	@sed -n '1p' Makefile
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later with ensurepip was found; try make PYTHON=/path/to/python"; exit 1; }
+	@echo "== making $(VENV) with $(PYTHON) and installing (once; torch and ray are several hundred MB)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,events,dsec,video]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/cascade demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@for file in benchmarks/[a-z]*.py; do \
+		echo "== $$file"; OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
