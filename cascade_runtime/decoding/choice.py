@@ -44,32 +44,39 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniform_noise(seed: int, position: int, vocab_size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Uniform noise in (0, 1), float64 (vocab_size,), a function of (seed, position, token id) alone."""
-    key = _splitmix64(_splitmix64(torch.tensor(_signed(seed), device=device)) ^ position)
-    bits = _splitmix64(_splitmix64(torch.arange(vocab_size, device=device) ^ key))
+def uniform_noise(
+    seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Uniform noise in (0, 1), float64 (N, V), row i a function of (seeds[i], positions[i], token id) alone."""
+    seed = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device)
+    key = _splitmix64(_splitmix64(seed) ^ torch.tensor(positions, dtype=torch.int64, device=device))
+    tokens = torch.arange(vocab_size, device=device)
+    bits = _splitmix64(_splitmix64(tokens ^ key[:, None]))
     return (_shift(bits, 12).double() + 0.5) * 2.0**-52
 
 
-def gumbel_noise(seed: int, position: int, vocab_size: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Standard Gumbel noise G(seed, position), float64 (vocab_size,)."""
-    return -torch.log(-torch.log(uniform_noise(seed, position, vocab_size, device)))
+def gumbel_noise(
+    seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """Standard Gumbel noise G(seed, position), float64 (N, V)."""
+    return -torch.log(-torch.log(uniform_noise(seeds, positions, vocab_size, device)))
 
 
-def process_logits(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Temperature, then top-k, then top-p, as vLLM orders them: float64 (V,), -inf where a token is removed.
+def process_logits(logits_NV: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Temperature, then top-k, then top-p, as vLLM orders them: float64 (N, V), -inf where a token is removed.
 
     Ties at the k-th value are all kept. top-p keeps the fewest most probable tokens whose probabilities reach top_p.
     """
-    scores = logits.double() / params.temperature
-    if 0 < params.top_k < scores.numel():
-        least = torch.topk(scores, params.top_k).values[-1]
+    scores = logits_NV.double() / params.temperature
+    if 0 < params.top_k < scores.shape[-1]:
+        least = torch.topk(scores, params.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if params.top_p < 1.0:
-        ordered, order = torch.sort(scores, descending=True, stable=True)
-        mass = torch.softmax(ordered, 0)
-        before = torch.cumsum(mass, 0) - mass
-        scores = scores.index_fill(0, order[before >= params.top_p], -torch.inf)
+        ordered, order = torch.sort(scores, dim=-1, descending=True, stable=True)
+        mass = torch.softmax(ordered, -1)
+        before = torch.cumsum(mass, -1) - mass
+        ordered = ordered.masked_fill(before >= params.top_p, -torch.inf)
+        scores = torch.empty_like(scores).scatter_(-1, order, ordered)
     return scores
 
 
@@ -78,16 +85,16 @@ def choose(logits_NV: torch.Tensor, params: Sequence[SamplingParams], positions:
 
     A row whose logits are not usable numbers gives `NOT_FINITE`; the other rows are unaffected.
     """
-    finite = (logits_NV.amax(-1).isfinite() & ~logits_NV.isnan().any(-1)).tolist()
-    greedy = logits_NV.argmax(-1).tolist()
-    chosen: list[int] = []
-    for row, (ok, wants, position) in enumerate(zip(finite, params, positions, strict=True)):
-        if not ok:
-            chosen.append(NOT_FINITE)
-        elif wants.temperature == 0.0:
-            chosen.append(greedy[row])
-        else:
-            scores = process_logits(logits_NV[row], wants)
-            noise = gumbel_noise(wants.seed, position, scores.numel(), scores.device)
-            chosen.append(int(torch.argmax(scores + noise)))
-    return chosen
+    usable = logits_NV.amax(-1).isfinite() & ~logits_NV.isnan().any(-1)
+    chosen = torch.where(usable, logits_NV.argmax(-1), NOT_FINITE)
+    groups: dict[tuple[float, int, float], list[int]] = {}
+    for row, (wants, ok) in enumerate(zip(params, usable.tolist(), strict=True)):
+        if ok and wants.temperature > 0:
+            groups.setdefault((wants.temperature, wants.top_k, wants.top_p), []).append(row)
+    for rows in groups.values():
+        index = torch.tensor(rows, device=logits_NV.device)
+        scores = process_logits(logits_NV[index], params[rows[0]])
+        seeds, at = [params[row].seed for row in rows], [positions[row] for row in rows]
+        scores = scores + gumbel_noise(seeds, at, scores.shape[-1], scores.device)
+        chosen[index] = scores.argmax(-1)
+    return chosen.tolist()

@@ -1,0 +1,87 @@
+"""`Level`: one language model of a cascade, loaded as its recipe says, with its KV slots.
+
+The engine holds all levels of a cascade, an actor holds one. A level turns a question and visual features into a
+prompt of its own (each level has its own projector) and extends rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
+from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row, check_fits
+from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.errors import ConfigError, FeatureSpaceError
+from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.family import family_path
+from cascade_runtime.vision.features import VisualFeatures
+
+
+def checkpoint_path(stage: StageConfig) -> str:
+    """The directory a stage loads: a bundled family member or a directory of the user's."""
+    return str(family_path(stage.family_member) if stage.family_member else stage.path)
+
+
+@dataclass(eq=False)
+class Level:
+    """One level. `model` is the VisionLanguageModel with the language and projector parts loaded."""
+
+    name: str
+    model: Any
+    decoder: Decoder
+
+    @classmethod
+    def load(cls, stage: StageConfig, cascade: CascadeConfig) -> Level:
+        """Load the language side of a checkpoint. Raises `ConfigError` naming what is wrong with it."""
+        model = load_checkpoint(
+            checkpoint_path(stage), parts=("language", "projector"), device=stage.device, dtype=stage.dtype
+        )
+        decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len)
+        return cls(stage.name, model, decoder)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.language.vocab_size
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return self.model.language.eos_token_ids
+
+    def tokenizer_tag(self) -> str:
+        """What must be equal for token ids of two levels to mean the same."""
+        return self.model.tokenizer_tag
+
+    @torch.inference_mode()
+    def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:
+        """The prompt as this model's embeddings, the features put through its own projector."""
+        raw = features.tensor(self.model.language.device, self.model.language.dtype)
+        try:
+            visual = self.model.projector.project(raw, grid=features.grid)
+        except RuntimeError as error:  # a shape the projector was not built for
+            raise FeatureSpaceError(
+                "features.shape", tuple(raw.shape), f"what {self.name} can project ({error})"
+            ) from error
+        prompt = self.model.prompts.build(
+            question, num_visual=visual.shape[0], frames=features.frames, grid=features.grid
+        )
+        embeds = self.model.language.embed(prompt.input_ids)
+        embeds = embeds.masked_scatter(prompt.visual_mask[:, None].to(embeds.device), visual.to(embeds.dtype))
+        return PromptEmbeds(embeds, prompt.position_ids, prompt.next_position)
+
+    def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
+        """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""
+        prompt = self.prompt(question, features)
+        check_fits(len(prompt), sampling, self.decoder.cache.max_len)
+        return self.decoder.admit(prompt, sampling)
+
+    def stopper(self, sampling: SamplingParams) -> Stopper:
+        return Stopper(self.model.tokenizer, self.ends, sampling)
+
+
+def check_one_vocabulary(tags: dict[str, str]) -> None:
+    """Raise `ConfigError` unless all levels (name -> tokenizer tag) use one tokenizer."""
+    if len(set(tags.values())) > 1:
+        raise ConfigError("stages", tags, "checkpoints with one and the same tokenizer: draft tokens travel as ids")

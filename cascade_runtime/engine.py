@@ -1,0 +1,247 @@
+"""The whole cascade in one process: the slow, obvious reference. Everything faster must give its tokens.
+
+    Engine.load(recipe).generate([request, ...])  ->  [Answer | CascadeError, ...]
+
+A cascade of levels 0 .. n-1, lightest first; n = 1 is plain autoregressive decoding. `_propose(k, ...)` is the
+definition: level 0 proposes by choosing one token after another; level k > 0 lets level k-1 propose, looks along the
+proposal in one pass, keeps the run that equals its own choices and adds its next own choice. The last level's prefix
+is the answer. So the answer is the last level's own sequence of choices, whatever the others do.
+
+Requests of a batch advance together, raggedly; one that ends makes room for the next that waits. Nothing overlaps in
+here: overlap is what `actors/` are for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
+from cascade_runtime.config import Recipe
+from cascade_runtime.decoding.choice import NOT_FINITE
+from cascade_runtime.decoding.decoder import Extension, Row
+from cascade_runtime.decoding.level import Level, check_one_vocabulary
+from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.errors import CascadeError, StageError
+from cascade_runtime.vision.front_end import FrontEnd, Seen
+
+Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
+
+
+@dataclass
+class EdgeTally:
+    """What one edge did for one request."""
+
+    passes: int = 0
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """One verifier pass: positions up to the first miss were looked at, those before it kept."""
+        self.passes += 1
+        while len(self.drafted) < drafted:
+            self.drafted.append(0)
+            self.accepted.append(0)
+        for position in range(min(accepted + 1, drafted)):
+            self.drafted[position] += 1
+            self.accepted[position] += position < accepted
+
+    def report(self, edge: str) -> EdgeReport:
+        return EdgeReport(edge, self.passes, tuple(self.drafted), tuple(self.accepted))
+
+
+@dataclass(eq=False)
+class _Live:
+    """A request being answered: a row in every level that still takes part, and the answer so far."""
+
+    request: GenerateRequest
+    seen: Seen
+    rows: list[Row | None]
+    stopper: Stopper
+    tallies: list[EdgeTally]
+    started: float
+    answer: Tokens = field(default_factory=list)
+    passes: int = 0
+    first_token_ms: float = 0.0
+    finish: str | None = None
+
+    @property
+    def limit(self) -> int:
+        return self.request.sampling.max_tokens
+
+    def ended(self, tokens: Tokens) -> bool:
+        return bool(tokens) and self.stopper.is_end(tokens[-1][0])
+
+
+class Engine:
+    """All levels and the front end of one recipe, in this process."""
+
+    def __init__(self, recipe: Recipe, levels: Sequence[Level], front_end: FrontEnd) -> None:
+        self.recipe = recipe
+        self.levels = list(levels)
+        self.front_end = front_end
+        self.gammas = recipe.cascade.num_draft_tokens
+        check_one_vocabulary({level.name: level.tokenizer_tag() for level in self.levels})
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> Engine:
+        """Load every checkpoint of a recipe."""
+        levels = [Level.load(stage, recipe.cascade) for stage in recipe.stages]
+        return cls(recipe, levels, FrontEnd.load(recipe))
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer | CascadeError]:
+        """Answer all requests, in order; a request that fails gives its error and harms no other."""
+        done: dict[int, Answer | CascadeError] = {}
+        for index, update in self.run(requests):
+            if isinstance(update, Answer | CascadeError):
+                done[index] = update
+        return [done[index] for index in range(len(requests))]
+
+    def run(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
+        """Answer all requests, yielding (index, piece of text) as tokens are confirmed and (index, answer or
+        error) last.
+        """
+        waiting = deque(enumerate(requests))
+        live: dict[int, _Live] = {}
+        try:
+            while waiting or live:
+                while waiting and len(live) < self.recipe.cascade.slots:
+                    index, request = waiting.popleft()
+                    try:
+                        live[index] = self._admit(request)
+                    except CascadeError as error:
+                        yield index, error
+                if live:
+                    yield from self._round(live)
+        finally:
+            for one in live.values():
+                self._release(one)
+
+    def _round(self, live: dict[int, _Live]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
+        before = {index: len(one.answer) for index, one in live.items()}
+        rows = list(live.values())
+        top = len(self.levels) - 1
+        for one, tokens in zip(rows, self._advance(top, rows, [one.answer for one in rows], None), strict=True):
+            one.answer += tokens
+            one.passes += 1
+        for index, one in list(live.items()):
+            if len(one.answer) == before[index]:
+                del live[index]
+                self._release(one)
+                yield index, StageError(self.levels[top].name, one.request.request_id, "logits are not finite")
+                continue
+            length, one.finish = one.stopper.cut([token for token, _ in one.answer], before[index])
+            del one.answer[length:]
+            if not before[index]:
+                one.first_token_ms = 1000 * (time.perf_counter() - one.started)
+            yield index, self._pieces(one, before[index])
+            if one.finish:
+                del live[index]
+                self._release(one)
+                yield index, self._answer(one)
+
+    def _propose(self, k: int, rows: list[_Live], bases: list[Tokens], wants: list[int]) -> list[Tokens]:
+        """Up to wants[i] tokens that level k would say after bases[i]; fewer where it ends the answer or has failed."""
+        out: list[Tokens] = [[] for _ in rows]
+        going = list(range(len(rows)))
+        while True:
+            going = [
+                i for i in going if len(out[i]) < wants[i] and rows[i].rows[k] is not None and not rows[i].ended(out[i])
+            ]
+            if not going:
+                return out
+            left = [wants[i] - len(out[i]) for i in going]
+            grown = self._advance(k, [rows[i] for i in going], [bases[i] + out[i] for i in going], left)
+            for i, tokens in zip(going, grown, strict=True):
+                out[i] += tokens
+
+    def _advance(self, k: int, rows: list[_Live], bases: list[Tokens], most: list[int] | None) -> list[Tokens]:
+        """One pass of level k over what level k-1 proposes: the kept run and one token of its own (or nothing:
+        failed).
+        """
+        drafts: list[Tokens] = [[] for _ in rows]
+        if k:
+            room = [one.limit - len(base) - 1 for one, base in zip(rows, bases, strict=True)]
+            wants = [max(0, min(self.gammas[k - 1], left)) for left in room]
+            if most is not None:
+                wants = [min(want, left - 1) for want, left in zip(wants, most, strict=True)]
+            drafts = self._propose(k - 1, rows, bases, wants)
+        extensions = [
+            Extension(one.rows[k], [token for token, _ in base], [token for token, _ in draft])  # type:
+            ignore[arg-type] for one, base, draft in zip(rows, bases, drafts, strict=True)
+        ]
+        choices = self.levels[k].decoder.extend(extensions)
+        return [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
+
+    def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
+        if NOT_FINITE in choices:
+            self.levels[k].decoder.release(one.rows[k])  # type: ignore[arg-type]
+            one.rows[k] = None  # the others go on without it
+            return []
+        accepted = 0
+        while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
+            accepted += 1
+        if k and draft:
+            one.tallies[k - 1].count(len(draft), accepted)
+        kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
+        return kept if one.ended(kept) else [*kept, (choices[accepted], 1 << k)]
+
+    def _admit(self, request: GenerateRequest) -> _Live:
+        started = time.perf_counter()
+        seen = self.front_end.see(request.events)
+        rows: list[Row | None] = []
+        try:
+            for k, level in enumerate(self.levels):
+                last = k == len(self.levels) - 1
+                rows.append(level.admit(request.question, seen.for_target if last else seen.for_drafters,
+                request.sampling))
+        except BaseException:
+            for level, row in zip(self.levels, rows, strict=False):
+                if row is not None:
+                    level.decoder.release(row)
+            raise
+        tallies = [EdgeTally() for _ in self.levels[1:]]
+        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), tallies, started)
+
+    def _release(self, one: _Live) -> None:
+        for level, row in zip(self.levels, one.rows, strict=True):
+            if row is not None:
+                level.decoder.release(row)
+
+    def _pieces(self, one: _Live, start: int) -> str:
+        return "".join(token_pieces(self.levels[-1].model.tokenizer, [token for token, _ in one.answer])[start:])
+
+    def _answer(self, one: _Live) -> Answer:
+        tokens = [token for token, _ in one.answer]
+        total_ms = 1000 * (time.perf_counter() - one.started)
+        names = [level.name for level in self.levels]
+        return Answer(
+            request_id=one.request.request_id,
+            text=one.stopper.text(tokens),
+            token_ids=tuple(tokens),
+            pieces=token_pieces(self.levels[-1].model.tokenizer, tokens),
+            finish_reason=one.finish or "length",
+            levels=tuple(names),
+            masks=tuple(mask for _, mask in one.answer),
+            timings=Timings(one.first_token_ms, total_ms, one.seen.spans),
+            edges=tuple(tally.report(f"{a}->{b}") for tally, a, b in zip(one.tallies, names, names[1:], strict=False)),
+            gate=one.seen.gate,
+            mode=self.recipe.cascade.mode,
+            target_passes=one.passes,
+        )
+
+
+def token_pieces(tokenizer: object, tokens: Sequence[int]) -> tuple[str, ...]:
+    """The text that each token adds; special tokens and unfinished characters add nothing of their own."""
+    decode: Callable[..., str] = tokenizer.decode  # type: ignore[attr-defined]
+    pieces, shown = [], ""
+    for end in range(1, len(tokens) + 1):
+        text = decode(list(tokens[:end]), skip_special_tokens=True)
+        if text.endswith("�") and end < len(tokens):
+            pieces.append("")
+            continue
+        pieces.append(text[len(shown) :] if text.startswith(shown) else text)
+        shown = text
+    return tuple(pieces)

@@ -1,0 +1,65 @@
+"""Stage 1, the event branch: a recording becomes frames by a named rule, and frames become event features.
+
+The rule and its numbers belong to the target's checkpoint (`event_representation` in its preprocessor_config.json): a
+model is fed what it was trained on. A recording longer than one window is seen through its densest window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cascade_runtime.config import Recipe
+from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.events import Events
+from cascade_runtime.events.representations import represent
+from cascade_runtime.models import load_pixel_processor
+from cascade_runtime.models.event_encoder import load_event_encoder
+from cascade_runtime.vision.features import VisualFeatures, source_hash
+
+WINDOW_US = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class EventView:
+    """What the event branch made of a recording: frames for the dense tower, features for the adapter (or None)."""
+
+    frames: np.ndarray
+    source: str
+    features: VisualFeatures | None
+
+
+class EventBranch:
+    """Renders and encodes. Without an event encoder in the recipe it renders only."""
+
+    def __init__(self, representation: tuple[str, dict[str, Any]], encoder: Any | None) -> None:
+        self.rule, self.options = representation
+        self.encoder = encoder
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> EventBranch:
+        """Load what the recipe names."""
+        pixels = load_pixel_processor(checkpoint_path(recipe.target))
+        encoder = None
+        if recipe.encoder is not None:
+            encoder = load_event_encoder(checkpoint_path(recipe.encoder), device=recipe.encoder.device)
+        return cls(pixels.event_representation, encoder)
+
+    @torch.inference_mode()
+    def view(self, events: Events) -> EventView:
+        """Render the densest window of a recording and encode it."""
+        window = events.densest_window(WINDOW_US) if events.duration_us >= WINDOW_US else events
+        frames = represent(window, self.rule, **self.options)
+        source = source_hash(frames)
+        if self.encoder is None:
+            return EventView(frames, source, None)
+        encoded = self.encoder(torch.from_numpy(frames.copy()))
+        transforms = (self.rule, "event_encoder")
+        return EventView(
+            frames,
+            source,
+            VisualFeatures.from_tensor(encoded, space=self.encoder.space, transforms=transforms, source=source),
+        )

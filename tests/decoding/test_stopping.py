@@ -1,0 +1,58 @@
+"""Where an answer ends does not depend on the blocks in which its tokens arrived."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.stopping import Stopper
+
+
+class Bytes:
+    """Tokens are bytes; 256 is a special token that ends the sequence."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(token for token in token_ids if token < 256).decode(errors="replace")
+
+    def __len__(self) -> int:
+        return 257
+
+
+def stopper(**sampling: object) -> Stopper:
+    return Stopper(Bytes(), (256,), SamplingParams(**sampling))  # type: ignore[arg-type]
+
+
+def test_end_of_sequence_inside_a_block() -> None:
+    assert stopper().cut([65, 256, 66, 67]) == (2, "stop")
+    assert stopper().text([65, 256]) == "A"
+    assert stopper(ignore_eos=True, max_tokens=3).cut([65, 256, 66, 67]) == (3, "length")
+
+
+def test_max_tokens_inside_a_block() -> None:
+    assert stopper(max_tokens=2).cut([65, 66, 67]) == (2, "length")
+    assert stopper(max_tokens=9).cut([65, 66, 67]) == (3, None)
+
+
+def test_a_stop_string_across_tokens_ends_the_answer_and_is_not_part_of_it() -> None:
+    stop = stopper(stop=("é!", "zz"))
+    tokens = list("a é! b".encode())
+    assert stop.cut(tokens) == (5, "stop")
+    assert stop.text(tokens[:5]) == "a "
+
+
+@given(st.lists(st.integers(97, 100), max_size=30), st.lists(st.integers(1, 5), max_size=30))
+def test_blocks_do_not_matter(tokens: list[int], sizes: list[int]) -> None:
+    stop = stopper(stop=("abc", "dd"), max_tokens=20)
+    whole = stop.cut(tokens)
+    checked, result = 0, (len(tokens), None)
+    for size in sizes:
+        result = stop.cut(tokens[: checked + size], checked)
+        if result[1]:
+            break
+        checked = min(len(tokens), checked + size)
+    if result[1] or checked == len(tokens):
+        assert result == whole
+    text = bytes(tokens).decode()
+    first = min((text.find(s) + len(s) for s in ("abc", "dd") if s in text), default=99)
+    assert whole[0] == min(first, 20, len(tokens))
