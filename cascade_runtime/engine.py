@@ -71,6 +71,11 @@ class _Live:
     def limit(self) -> int:
         return self.request.sampling.max_tokens
 
+    def row(self, k: int) -> Row:
+        row = self.rows[k]
+        assert row is not None
+        return row
+
     def ended(self, tokens: Tokens) -> bool:
         return bool(tokens) and self.stopper.is_end(tokens[-1][0])
 
@@ -169,15 +174,15 @@ class Engine:
                 wants = [min(want, left - 1) for want, left in zip(wants, most, strict=True)]
             drafts = self._propose(k - 1, rows, bases, wants)
         extensions = [
-            Extension(one.rows[k], [token for token, _ in base], [token for token, _ in draft])  # type:
-            ignore[arg-type] for one, base, draft in zip(rows, bases, drafts, strict=True)
+            Extension(one.row(k), [token for token, _ in base], [token for token, _ in draft])
+            for one, base, draft in zip(rows, bases, drafts, strict=True)
         ]
         choices = self.levels[k].decoder.extend(extensions)
         return [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
 
     def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
         if NOT_FINITE in choices:
-            self.levels[k].decoder.release(one.rows[k])  # type: ignore[arg-type]
+            self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
             return []
         accepted = 0
@@ -195,8 +200,9 @@ class Engine:
         try:
             for k, level in enumerate(self.levels):
                 last = k == len(self.levels) - 1
-                rows.append(level.admit(request.question, seen.for_target if last else seen.for_drafters,
-                request.sampling))
+                rows.append(
+                    level.admit(request.question, seen.for_target if last else seen.for_drafters, request.sampling)
+                )
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:
