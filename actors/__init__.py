@@ -1,0 +1,7 @@
+"""The stages of the pipeline as plain classes; `cluster` makes Ray actors of them.
+
+recording -> EventEncoderStage -> AdapterVerifierStage -+-> Drafter <-> MidVerifier <-> Target -> answer
+                  frames, event features    aligned      |      draft blocks ->   <- verdicts
+                                                         +-> dense features, for the target
+Controller: admits requests to the stages and hands out answers; nothing passes through it per round.
+"""

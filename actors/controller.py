@@ -1,0 +1,290 @@
+"""`Controller`: admits requests to the stages and hands out their answers. Nothing of a running request passes
+through it.
+
+    view    = encoder.view(events)                          one immutable object each, put once, owned here, so that it
+    aligned = adapter.align(view)  -> drafters.admit        outlives any stage that reads it
+    dense   = adapter.dense(view)  -> target.admit          at the same time: drafting starts while the target still
+    verdict = adapter.judge(...)   -> drafters.admit again  encodes and prefills; a frame the gate refuses is replaced
+    target.take(...)               -> the answer            long polls, one per streamed round or one per answer
+    release everywhere                                      whatever happened
+
+Stages are reached through `StageHandle`, so that the same controller runs over Ray actors and over plain threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.target import Progress
+from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
+from cascade_runtime.config import Recipe
+from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.engine import token_pieces
+from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
+from cascade_runtime.models import load_tokenizer
+from cascade_runtime.vision.gate import GateDecision
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 1024
+
+
+class StageHandle(Protocol):
+    """A stage somewhere else. `start` begins a call and returns a reference that other calls take as an argument."""
+
+    def start(self, method: str, *args: Any) -> Any:
+        """Begin a call."""
+
+    def result(self, reference: Any, timeout_s: float) -> Any:
+        """Wait for a call. Raises its error, or `DeadlineExceeded`, or `StageError` where the stage has died."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The five kinds of stages: encoder, adapter, and the language stages from light to target."""
+
+    encoder: StageHandle
+    adapter: StageHandle
+    drafters: Sequence[StageHandle]
+    target: StageHandle
+
+
+@dataclass(eq=False)
+class _Course:
+    """What is known about one request while it runs."""
+
+    request: GenerateRequest
+    handle: int
+    started: float
+    deadline: float
+    notes: list[str] = field(default_factory=list)
+    decision: GateDecision | None = None
+
+    @property
+    def left_s(self) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"request {self.request.request_id}: no answer before its deadline")
+        return left
+
+
+class Controller:
+    """One pipeline's front. Threads call `generate` and `stream`; at most `slots` requests run, `MAX_WAITING` wait."""
+
+    def __init__(self, recipe: Recipe, stages: Stages) -> None:
+        self.recipe, self.stages = recipe, stages
+        self.names = recipe.cascade.levels
+        self.tokenizer, self.ends = load_tokenizer(checkpoint_path(recipe.target))
+        self._handles = itertools.count(1)
+        self._slots = threading.BoundedSemaphore(recipe.cascade.slots)
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._running: set[str] = set()
+        self._draining = False
+
+    def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
+        """Answer one request. Raises what is wrong with it, or `DeadlineExceeded`, `CapacityError`, `StageError`."""
+        for update in self._run(request, timeout_s, stream=False):
+            if isinstance(update, Answer):
+                return update
+        raise StageError("controller", request.request_id, "ended without an answer")
+
+    def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[str | Answer]:
+        """Pieces of text as rounds confirm them, then the answer."""
+        yield from self._run(request, timeout_s, stream=True)
+
+    def stats(self) -> dict[str, int | bool]:
+        """How many requests run and wait."""
+        with self._lock:
+            return {"running": len(self._running), "waiting": self._waiting, "draining": self._draining}
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more requests and wait for those inside. Returns whether all of them ended in time."""
+        self._draining = True
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            with self._lock:
+                if not self._running and not self._waiting:
+                    return True
+            time.sleep(0.01)
+        return False
+
+    def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[str | Answer]:
+        started = time.monotonic()
+        limit = self.recipe.deadlines.request_s if timeout_s is None else timeout_s
+        course = _Course(request, next(self._handles), started, started + limit)
+        self._enter(course)
+        try:
+            gate = self._admit(course)
+            progress = yield from self._follow(course, stream=stream)
+            if gate is not None:
+                course.decision = self._call(self.stages.adapter, gate, course)
+            yield self._answer(course, progress, self._release(course))
+        except BaseException:
+            self._release(course)
+            raise
+        finally:
+            with self._lock:
+                self._running.discard(request.request_id)
+            self._slots.release()
+
+    def _enter(self, course: _Course) -> None:
+        request_id = course.request.request_id
+        with self._lock:
+            if self._draining:
+                raise CapacityError("the pipeline is draining")
+            if request_id in self._running:
+                raise InputError("request_id", request_id, "an id that is not being answered already")
+            if self._waiting >= MAX_WAITING:
+                raise CapacityError(f"{MAX_WAITING} requests are waiting")
+            self._waiting += 1
+            self._running.add(request_id)
+        try:
+            entered = self._slots.acquire(timeout=max(0.0, course.deadline - time.monotonic()))
+        finally:
+            with self._lock:
+                self._waiting -= 1
+        if not entered:
+            with self._lock:
+                self._running.discard(request_id)
+            raise DeadlineExceeded(f"request {request_id}: no slot before its deadline")
+
+    def _call(self, stage: StageHandle, reference: Any, course: _Course) -> Any:
+        return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
+
+    def _admit(self, course: _Course) -> Any:
+        """Start everything that can run at once. Returns the reference of a gate decision that nobody waits for,
+        or None.
+        """
+        request, adapter = course.request, self.stages.adapter
+        view = self.stages.encoder.start("view", request.request_id, request.events)
+        if self.recipe.adapter is None:
+            dense = adapter.start("dense", request.request_id, view)
+            self._admit_to(course, dense, dense)
+            return None
+        aligned = adapter.start("align", request.request_id, view)
+        if self.recipe.cascade.mode == "aligned":
+            self._admit_aligned(course, view, aligned)
+            return None
+        dense = adapter.start("dense", request.request_id, view)
+        drafting = self._start_drafters(course, aligned)  # before the target has seen anything
+        self._admit_target(course, dense)
+        self._finish_drafters(course, drafting)
+        if self.recipe.gate.policy == "predicted":
+            decision = adapter.start("predict", view)
+        else:
+            decision = adapter.start("judge", view, aligned, dense)
+        if len(self.names) > 1:
+            course.decision = self._call(adapter, decision, course)
+            if not all(course.decision.accepted):
+                mixed = adapter.start("mix", aligned, dense, decision)
+                self._finish_drafters(course, self._start_drafters(course, mixed))
+            return None
+        return decision
+
+    def _admit_aligned(self, course: _Course, view: Any, aligned: Any) -> None:
+        """Mode "aligned": the target waits for the gate, and sees aligned features wherever it accepts them."""
+        adapter, request_id = self.stages.adapter, course.request.request_id
+        drafting = self._start_drafters(course, aligned)
+        features = aligned
+        if self.recipe.gate.policy == "predicted":
+            decision = adapter.start("predict", view)
+            course.decision = self._call(adapter, decision, course)
+            if not all(course.decision.accepted):
+                features = adapter.start("mix", aligned, adapter.start("dense", request_id, view), decision)
+        else:
+            dense = adapter.start("dense", request_id, view)
+            decision = adapter.start("judge", view, aligned, dense)
+            course.decision = self._call(adapter, decision, course)
+            if not all(course.decision.accepted):
+                features = adapter.start("mix", aligned, dense, decision)
+        self._admit_target(course, features)
+        self._finish_drafters(course, drafting)
+        if features is not aligned:
+            self._finish_drafters(course, self._start_drafters(course, features))
+
+    def _admit_to(self, course: _Course, drafters: Any, target: Any) -> None:
+        drafting = self._start_drafters(course, drafters)
+        self._admit_target(course, target)
+        self._finish_drafters(course, drafting)
+
+    def _start_drafters(self, course: _Course, features: Any) -> list[Any]:
+        request = course.request
+        arguments = (course.handle, request.request_id, request.question, features, request.sampling)
+        return [drafter.start("admit", *arguments) for drafter in self.stages.drafters]
+
+    def _finish_drafters(self, course: _Course, references: Sequence[Any]) -> None:
+        """A drafter that cannot take part is a note, not an error: the answer does not depend on it."""
+        for name, drafter, reference in zip(self.names, self.stages.drafters, references, strict=False):
+            try:
+                self._call(drafter, reference, course)
+            except CascadeError as error:
+                log.warning("request %s goes on without %s: %s", course.request.request_id, name, error)
+                course.notes.append(f"without {name}: {error}")
+
+    def _admit_target(self, course: _Course, features: Any) -> None:
+        request, target = course.request, self.stages.target
+        arguments = (course.handle, request.request_id, request.question, features, request.sampling)
+        self._call(target, target.start("admit", *arguments), course)
+
+    def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
+        """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
+        seen = 0
+        while True:
+            wanted = seen if stream else course.request.sampling.max_tokens
+            wait_s = min(course.left_s, self.recipe.deadlines.control_s)
+            reference = self.stages.target.start("take", course.handle, wanted, 0.8 * wait_s)
+            progress: Progress = self.stages.target.result(reference, wait_s)
+            if progress.problem is not None:
+                raise StageError(self.names[-1], course.request.request_id, progress.problem)
+            if stream and len(progress.tokens) > seen:
+                yield "".join(token_pieces(self.tokenizer, progress.tokens)[seen:])
+                seen = len(progress.tokens)
+            if progress.finish_reason is not None:
+                return progress
+
+    def _release(self, course: _Course) -> tuple[EdgeReport, ...]:
+        """Free the request's slot on every stage; the edges' reports come back with it."""
+        stages = [*self.stages.drafters, self.stages.target]
+        references = [stage.start("release", course.handle) for stage in stages]
+        reports = []
+        for name, stage, reference in zip(self.names, stages, references, strict=True):
+            try:
+                reports.append(stage.result(reference, self.recipe.deadlines.control_s))
+            except CascadeError as error:
+                log.warning("request %s: %s did not confirm its release: %s", course.request.request_id, name, error)
+        return tuple(report for report in reports if report is not None)
+
+    def _answer(self, course: _Course, progress: Progress, edges: tuple[EdgeReport, ...]) -> Answer:
+        request = course.request
+        stopper = Stopper(self.tokenizer, self.ends, request.sampling)
+        return Answer(
+            request_id=request.request_id,
+            text=stopper.text(progress.tokens),
+            token_ids=progress.tokens,
+            pieces=token_pieces(self.tokenizer, progress.tokens),
+            finish_reason=progress.finish_reason or "length",
+            levels=self.names,
+            masks=progress.masks,
+            timings=Timings(
+                1000 * (progress.first_token_at - course.started), 1000 * (progress.last_token_at - course.started)
+            ),
+            edges=edges,
+            gate=course.decision.to_dict() if course.decision is not None else None,
+            mode=self.recipe.cascade.mode,
+            target_passes=progress.passes,
+            notes=tuple(course.notes),
+        )
+
+
+def traces(stages: Mapping[str, StageHandle], timeout_s: float) -> dict[str, Any]:
+    """Every stage's recorded spans by stage name."""
+    references = {name: stage.start("trace") for name, stage in stages.items()}
+    return {name: stages[name].result(reference, timeout_s) for name, reference in references.items()}

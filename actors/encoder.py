@@ -1,0 +1,41 @@
+"""`EventEncoderStage`: stage 1. A recording in, rendered frames and event features out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from cascade_runtime.tracing import Tracer
+
+from cascade_runtime.config import Recipe
+from cascade_runtime.events import Events
+from cascade_runtime.vision.event_branch import EventBranch, EventView
+
+
+class EventEncoderStage:
+    """The event branch as a stage. Stateless between calls; safe to call from several threads."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.encoder is not None and recipe.encoder.threads:
+            torch.set_num_threads(recipe.encoder.threads)
+        self.branch = EventBranch.load(recipe)
+        self.tracer = Tracer("encoder")
+
+    def info(self) -> dict[str, Any]:
+        """Facts for the launcher."""
+        return {"name": "encoder", "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
+
+    def view(self, request_id: str, events: Events) -> EventView:
+        """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""
+        start = time.monotonic_ns()
+        view = self.branch.view(events)
+        self.tracer.record("encode", start, time.monotonic_ns(), request_id)
+        return view
+
+    def trace(self) -> Any:
+        """The recorded spans."""
+        return self.tracer.snapshot()
+
+    def stop(self) -> None:
+        """Nothing to end: there is no loop."""

@@ -1,0 +1,111 @@
+"""`Target`: the last stage. What it stands by is the answer; it says where the answer ends and hands it out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from actors.rows import ActiveRow
+from actors.stage import LanguageStage
+from cascade_runtime.api import EdgeReport
+from cascade_runtime.config import Recipe, SamplingParams
+from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.errors import StageError
+from cascade_runtime.scheduling.standing import Work
+from cascade_runtime.vision.features import VisualFeatures
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The answer so far. `finish_reason` is None while it goes on; times are `time.monotonic()` seconds."""
+
+    tokens: tuple[int, ...]
+    masks: tuple[int, ...]
+    finish_reason: str | None
+    problem: str | None
+    passes: int
+    first_token_at: float
+    last_token_at: float
+
+
+@dataclass(eq=False)
+class _Outbox:
+    stopper: Stopper
+    progress: Progress
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
+_NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
+
+
+class Target(LanguageStage):
+    """The heavy stage: `take` waits for tokens beyond those already seen."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe, len(recipe.stages) - 1)
+        self._outboxes: dict[int, _Outbox] = {}
+
+    def take(self, handle: int, seen: int, timeout_s: float) -> Progress:
+        """The answer as soon as it holds more than `seen` tokens or has ended; as it is after `timeout_s` otherwise.
+
+        Raises `StageError` for a request this stage does not know.
+        """
+        outbox = self._outboxes.get(handle)
+        if outbox is None:
+            raise StageError(self.name, str(handle), "unknown request (never admitted, or released)")
+        with outbox.changed:
+            outbox.changed.wait_for(
+                lambda: len(outbox.progress.tokens) > seen or outbox.progress.finish_reason or outbox.progress.problem,
+                timeout_s,
+            )
+            return outbox.progress
+
+    def _admit(
+        self, handle: int, request_id: str, question: str, features: VisualFeatures, sampling: SamplingParams
+    ) -> None:
+        super()._admit(handle, request_id, question, features, sampling)
+        self._outboxes.setdefault(handle, _Outbox(self.level.stopper(sampling), _NOTHING))
+
+    def release(self, handle: int) -> EdgeReport | None:
+        """Forget a request and its answer."""
+        self._outboxes.pop(handle, None)
+        return super().release(handle)
+
+    def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
+        before = len(one.standing.prefix)
+        super()._settle(one, work, chosen)
+        outbox = self._outboxes.get(one.handle)
+        if outbox is None:  # released while the pass ran
+            return
+        length, reason = outbox.stopper.cut(one.standing.prefix, before)
+        if reason is not None:
+            one.standing.finish(length)
+        now = time.monotonic()
+        self._show(
+            outbox,
+            Progress(
+                tuple(one.standing.prefix[:length]),
+                tuple(one.standing.stages[:length]),
+                reason,
+                None,
+                one.passes,
+                outbox.progress.first_token_at or now,
+                now,
+            ),
+        )
+        if reason is not None:
+            self._publish(one)
+            self._forget(one.handle)
+
+    def _fail(self, one: ActiveRow, problem: str) -> None:
+        super()._fail(one, problem)
+        outbox = self._outboxes.get(one.handle)
+        if outbox is not None:
+            old = outbox.progress
+            self._show(outbox, Progress(old.tokens, old.masks, "error", problem, one.passes, 0.0, 0.0))
+
+    def _show(self, outbox: _Outbox, progress: Progress) -> None:
+        with outbox.changed:
+            outbox.progress = progress
+            outbox.changed.notify_all()

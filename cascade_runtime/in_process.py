@@ -1,0 +1,68 @@
+"""`InProcess`: the transport that runs the one-process engine in a worker thread, one batch after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+from cascade_runtime.api import GenerateRequest
+from cascade_runtime.config import Recipe
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import CascadeError, DeadlineExceeded
+from cascade_runtime.transports import Update
+
+
+class InProcess:
+    """The engine behind the client's protocol."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.engine = Engine.load(recipe)
+        self._deadline_s = recipe.deadlines.request_s
+        self._turn = threading.Lock()
+
+    async def run(
+        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool
+    ) -> AsyncIterator[Update]:
+        """Answer requests as one batch of the engine. Abandoning the iterator ends the batch after its current
+        round.
+        """
+        loop, updates = asyncio.get_running_loop(), asyncio.Queue[Update | None]()
+        abandoned = threading.Event()
+
+        def work() -> None:
+            try:
+                with self._turn:
+                    for update in self.engine.run(requests):
+                        if abandoned.is_set():
+                            return
+                        if stream or not isinstance(update[1], str):
+                            loop.call_soon_threadsafe(updates.put_nowait, update)
+            finally:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(updates.put_nowait, None)
+
+        worker = loop.run_in_executor(None, work)
+        ended: set[int] = set()
+        limit = loop.time() + (self._deadline_s if timeout_s is None else timeout_s) * max(len(requests), 1)
+        try:
+            while True:
+                try:
+                    update = await asyncio.wait_for(updates.get(), limit - loop.time())
+                except TimeoutError:
+                    break
+                if update is None:
+                    await worker  # raises what ended it early
+                    break
+                if not isinstance(update[1], str):
+                    ended.add(update[0])
+                yield update
+            for index in range(len(requests)):
+                if index not in ended:
+                    error: CascadeError = DeadlineExceeded(f"request {requests[index].request_id}: no answer in time")
+                    yield index, error
+        finally:
+            abandoned.set()
+
+    async def close(self) -> None:
+        """Nothing outlives the engine."""
