@@ -14,5 +14,6 @@ Needs numpy and pyarrow only. It knows nothing of models, channels or Ray.
 from __future__ import annotations
 
 from cascade_runtime.events.array import Events
+from cascade_runtime.events.readers import FORMATS, ReadLimits, read_events, write_events
 
-__all__ = ["Events"]
+__all__ = ["FORMATS", "Events", "ReadLimits", "read_events", "write_events"]

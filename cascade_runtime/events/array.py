@@ -1,21 +1,24 @@
 """`Events`: the one array type for event-camera data, and its Arrow form.
 
-An event is (t, x, y, p): at `t_offset_us + t` microseconds the pixel (x, y), origin top-left, became brighter (p = 1, ON) or
-darker (p = 0, OFF). The four arrays are read-only and sorted by time; a window is a slice of them and copies nothing. The Arrow record
-batch of `to_record_batch` shares the same memory and is what travels between processes and what is stored; its bytes go
-through `arrow_ipc.py`, which refuses what a hostile sender could put there. Files are the business of `readers/`.
+An event is (t, x, y, p): at `t_offset_us + t` microseconds the pixel (x, y), origin top-left, became brighter
+(p = 1, ON) or darker (p = 0, OFF). The four arrays are read-only and sorted by time; a window is a slice of them and
+copies nothing. The Arrow record batch of `to_record_batch` shares the same memory and is what travels between
+processes and what is stored; its bytes go through `arrow_ipc.py`, which refuses what a hostile sender could put
+there. Files are the business of `readers/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from cascade_runtime.errors import InputError
+from cascade_runtime.events.arrow_ipc import read_batches
 
 MAX_SENSOR_SIDE = 4096
 MAX_TIME_US = 2**62
@@ -31,7 +34,8 @@ _MAX_WINDOWS = 1_000_000
 class Events:
     """A recording, or a window of one.
 
-    t: (N,) int64, microseconds relative to `t_offset_us`, non-decreasing; x, y: (N,) uint16 inside the sensor; p: (N,) uint8, 0 or 1.
+    t: (N,) int64, microseconds relative to `t_offset_us`, non-decreasing; x, y: (N,) uint16 inside the sensor;
+    p: (N,) uint8, 0 or 1.
     Other integer dtypes are cast when every value fits. Raises InputError naming the field that is wrong.
     """
 
@@ -74,7 +78,7 @@ class Events:
     def from_arrays(
         cls, t: ArrayLike, x: ArrayLike, y: ArrayLike, p: ArrayLike, *, width: int, height: int, t_offset_us: int = 0
     ) -> Events:
-        """Like `Events`, but takes what files hold: sorts by time (stable) and reads a polarity of -1 or False as OFF."""
+        """Like `Events`, but takes what files hold: sorts by time (stable), reads a polarity of -1 as OFF."""
         times, xs, ys, ps = (_as_integers(name, v) for name, v in zip("txyp", (t, x, y, p), strict=True))
         if len({len(times), len(xs), len(ys), len(ps)}) != 1:
             raise InputError("t, x, y, p", (len(times), len(xs), len(ys), len(ps)), "equal lengths")
@@ -142,7 +146,7 @@ class Events:
         return self.slice(int(start), max(int(start), int(stop)))
 
     def windows_by_time(self, window_us: int) -> Iterator[Events]:
-        """Consecutive windows of `window_us`, the first beginning at the first event; quiet stretches give empty windows.
+        """Consecutive windows of `window_us`, the first from the first event on; quiet stretches give empty ones.
 
         Raises InputError where that would be over a million windows (one stray time stamp can do it).
         """
@@ -152,7 +156,7 @@ class Events:
             raise InputError("window_us", window_us, f"at most {_MAX_WINDOWS} windows; this recording gives {count}")
         edges = (int(self.t[0]) if len(self) else 0) + np.arange(count + 1, dtype=np.int64) * window_us
         bounds = np.searchsorted(self.t, edges)
-        return (self.slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        return (self.slice(int(a), int(b)) for a, b in pairwise(bounds))
 
     def windows_by_count(self, count: int) -> Iterator[Events]:
         """Consecutive windows of `count` events; the last may hold fewer."""
@@ -160,7 +164,7 @@ class Events:
         return (self.slice(start, min(start + count, len(self))) for start in range(0, len(self), count))
 
     def densest_window(self, window_us: int) -> Events:
-        """The window of `window_us` with most events among those that begin at an event (the first such). Shares memory."""
+        """The window of `window_us` with most events, of those that begin at an event (the first such)."""
         _check_positive("window_us", window_us)
         if not len(self):
             return self
@@ -169,7 +173,7 @@ class Events:
         return self.slice(start, int(stops[start]))
 
     def to_record_batch(self) -> pa.RecordBatch:
-        """The same memory as an Arrow record batch; sensor size, offset and layout version are in the schema's metadata."""
+        """The same memory as an Arrow record batch; sensor, offset and layout version are in its metadata."""
         metadata = {
             b"cascade.events.version": SCHEMA_VERSION,
             b"width": str(self.width).encode(),
@@ -181,7 +185,7 @@ class Events:
 
     @classmethod
     def from_record_batch(cls, batch: pa.RecordBatch) -> Events:
-        """The inverse of `to_record_batch`, sharing the batch's memory. Raises InputError naming the field that is wrong."""
+        """The inverse of `to_record_batch`, sharing the batch's memory. Raises InputError naming the field."""
         metadata = batch.schema.metadata or {}
         version = metadata.get(b"cascade.events.version")
         if version != SCHEMA_VERSION:
@@ -211,10 +215,6 @@ class Events:
 
         limit: bytes allowed, both as sent and once decompressed. Raises InputError.
         """
-        from cascade_runtime.events.arrow_ipc import (
-            read_batches,
-        )  # it needs nothing of this file; kept lazy to load less
-
         batches = read_batches(data, limit)
         if len(batches) == 1:
             return cls.from_record_batch(batches[0])

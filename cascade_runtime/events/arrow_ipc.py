@@ -1,8 +1,9 @@
 """Arrow IPC bytes of a stranger, read safely: `read_batches(data, limit)`.
 
-Arrow itself checks offsets (`validate(full=True)`), but a compressed buffer announces its decompressed size in eight bytes and
-Arrow allocates that before looking further. So each message's metadata (a flatbuffer) is walked first and the announced sizes are
-summed against the limit. The file form ("ARROW1" in front, a footer behind) is read as the stream it contains.
+Arrow itself checks offsets (`validate(full=True)`), but a compressed buffer announces its decompressed size in eight
+bytes and Arrow allocates that before looking further. So each message's metadata (a flatbuffer) is walked first and the
+announced sizes are summed against the limit. The file form ("ARROW1" in front, a footer behind) is read as the stream
+it contains.
 
 Layout: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc
 """
@@ -14,16 +15,19 @@ import struct
 import pyarrow as pa
 
 from cascade_runtime.errors import InputError
+from cascade_runtime.events.flatbuffer import table_field
 
 _FILE_MAGIC = b"ARROW1\0\0"
 _RECORD_BATCH = 3  # MessageHeader.RecordBatch
 _MAX_BATCHES = 65_536
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, struct.error, MemoryError, OverflowError, NotImplementedError)
 
 
 def read_batches(data: bytes | memoryview | pa.Buffer, limit: int) -> list[pa.RecordBatch]:
     """The record batches in an IPC stream or file. Uncompressed columns share memory with `data`.
 
-    limit: bytes allowed, both as given and once decompressed. Raises InputError (never an Arrow error), at least one batch.
+    limit: bytes allowed, both as given and once decompressed. At least one batch. Raises InputError, never Arrow's
+    errors.
     """
     buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
     if buffer.size > limit:
@@ -69,13 +73,13 @@ def _check_messages(buffer: pa.Buffer, limit: int) -> None:
 def _decompressed_bytes(metadata: memoryview, body: memoryview) -> int:
     """Bytes that a record batch message will occupy, read from its flatbuffer without trusting any offset in it."""
     (root,) = struct.unpack_from("<I", metadata, 0)
-    kind = _field(metadata, root, 1)
-    header = _field(metadata, root, 2)
+    kind = table_field(metadata, root, 1)
+    header = table_field(metadata, root, 2)
     if kind is None or header is None or struct.unpack_from("<B", metadata, kind)[0] != _RECORD_BATCH:
         raise ValueError("a record batch message without its header")
     batch = header + struct.unpack_from("<I", metadata, header)[0]
-    compression = _field(metadata, batch, 3)
-    vector = _field(metadata, batch, 2)
+    compression = table_field(metadata, batch, 3)
+    vector = table_field(metadata, batch, 2)
     if compression is None or vector is None:
         return len(body)
     vector += struct.unpack_from("<I", metadata, vector)[0]
@@ -94,15 +98,3 @@ def _decompressed_bytes(metadata: memoryview, body: memoryview) -> int:
                 raise ValueError("a compressed buffer of negative size")
             total += length if announced == -1 else announced
     return total
-
-
-def _field(data: memoryview, table: int, index: int) -> int | None:
-    """Position of a table's field, or None where it is left at its default."""
-    vtable = table - struct.unpack_from("<i", data, table)[0]
-    if vtable < 0:
-        raise ValueError("a flatbuffer table outside the message")
-    (size,) = struct.unpack_from("<H", data, vtable)
-    if 4 + 2 * index + 2 > size:
-        return None
-    (offset,) = struct.unpack_from("<H", data, vtable + 4 + 2 * index)
-    return table + offset if offset else None
