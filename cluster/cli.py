@@ -1,0 +1,261 @@
+"""The `cascade` command: parse, call, print.
+
+    cascade demo                          the target alone and the cascade answer the same question, side by side
+    cascade generate FILE -q QUESTION     ask about a recording
+    cascade events info|render FILE       what a recording holds; a picture of it
+    cascade train family --out DIR        train the bundled models again
+    cascade doctor                        what this machine can run
+
+Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
+the project's own is one line on stderr; a traceback is a bug. What a command needs is imported when it runs, so
+`--help` and `events` never load torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cascade_runtime
+from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
+from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+
+if TYPE_CHECKING:
+    from cascade_runtime.api import Answer
+    from cascade_runtime.events import Events
+
+OK, FAILED, USAGE, BAD_FILE = 0, 1, 2, 3
+TARGETS = ("in-process", "ray")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. Wrong options exit through argparse, with code 2."""
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except EventFormatError as error:
+        return _complain(error, BAD_FILE)
+    except (ConfigError, InputError) as error:
+        return _complain(error, USAGE)
+    except CascadeError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output is gone (`cascade ... | head`): nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _complain(error: object, code: int) -> int:
+    line = " ".join(str(error).split())
+    print("cascade: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return code
+
+
+# -- the commands ----------------------------------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> int:
+    recipe = _recipe(args)
+    from cluster.demo import run_demo
+
+    return run_demo(target=args.target, seed=args.seed, question=args.question, recipe=recipe, color=_color())
+
+
+def _generate(args: argparse.Namespace) -> int:
+    recipe, events = _recipe(args), _read(args.file)
+    sampling = SamplingParams(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+    )
+    from cascade_runtime.client import CascadeClient
+
+    with CascadeClient(target=args.target, recipe=recipe) as client:
+        answer = client.generate(events, args.question, sampling=sampling)
+    if args.json:
+        print(json.dumps(answer.to_dict()))
+    else:
+        print(answer.colored() if _color() else answer.text)
+        print(_summary(answer), file=sys.stderr)
+    return OK
+
+
+def _events_info(args: argparse.Namespace) -> int:
+    from cascade_runtime.events.picture import describe
+
+    facts = describe(_read(args.file))
+    print(json.dumps(facts) if args.json else _table(facts))
+    return OK
+
+
+def _events_render(args: argparse.Namespace) -> int:
+    from cascade_runtime.events.picture import preview, render_png
+
+    events = _read(args.file)
+    try:
+        render_png(events, args.output)
+    except OSError as error:
+        raise CascadeError(f"{args.output}: {error.strerror or error}") from error
+    if not args.quiet:
+        print(preview(events))
+    print(f"{args.output}: {args.output.stat().st_size} bytes", file=sys.stderr)
+    return OK
+
+
+def _train_family(args: argparse.Namespace) -> int:
+    from cascade_runtime.training import train_family
+
+    train_family(args.out, quick=args.quick)
+    return OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from cluster.doctor import examine
+
+    report = examine()
+    print(json.dumps(report.to_dict()) if args.json else report.text())
+    return OK if report.healthy else FAILED
+
+
+# -- what they share -------------------------------------------------------------------------------------------------
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return load_recipe(args.recipe, args.set)
+
+
+def _read(path: Path) -> Events:
+    """The recording in a file; whatever is wrong with the file is an `EventFormatError`."""
+    from cascade_runtime.events import read_events
+
+    try:
+        events = read_events(path)
+    except OSError as error:
+        raise EventFormatError(str(path), "open", error.strerror or str(error)) from error
+    except EventFormatError:
+        raise
+    except InputError as error:
+        raise EventFormatError(str(path), error.field, f"got {error.value!r}; allowed: {error.allowed}") from error
+    if len(events) == 0:
+        raise EventFormatError(str(path), "events", "the recording holds no event")
+    return events
+
+
+def _color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def _summary(answer: Answer) -> str:
+    """One line: how much, how fast, who said it, how often each edge agreed."""
+    shares = ", ".join(f"{level} {answer.produced_by.count(level)}" for level in answer.levels)
+    parts = [
+        f"{len(answer.token_ids)} tokens in {answer.timings.total_ms:.0f} ms",
+        f"first after {answer.timings.ttft_ms:.0f} ms",
+        f"{answer.target_passes} target passes",
+        f"said by {shares}",
+    ]
+    parts += [f"{edge.edge} accepted {edge.acceptance:.0%}" for edge in answer.edges]
+    return " | ".join([*parts, *answer.notes])
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    width = max(map(len, facts), default=0)
+    return "\n".join(f"{name:<{width}}  {_shown(value)}" for name, value in facts.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return " x ".join(map(_shown, value)) if isinstance(value, tuple | list) else str(value)
+
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cascade", description="Ask about event-camera recordings: the largest model's answer, sooner."
+    )
+    parser.add_argument("--version", action="version", version=f"cascade-runtime {cascade_runtime.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the target alone and the cascade, side by side")
+    _add_setup(demo)
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="which scene is simulated")
+    demo.add_argument("-q", "--question", help="ask this; the demo has a question of its own")
+    demo.set_defaults(run=_demo)
+
+    generate = commands.add_parser("generate", help="ask about a recording")
+    generate.add_argument("file", type=Path, metavar="FILE")
+    generate.add_argument("-q", "--question", required=True)
+    _add_setup(generate)
+    _add_sampling(generate)
+    generate.add_argument("--json", action="store_true", help="everything about the answer as one line of JSON")
+    generate.set_defaults(run=_generate)
+
+    _add_events(commands.add_parser("events", help="look at a recording"))
+
+    train = commands.add_parser("train", help="train models").add_subparsers(required=True, metavar="WHAT")
+    family = train.add_parser("family", help="the bundled light, mid and heavy, their event encoder and adapter")
+    family.add_argument("--out", type=Path, required=True, metavar="DIR")
+    family.add_argument("--quick", action="store_true", help="minutes: proves the path, teaches little")
+    family.set_defaults(run=_train_family)
+
+    doctor = commands.add_parser("doctor", help="what this machine can run")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_events(events: argparse.ArgumentParser) -> None:
+    verbs = events.add_subparsers(required=True, metavar="VERB")
+    info = verbs.add_parser("info", help="sensor, span, rate, and what the events say about motion")
+    info.add_argument("file", type=Path, metavar="FILE")
+    info.add_argument("--json", action="store_true")
+    info.set_defaults(run=_events_info)
+    render = verbs.add_parser("render", help="a picture of the recording")
+    render.add_argument("file", type=Path, metavar="FILE")
+    render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png")
+    render.add_argument("--quiet", action="store_true", help="no preview in the terminal")
+    render.set_defaults(run=_events_render)
+
+
+def _add_setup(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--target", choices=TARGETS, default="in-process", help="where the stages run")
+    command.add_argument(
+        "--recipe",
+        default="three_level",
+        metavar="NAME|FILE.toml",
+        help=f"one of {', '.join(recipe_names())}, or a file",
+    )
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="change one field of the recipe; repeatable",
+    )
+
+
+def _add_sampling(command: argparse.ArgumentParser) -> None:
+    defaults = SamplingParams()
+    command.add_argument("--max-tokens", type=int, default=defaults.max_tokens, metavar="N")
+    command.add_argument("--temperature", type=float, default=defaults.temperature, metavar="T", help="0 is greedy")
+    command.add_argument("--top-k", type=int, default=defaults.top_k, metavar="K", help="0 is off")
+    command.add_argument("--top-p", type=float, default=defaults.top_p, metavar="P", help="1 is off")
+    command.add_argument("--seed", type=int, default=defaults.seed, metavar="N")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
