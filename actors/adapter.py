@@ -28,7 +28,7 @@ class AdapterVerifierStage:
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
-        return {"name": "adapter", "space": self.verifier.tower.space, "adapts": self.verifier.adapter is not None}
+        return {"name": "adapter", "space": self.verifier.space, "shared": self.verifier.shared}
 
     def align(self, request_id: str, view: EventView) -> VisualFeatures:
         """Event features in the target tower's space."""
@@ -38,10 +38,10 @@ class AdapterVerifierStage:
         self.tracer.record("align", start, time.monotonic_ns(), request_id)
         return aligned
 
-    def dense(self, request_id: str, view: EventView) -> VisualFeatures:
-        """The target tower's own features of the frames."""
+    def dense(self, request_id: str, view: EventView, level: int = -1) -> VisualFeatures:
+        """The features that one level's own tower (the target's, unless said otherwise) makes of the frames."""
         start = time.monotonic_ns()
-        dense = self.verifier.dense(view.frames, view.source)
+        dense = self.verifier.dense(view.frames, view.source, level)
         self.tracer.record("dense", start, time.monotonic_ns(), request_id)
         return dense
 

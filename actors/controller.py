@@ -24,11 +24,10 @@ from typing import Any, Protocol
 from actors.target import Progress
 from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
-from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.decoding.level import load_front
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.engine import token_pieces
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
-from cascade_runtime.models import load_tokenizer
 from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)
@@ -65,6 +64,7 @@ class _Course:
     started: float
     deadline: float
     notes: list[str] = field(default_factory=list)
+    own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     decision: GateDecision | None = None
 
     @property
@@ -81,7 +81,10 @@ class Controller:
     def __init__(self, recipe: Recipe, stages: Stages) -> None:
         self.recipe, self.stages = recipe, stages
         self.names = recipe.cascade.levels
-        self.tokenizer, self.ends = load_tokenizer(checkpoint_path(recipe.target))
+        self.tokenizer = load_front(recipe.target).tokenizer
+        control_s = recipe.deadlines.control_s
+        self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
+        self.shared: tuple[bool, ...] = stages.adapter.result(stages.adapter.start("info"), control_s)["shared"]
         self._handles = itertools.count(1)
         self._slots = threading.BoundedSemaphore(recipe.cascade.slots)
         self._lock = threading.Lock()
@@ -165,9 +168,16 @@ class Controller:
         """
         request, adapter = course.request, self.stages.adapter
         view = self.stages.encoder.start("view", request.request_id, request.events)
+        course.own = {
+            level: adapter.start("dense", request.request_id, view, level)
+            for level, shared in enumerate(self.shared[:-1])
+            if not shared
+        }
         if self.recipe.adapter is None:
             dense = adapter.start("dense", request.request_id, view)
-            self._admit_to(course, dense, dense)
+            drafting = self._start_drafters(course, dense)
+            self._admit_target(course, dense)
+            self._finish_drafters(course, drafting)
             return None
         aligned = adapter.start("align", request.request_id, view)
         if self.recipe.cascade.mode == "aligned":
@@ -210,15 +220,15 @@ class Controller:
         if features is not aligned:
             self._finish_drafters(course, self._start_drafters(course, features))
 
-    def _admit_to(self, course: _Course, drafters: Any, target: Any) -> None:
-        drafting = self._start_drafters(course, drafters)
-        self._admit_target(course, target)
-        self._finish_drafters(course, drafting)
-
     def _start_drafters(self, course: _Course, features: Any) -> list[Any]:
+        """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
         request = course.request
-        arguments = (course.handle, request.request_id, request.question, features, request.sampling)
-        return [drafter.start("admit", *arguments) for drafter in self.stages.drafters]
+        references = []
+        for level, drafter in enumerate(self.stages.drafters):
+            given = course.own.get(level, features)
+            arguments = (course.handle, request.request_id, request.question, given, request.sampling)
+            references.append(drafter.start("admit", *arguments))
+        return references
 
     def _finish_drafters(self, course: _Course, references: Sequence[Any]) -> None:
         """A drafter that cannot take part is a note, not an error: the answer does not depend on it."""

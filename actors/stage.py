@@ -17,6 +17,7 @@ with a deadline. Nothing in here knows Ray.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -28,12 +29,12 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import torch
-from cascade_runtime.channels import Channel, ChannelSpec, connect, listen, local_pair, wait_any
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.tracing import Tracer
 
 from actors.rows import ActiveRow
 from cascade_runtime.api import EdgeReport
+from cascade_runtime.channels import Channel, ChannelSpec, connect, listen, local_pair, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension
@@ -95,6 +96,7 @@ class LanguageStage:
         return {
             "name": self.name,
             "tokenizer": self.level.tokenizer_tag(),
+            "ends": self.level.ends,
             "weight_bytes": language.weight_bytes,
             "kv_bytes": self.level.decoder.cache.nbytes,
             "device": str(language.device),
@@ -180,10 +182,8 @@ class LanguageStage:
             raise DeadlineExceeded(f"stage {self.name}: no answer in {self.recipe.deadlines.control_s} s") from None
 
     def _ring(self) -> None:
-        try:
-            self._bell.send(b"!", 0.0)
-        except (DeadlineExceeded, CapacityError, ChannelError):
-            pass  # it is ringing already, or the loop is gone
+        with contextlib.suppress(DeadlineExceeded, CapacityError, ChannelError):
+            self._bell.send(b"!", 0.0)  # it may be ringing already, or the loop may be gone
 
     # -- the loop -------------------------------------------------------------------------------------------------
 

@@ -198,11 +198,8 @@ class Engine:
         seen = self.front_end.see(request.events)
         rows: list[Row | None] = []
         try:
-            for k, level in enumerate(self.levels):
-                last = k == len(self.levels) - 1
-                rows.append(
-                    level.admit(request.question, seen.for_target if last else seen.for_drafters, request.sampling)
-                )
+            for level, features in zip(self.levels, seen.features, strict=True):
+                rows.append(level.admit(request.question, features, request.sampling))
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:

@@ -21,7 +21,7 @@ ROWS = {
     8: ("cluster",),
     7: ("actors",),
     6: ("training", "evaluation"),
-    5: ("engine", "client"),
+    5: ("engine", "in_process", "client"),
     4: ("vision", "decoding", "transports"),
     3: ("events", "models", "scheduling", "channels", "api"),
     2: ("config", "messages", "metrics", "tracing"),

@@ -6,6 +6,7 @@ prompt of its own (each level has its own projector) and extends rows.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
 from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row, check_fits
 from cascade_runtime.decoding.stopping import Stopper
-from cascade_runtime.errors import ConfigError, FeatureSpaceError
+from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.family import family_path
 from cascade_runtime.vision.features import VisualFeatures
@@ -23,6 +24,13 @@ from cascade_runtime.vision.features import VisualFeatures
 def checkpoint_path(stage: StageConfig) -> str:
     """The directory a stage loads: a bundled family member or a directory of the user's."""
     return str(family_path(stage.family_member) if stage.family_member else stage.path)
+
+
+def pick_device(device: str) -> str:
+    """A recipe's device; "auto" is the first GPU if there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(eq=False)
@@ -37,7 +45,10 @@ class Level:
     def load(cls, stage: StageConfig, cascade: CascadeConfig) -> Level:
         """Load the language side of a checkpoint. Raises `ConfigError` naming what is wrong with it."""
         model = load_checkpoint(
-            checkpoint_path(stage), parts=("language", "projector"), device=stage.device, dtype=stage.dtype
+            checkpoint_path(stage),
+            parts=("language", "projector"),
+            device=pick_device(stage.device),
+            dtype=stage.dtype,
         )
         decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len)
         return cls(stage.name, model, decoder)
@@ -50,26 +61,29 @@ class Level:
     def ends(self) -> tuple[int, ...]:
         return self.model.language.eos_token_ids
 
+    @property
+    def space(self) -> str:
+        """The feature space this level's projector was trained on: that of its checkpoint's own tower."""
+        return self.model.space
+
     def tokenizer_tag(self) -> str:
         """What must be equal for token ids of two levels to mean the same."""
-        return self.model.tokenizer_tag
+        entries = sorted(self.model.tokenizer.get_vocab().items())
+        return hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()
 
     @torch.inference_mode()
     def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:
-        """The prompt as this model's embeddings, the features put through its own projector."""
-        raw = features.tensor(self.model.language.device, self.model.language.dtype)
-        try:
-            visual = self.model.projector.project(raw, grid=features.grid)
-        except RuntimeError as error:  # a shape the projector was not built for
-            raise FeatureSpaceError(
-                "features.shape", tuple(raw.shape), f"what {self.name} can project ({error})"
-            ) from error
+        """The prompt as this model's embeddings, the features put through its own projector.
+
+        Raises `FeatureSpaceError` for features of another tower than this checkpoint's.
+        """
+        features.expect(self.space, self.model.projector.feature_size)
+        visual = self.model.projector.project(features.tensor())
         prompt = self.model.prompts.build(
             question, num_visual=visual.shape[0], frames=features.frames, grid=features.grid
         )
-        embeds = self.model.language.embed(prompt.input_ids)
-        embeds = embeds.masked_scatter(prompt.visual_mask[:, None].to(embeds.device), visual.to(embeds.dtype))
-        return PromptEmbeds(embeds, prompt.position_ids, prompt.next_position)
+        embeds = self.model.embed_prompt(prompt, visual)
+        return PromptEmbeds(embeds, prompt.position_ids.to(embeds.device), prompt.next_position)
 
     def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
         """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""
@@ -79,6 +93,13 @@ class Level:
 
     def stopper(self, sampling: SamplingParams) -> Stopper:
         return Stopper(self.model.tokenizer, self.ends, sampling)
+
+
+def load_front(stage: StageConfig) -> Any:
+    """What must be known of a checkpoint outside its stage: tokenizer, frame rule, feature space; no language
+    weights.
+    """
+    return load_checkpoint(checkpoint_path(stage), parts=("projector",))
 
 
 def check_one_vocabulary(tags: dict[str, str]) -> None:

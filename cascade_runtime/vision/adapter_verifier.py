@@ -7,13 +7,14 @@ It holds the adapter, the target's own vision tower for the dense features, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from cascade_runtime.config import GateConfig, Recipe
-from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.decoding.level import checkpoint_path, load_front, pick_device
 from cascade_runtime.errors import FeatureSpaceError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import load_adapter
@@ -22,24 +23,40 @@ from cascade_runtime.vision.gate import GateDecision, decide, frame_cosines, ran
 
 
 class AdapterVerifier:
-    """Aligned features, dense features and the gate. Without an adapter in the recipe there are dense features only."""
+    """Aligned features, dense features and the gate. Without an adapter in the recipe there are dense features only.
 
-    def __init__(self, pixels: Any, tower: Any, adapter: Any | None, gate: GateConfig) -> None:
-        self.pixels, self.tower, self.adapter, self.gate = pixels, tower, adapter, gate
-        if adapter is not None and adapter.target_space != tower.space:
-            raise FeatureSpaceError("adapter.target_space", adapter.target_space, f"the target's tower, {tower.space}")
+    towers: (pixel processor, vision tower) per level, the target's last; levels with equal towers share one object.
+    """
+
+    def __init__(self, towers: Sequence[tuple[Any, Any]], adapter: Any | None, gate: GateConfig) -> None:
+        self.towers, self.adapter, self.gate = list(towers), adapter, gate
+        self.space: str = self.towers[-1][1].space
+        if adapter is not None and adapter.target_space != self.space:
+            raise FeatureSpaceError("adapter.target_space", adapter.target_space, f"the target's tower, {self.space}")
 
     @classmethod
     def load(cls, recipe: Recipe) -> AdapterVerifier:
-        """Load the target's tower and, where the recipe has one, the adapter."""
+        """Load every distinct tower of the recipe's levels and, where the recipe has one, the adapter."""
         place = recipe.adapter or recipe.target
-        model = load_checkpoint(
-            checkpoint_path(recipe.target), parts=("vision",), device=place.device, dtype=recipe.target.dtype
-        )
+        by_space: dict[str, tuple[Any, Any]] = {}
+        towers = []
+        for stage in recipe.stages:
+            space = load_front(stage).space
+            if space not in by_space:
+                model = load_checkpoint(
+                    checkpoint_path(stage), parts=("vision",), device=pick_device(place.device), dtype=stage.dtype
+                )
+                by_space[space] = (model.pixels, model.vision)
+            towers.append(by_space[space])
         adapter = None
         if recipe.adapter is not None:
-            adapter = load_adapter(checkpoint_path(recipe.adapter), device=recipe.adapter.device)
-        return cls(model.pixels, model.vision, adapter, recipe.gate)
+            adapter = load_adapter(checkpoint_path(recipe.adapter), pick_device(recipe.adapter.device))
+        return cls(towers, adapter, recipe.gate)
+
+    @property
+    def shared(self) -> tuple[bool, ...]:
+        """Per level, whether it reads the features of the target's tower."""
+        return tuple(tower.space == self.space for _, tower in self.towers)
 
     @torch.inference_mode()
     def align(self, features: VisualFeatures) -> VisualFeatures:
@@ -48,17 +65,18 @@ class AdapterVerifier:
             raise FeatureSpaceError("adapter", None, "a recipe with an [adapter]")
         features.expect(self.adapter.source_space, self.adapter.source_dim)
         aligned = self.adapter(features.tensor(self.adapter.device))
-        return VisualFeatures.from_tensor(
-            aligned, space=self.tower.space, transforms=(*features.transforms, "adapter"), source=features.source
-        )
+        transforms = (*features.transforms, "adapter")
+        return VisualFeatures.from_tensor(aligned, space=self.space, transforms=transforms, source=features.source)
 
     @torch.inference_mode()
-    def dense(self, frames: np.ndarray, source: str) -> VisualFeatures:
-        """The target tower's own features of rendered frames."""
-        pixels = self.pixels(frames)
-        grid = getattr(pixels, "grid", None)
-        raw = self.tower.encode(pixels)
-        return VisualFeatures.from_tensor(raw, space=self.tower.space, transforms=("dense",), source=source, grid=grid)
+    def dense(self, frames: np.ndarray, source: str, level: int = -1) -> VisualFeatures:
+        """The features that the tower of one level (the target's, unless said otherwise) makes of rendered frames."""
+        processor, tower = self.towers[level]
+        pixels = processor(frames)
+        raw = tower.encode(pixels)
+        return VisualFeatures.from_tensor(
+            raw, space=tower.space, transforms=("dense",), source=source, grid=pixels.grid
+        )
 
     @torch.inference_mode()
     def predict(self, features: VisualFeatures) -> GateDecision:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from cascade_runtime.config import Recipe
-from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.decoding.level import checkpoint_path, load_front, pick_device
 from cascade_runtime.events import Events
 from cascade_runtime.events.representations import represent
-from cascade_runtime.models import load_pixel_processor
 from cascade_runtime.models.event_encoder import load_event_encoder
 from cascade_runtime.vision.features import VisualFeatures, source_hash
 
@@ -42,11 +41,10 @@ class EventBranch:
     @classmethod
     def load(cls, recipe: Recipe) -> EventBranch:
         """Load what the recipe names."""
-        pixels = load_pixel_processor(checkpoint_path(recipe.target))
         encoder = None
         if recipe.encoder is not None:
-            encoder = load_event_encoder(checkpoint_path(recipe.encoder), device=recipe.encoder.device)
-        return cls(pixels.event_representation, encoder)
+            encoder = load_event_encoder(checkpoint_path(recipe.encoder), pick_device(recipe.encoder.device))
+        return cls(load_front(recipe.target).pixels.event_representation, encoder)
 
     @torch.inference_mode()
     def view(self, events: Events) -> EventView:

@@ -22,10 +22,9 @@ Span = tuple[str, str, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The features for the target and for the drafters, the gate's decision, and what ran when (ms)."""
+    """The features for each level, the gate's decision, and what ran when (ms)."""
 
-    for_target: VisualFeatures
-    for_drafters: VisualFeatures
+    features: tuple[VisualFeatures, ...]
     gate: dict[str, object] | None
     spans: tuple[Span, ...]
 
@@ -67,7 +66,11 @@ class FrontEnd:
                 decision = self.verifier.judge(view.features, aligned, dense)
                 done("adapter", "gate", now)
         target, drafters = share(self.mode, aligned, dense, decision)
-        return Seen(target, drafters, decision.to_dict() if decision else None, tuple(spans))
+        each = [
+            drafters if shared else self.verifier.dense(view.frames, view.source, level)
+            for level, shared in enumerate(self.verifier.shared[:-1])
+        ]
+        return Seen((*each, target), decision.to_dict() if decision else None, tuple(spans))
 
 
 def needs_dense(mode: str, decision: GateDecision | None) -> bool:
