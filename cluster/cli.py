@@ -134,11 +134,11 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _read(path: Path) -> Events:
-    """The recording in a file; whatever is wrong with the file is an `EventFormatError`."""
-    from cascade_runtime.events import read_events
+    """The recording in a file, video or folder of frames; whatever is wrong with it is an `EventFormatError`."""
+    from cascade_runtime.client import to_events
 
     try:
-        events = read_events(path)
+        events = to_events(path)
     except OSError as error:
         raise EventFormatError(str(path), "open", error.strerror or str(error)) from error
     except EventFormatError:

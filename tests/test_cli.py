@@ -59,9 +59,7 @@ class FakeClient:
 
 @pytest.fixture
 def fake_client(monkeypatch):
-    module = ModuleType("cascade_runtime.client")
-    module.CascadeClient = FakeClient
-    monkeypatch.setitem(sys.modules, "cascade_runtime.client", module)
+    monkeypatch.setattr("cascade_runtime.client.CascadeClient", FakeClient)
     FakeClient.raises = None
     return FakeClient
 
