@@ -42,7 +42,9 @@ class LanguageModel:
             raise ConfigError("position_axes", position_axes, "1 (text positions) or 3 (M-RoPE)")
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise ConfigError("layer_types", sorted(kinds), "full_attention: a sliding window cannot be rolled back in slots")
+            raise ConfigError(
+                "layer_types", sorted(kinds), "full_attention: a sliding window cannot be rolled back in slots"
+            )
         self.decoder = decoder.eval()
         self.lm_head = lm_head
         self.vocab_size = vocab_size

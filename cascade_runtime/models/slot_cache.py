@@ -52,7 +52,9 @@ class SlotCache(Cache):
         """Bytes held by keys and values together."""
         return 2 * sum(k.numel() * k.element_size() for k in self.keys)
 
-    def place(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], query_length: int) -> torch.Tensor:
+    def place(
+        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], query_length: int
+    ) -> torch.Tensor:
         """Say where the next forward pass writes, and return its attention mask.
 
         slots, starts, counts: per row, its slot, its length before the pass, and its real tokens (1..query_length).
@@ -65,7 +67,9 @@ class SlotCache(Cache):
             if not 0 <= slot < self.slots:
                 raise InputError("slot", slot, f"0..{self.slots - 1}")
             if start < 0 or not 1 <= count <= query_length or start + count > self.max_len:
-                raise InputError("row end", start + count, f"start >= 0, 1..{query_length} tokens, at most {self.max_len} positions")
+                raise InputError(
+                    "row end", start + count, f"start >= 0, 1..{query_length} tokens, at most {self.max_len} positions"
+                )
         device = self.keys[0].device
         self._width = max(start + count for start, count in zip(starts, counts, strict=True))
         key_at = torch.arange(self._width, device=device)

@@ -1,0 +1,63 @@
+"""Models: checkpoints of four video families as the parts a cascade places on different machines.
+
+    load_checkpoint(path, parts=...) -> VisionLanguageModel      loading.py
+        .pixels     PixelProcessor   frames -> Pixels            pixels.py
+        .vision     VisionTower      Pixels -> raw features      vision_tower.py      may be shared between models
+        .projector  Projector        raw -> visual embeddings    projector.py         each model its own
+        .prompts    PromptBuilder    question -> Prompt          prompts.py
+        .language   LanguageModel    embeddings -> logits, over a SlotCache          language.py, slot_cache.py
+    stage_sizes("7b")                what the published sizes weigh                    sizes.py
+
+Names are resolved on first use: importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cascade_runtime.models.language import LanguageModel
+    from cascade_runtime.models.loading import VisionLanguageModel, load_checkpoint
+    from cascade_runtime.models.pixels import PixelProcessor, Pixels
+    from cascade_runtime.models.projector import Projector
+    from cascade_runtime.models.prompts import Prompt, PromptBuilder
+    from cascade_runtime.models.sizes import StageSizes, stage_sizes
+    from cascade_runtime.models.slot_cache import SlotCache
+    from cascade_runtime.models.vision_tower import VisionTower
+
+_HOMES = {
+    "LanguageModel": "language",
+    "PixelProcessor": "pixels",
+    "Pixels": "pixels",
+    "Projector": "projector",
+    "Prompt": "prompts",
+    "PromptBuilder": "prompts",
+    "SlotCache": "slot_cache",
+    "StageSizes": "sizes",
+    "VisionLanguageModel": "loading",
+    "VisionTower": "vision_tower",
+    "load_checkpoint": "loading",
+    "stage_sizes": "sizes",
+}
+
+__all__ = [
+    "LanguageModel",
+    "PixelProcessor",
+    "Pixels",
+    "Projector",
+    "Prompt",
+    "PromptBuilder",
+    "SlotCache",
+    "StageSizes",
+    "VisionLanguageModel",
+    "VisionTower",
+    "load_checkpoint",
+    "stage_sizes",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,148 @@
+"""The four video families that load: their configurations, the library's classes for each part, and tensor names.
+
+| family           | vision part             | projector part                            | language part |
+|------------------|-------------------------|-------------------------------------------|---------------|
+| llava_onevision  | vision_tower (SigLIP)   | 2-layer MLP, then bilinear 2x2, newline   | Qwen2         |
+| llava_next_video | vision_tower (CLIP)     | average 2x2, then 2-layer MLP             | Llama, Qwen2  |
+| video_llava      | video_tower (CLIP)      | 2-layer MLP                               | Llama         |
+| qwen2_vl         | visual without merger   | visual.merger                             | Qwen2-VL text |
+
+Checkpoints name their tensors in three styles (published, saved by older releases, saved by the current one);
+`split_name` brings all of them to (part, name within the part). Classes are the library's own and unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPVisionModel
+from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.llava_next_video.configuration_llava_next_video import LlavaNextVideoConfig
+from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel, Qwen2VLTextModel
+from transformers.models.siglip.modeling_siglip import SiglipVisionModel
+from transformers.models.video_llava.configuration_video_llava import VideoLlavaConfig
+
+from cascade_runtime.errors import ConfigError
+
+PARTS = ("language", "vision", "projector")
+
+CONFIGS: dict[str, Any] = {
+    "llava_onevision": LlavaOnevisionConfig,
+    "llava_next_video": LlavaNextVideoConfig,
+    "video_llava": VideoLlavaConfig,
+    "qwen2_vl": Qwen2VLConfig,
+}
+ARCHITECTURES = {
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "LlavaNextVideoForConditionalGeneration": "llava_next_video",
+    "VideoLlavaForConditionalGeneration": "video_llava",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+}
+_DECODERS: dict[str, Any] = {"qwen2": Qwen2Model, "llama": LlamaModel, "qwen2_vl_text": Qwen2VLTextModel}
+_TOWERS: dict[str, Any] = {
+    "siglip_vision_model": SiglipVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+    "qwen2_vl_vision": Qwen2VisionTransformerPretrainedModel,
+    "qwen2_vl": Qwen2VisionTransformerPretrainedModel,
+}
+
+_LLAVA_ROOTS = (
+    r"(vision_tower|video_tower|image_tower|multi_modal_projector|image_newline|language_model|vision_resampler)"
+)
+_LEFT_OVER_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|rotary_pos_emb\.inv_freq|embeddings\.position_ids)$")
+
+
+def family_of(config: dict[str, Any]) -> str:
+    """The family a config.json names by "architectures", else by "model_type". Raises ConfigError."""
+    named = config.get("architectures")
+    if isinstance(named, list) and named:
+        if len(named) != 1 or named[0] not in ARCHITECTURES:
+            raise ConfigError("architectures", named, f"one of {sorted(ARCHITECTURES)}")
+        return ARCHITECTURES[named[0]]
+    if config.get("model_type") not in CONFIGS:
+        raise ConfigError("model_type", config.get("model_type"), f"one of {sorted(CONFIGS)}")
+    return str(config["model_type"])
+
+
+def read_config(family: str, fields: dict[str, Any]) -> Any:
+    """The library's configuration object from config.json's fields; references to remote code are ignored."""
+    fields = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
+    if fields.get("model_type", family) != family:
+        raise ConfigError("model_type", fields["model_type"], f"{family!r}, as architectures says")
+    try:
+        return CONFIGS[family].from_dict(fields)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ConfigError("config.json", str(error), f"a valid {CONFIGS[family].__name__}") from error
+    except Exception as error:
+        raise ConfigError(
+            "config.json", f"{type(error).__name__}: {error}", f"a valid {CONFIGS[family].__name__}"
+        ) from error
+
+
+class LanguagePart(nn.Module):
+    """Decoder and head under the names that `split_name` gives them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        text = config.text_config
+        self.decoder = _class_for(_DECODERS, "text_config.model_type", text.model_type)(text)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.tied = bool(config.tie_word_embeddings)
+
+
+def vision_module(family: str, config: Any) -> Any:
+    """The family's tower, without weights of its projector."""
+    vision = config.vision_config
+    tower = _class_for(_TOWERS, "vision_config.model_type", vision.model_type)(vision)
+    if family == "qwen2_vl":
+        tower.merger = nn.Identity()  # the merger is the projector part: its input is what models may share
+    return tower
+
+
+def split_name(family: str, name: str) -> tuple[str, str] | None:
+    """(part, name within it) of a tensor; part "unused" for what video never needs; None for a name no family has."""
+    if _LEFT_OVER_BUFFERS.search(name):
+        return ("unused", name)
+    if family == "qwen2_vl":
+        return _split_qwen2_vl(name)
+    if re.match(rf"model\.{_LLAVA_ROOTS}\b", name):
+        name = name.removeprefix("model.")
+    if name in ("lm_head.weight", "language_model.lm_head.weight"):
+        return ("language", "lm_head.weight")
+    root, _, rest = name.partition(".")
+    if root == "language_model":
+        return ("language", "decoder." + rest.removeprefix("model."))
+    tower = "video_tower" if family == "video_llava" else "vision_tower"
+    if root == tower:
+        return ("vision", rest.removeprefix("vision_model."))
+    if root == "image_tower" and family == "video_llava":
+        return ("unused", name)
+    if root == "multi_modal_projector":
+        return ("projector", "mlp." + rest)
+    if name == "image_newline" and family != "video_llava":
+        return ("projector", "newline") if family == "llava_onevision" else ("unused", name)
+    if root == "vision_resampler" and family == "llava_next_video":
+        return ("projector", "resampler." + rest)
+    return None
+
+
+def _split_qwen2_vl(name: str) -> tuple[str, str] | None:
+    if name == "lm_head.weight":
+        return ("language", name)
+    if name.startswith(("visual.", "model.visual.")):
+        rest = name.removeprefix("model.").removeprefix("visual.")
+        return ("projector", rest) if rest.startswith("merger.") else ("vision", rest)
+    if name.startswith("model."):
+        return ("language", "decoder." + name.removeprefix("model.").removeprefix("language_model."))
+    return None
+
+
+def _class_for(classes: dict[str, Any], field: str, kind: str) -> Any:
+    if kind not in classes:
+        raise ConfigError(field, kind, f"one of {sorted(classes)}")
+    return classes[kind]
