@@ -32,7 +32,7 @@ from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 1024
+MAX_WAITING = 64
 
 
 class StageHandle(Protocol):
@@ -89,7 +89,7 @@ class Controller:
         self._slots = threading.BoundedSemaphore(recipe.cascade.slots)
         self._lock = threading.Lock()
         self._waiting = 0
-        self._running: set[str] = set()
+        self._running: dict[str, int] = {}
         self._draining = False
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
@@ -102,6 +102,15 @@ class Controller:
     def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[str | Answer]:
         """Pieces of text as rounds confirm them, then the answer."""
         yield from self._run(request, timeout_s, stream=True)
+
+    def cancel(self, request_id: str) -> bool:
+        """End a running request early; whoever waits for it gets `StageError`. Returns whether it was running."""
+        with self._lock:
+            handle = self._running.get(request_id)
+        if handle is None:
+            return False
+        self.stages.target.result(self.stages.target.start("release", handle), self.recipe.deadlines.control_s)
+        return True
 
     def stats(self) -> dict[str, int | bool]:
         """How many requests run and wait."""
@@ -135,7 +144,7 @@ class Controller:
             raise
         finally:
             with self._lock:
-                self._running.discard(request.request_id)
+                self._running.pop(request.request_id, None)
             self._slots.release()
 
     def _enter(self, course: _Course) -> None:
@@ -148,7 +157,7 @@ class Controller:
             if self._waiting >= MAX_WAITING:
                 raise CapacityError(f"{MAX_WAITING} requests are waiting")
             self._waiting += 1
-            self._running.add(request_id)
+            self._running[request_id] = course.handle
         try:
             entered = self._slots.acquire(timeout=max(0.0, course.deadline - time.monotonic()))
         finally:
@@ -156,7 +165,7 @@ class Controller:
                 self._waiting -= 1
         if not entered:
             with self._lock:
-                self._running.discard(request_id)
+                self._running.pop(request_id, None)
             raise DeadlineExceeded(f"request {request_id}: no slot before its deadline")
 
     def _call(self, stage: StageHandle, reference: Any, course: _Course) -> Any:
@@ -257,6 +266,8 @@ class Controller:
             if stream and len(progress.tokens) > seen:
                 yield "".join(token_pieces(self.tokenizer, progress.tokens)[seen:])
                 seen = len(progress.tokens)
+            if progress.finish_reason == "cancelled":
+                raise StageError("controller", course.request.request_id, "cancelled")
             if progress.finish_reason is not None:
                 return progress
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import queue
 import threading
 import time
@@ -26,6 +27,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +36,8 @@ from cascade_runtime.tracing import Tracer
 
 from actors.rows import ActiveRow
 from cascade_runtime.api import EdgeReport
-from cascade_runtime.channels import Channel, ChannelSpec, connect, listen, local_pair, wait_any
+from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
+from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension
@@ -82,9 +85,9 @@ class LanguageStage:
         self._reports: OrderedDict[int, EdgeReport] = OrderedDict()
         self._upstream: Channel | None = None
         self._downstream: Channel | None = None
-        self._listener: Any = None
+        self._listener: Listener | None = None
         self._commands: queue.Queue[tuple[Callable[[], object], Future[object]]] = queue.Queue(_COMMANDS)
-        self._bell, self._ear = local_pair("wake")
+        self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -97,6 +100,7 @@ class LanguageStage:
             "name": self.name,
             "tokenizer": self.level.tokenizer_tag(),
             "ends": self.level.ends,
+            "host": host(),
             "weight_bytes": language.weight_bytes,
             "kv_bytes": self.level.decoder.cache.nbytes,
             "device": str(language.device),
@@ -380,3 +384,9 @@ class LanguageStage:
         """This stage can do no more for one request; the others can."""
         log.warning("stage %s, request %s: %s", self.name, one.request_id, problem)
         self._forget(one.handle)
+
+
+def host() -> str:
+    """The machine this process runs on: its name and the identity of its running kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"

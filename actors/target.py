@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.rows import ActiveRow
 from actors.stage import LanguageStage
@@ -69,7 +69,9 @@ class Target(LanguageStage):
 
     def release(self, handle: int) -> EdgeReport | None:
         """Forget a request and its answer."""
-        self._outboxes.pop(handle, None)
+        outbox = self._outboxes.pop(handle, None)
+        if outbox is not None and outbox.progress.finish_reason is None:
+            self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
         return super().release(handle)
 
     def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
@@ -102,8 +104,7 @@ class Target(LanguageStage):
         super()._fail(one, problem)
         outbox = self._outboxes.get(one.handle)
         if outbox is not None:
-            old = outbox.progress
-            self._show(outbox, Progress(old.tokens, old.masks, "error", problem, one.passes, 0.0, 0.0))
+            self._show(outbox, replace(outbox.progress, finish_reason="error", problem=problem))
 
     def _show(self, outbox: _Outbox, progress: Progress) -> None:
         with outbox.changed:

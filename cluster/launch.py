@@ -1,0 +1,279 @@
+"""Where the stages run: the one place that makes Ray actors of the plain classes in `actors/`.
+
+    launch(recipe) -> Pipeline
+        1. a placement group with what the recipe asks for, refused by name if the cluster cannot give it in time
+        2. five kinds of actors: encoder, adapter, drafter, mid verifiers, target, and the controller in front of them
+        3. the checks that need all of them: one vocabulary, one feature space
+        4. links between neighbours, then the loops
+
+    driver -> controller actor -> encoder -> adapter -> light <-> mid <-> heavy      (<-> channels, -> actor calls)
+
+Control is actor calls with timeouts, features are objects of the store, token blocks go through channels. Actors are
+never restarted or retried by Ray: a silently repeated loop has lost its state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.adapter import AdapterVerifierStage
+from actors.controller import MAX_WAITING, Controller, Stages
+from actors.drafter import Drafter
+from actors.encoder import EventEncoderStage
+from actors.mid_verifier import MidVerifier
+from actors.target import Target
+from cascade_runtime.channels import ChannelSpec, choose_backend
+from cascade_runtime.config import Recipe, StageConfig
+from cascade_runtime.decoding.level import check_one_vocabulary
+from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
+
+log = logging.getLogger(__name__)
+
+_CONTROL_THREADS = 8
+_OBJECT_STORE_BYTES = 400_000_000
+Report = Callable[[str], None]
+
+
+class RayStage:
+    """A stage that is a Ray actor, as the controller sees it."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self.name, self.actor = name, actor
+
+    def start(self, method: str, *args: Any) -> Any:
+        """Begin a call; the reference may be an argument of another call."""
+        return getattr(self.actor, method).remote(*args)
+
+    def result(self, reference: Any, timeout_s: float) -> Any:
+        """Wait for a call. Raises its own error, `DeadlineExceeded`, or `StageError` when the actor has died."""
+        try:
+            return ray.get(reference, timeout=timeout_s)
+        except (RayError, GetTimeoutError) as error:
+            raise plain_error(error, self.name) from None
+
+
+def plain_error(error: BaseException, stage: str) -> CascadeError:
+    """Ray's error as one of ours."""
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, CascadeError) else StageError(stage, "-", f"{type(cause).__name__}: {cause}")
+    if isinstance(error, GetTimeoutError):
+        return DeadlineExceeded(f"stage {stage}: no answer in time")
+    if isinstance(error, RayActorError):
+        return StageError(stage, "-", "its process has died")
+    return StageError(stage, "-", f"{type(error).__name__}: {error}")
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A running pipeline. `controller` takes requests; `close` ends everything that was started."""
+
+    recipe: Recipe
+    controller: RayStage
+    stages: dict[str, RayStage]
+    group: Any
+    owns_ray: bool
+    backends: tuple[str, ...] = field(default=())
+    closed: bool = False
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the controller and of every language stage."""
+        control_s = self.recipe.deadlines.control_s
+        names = ("controller", *self.recipe.cascade.levels)
+        everything = {"controller": self.controller, **self.stages}
+        references = {name: everything[name].start("stats") for name in names}
+        return {name: everything[name].result(references[name], control_s) for name in names}
+
+    def close(self) -> None:
+        """Drain, stop the loops, kill the actors, give back the placement group. A second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        drain_s, control_s = self.recipe.deadlines.drain_s, self.recipe.deadlines.control_s
+        try:
+            self.controller.result(self.controller.start("drain", drain_s), drain_s + control_s)
+        except CascadeError as error:
+            log.warning("drain: %s", error)
+        stops = {name: stage.start("stop") for name, stage in self.stages.items()}
+        for name, reference in stops.items():
+            try:
+                self.stages[name].result(reference, control_s)
+            except CascadeError as error:
+                log.warning("stop: %s", error)
+        _tear_down([self.controller, *self.stages.values()], self.group, self.owns_ray)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambda line: None) -> Pipeline:
+    """Start a pipeline on the Ray that this process is connected to, at `address`, or on a local one of its own.
+
+    Raises `ConfigError` where the cluster cannot hold the recipe or the checkpoints do not fit together, and
+    `DeadlineExceeded` when it is not up within `deadlines.start_s`. Whatever was started by then is taken down again.
+    """
+    deadline = time.monotonic() + recipe.deadlines.start_s
+    owns_ray = _connect(recipe, address, report)
+    actors: list[RayStage] = []
+    group = None
+    try:
+        group = _reserve(recipe, deadline)
+        report("starting five stages and the controller")
+        stages = _start_stages(recipe, group, actors)
+        infos = _infos(recipe, stages, deadline, report)
+        check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
+        backends = _link(recipe, stages, infos, deadline)
+        report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
+        controller = _start_controller(recipe, stages, group, actors)
+        controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
+        return Pipeline(recipe, controller, stages, group, owns_ray, backends)
+    except BaseException:
+        _tear_down(actors, group, owns_ray)
+        raise
+
+
+def _connect(recipe: Recipe, address: str | None, report: Report) -> bool:
+    """Make sure this process is connected to a Ray; whether it was started here."""
+    if ray.is_initialized():
+        return False
+    report("starting Ray" if address is None else f"connecting to Ray at {address}")
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address is not None:
+        ray.init(address=address, **quiet)
+    else:
+        cpus = max(os.cpu_count() or 1, round(sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
+        ray.init(
+            address="local",
+            num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    return True
+
+
+def _places(recipe: Recipe) -> dict[str, StageConfig]:
+    """Stage name -> what it asks of the cluster. Encoder and adapter default to the target's machine, on CPU."""
+    bare = StageConfig(name="encoder", checkpoint=recipe.target.checkpoint)
+    return {
+        "encoder": recipe.encoder or bare,
+        "adapter": recipe.adapter or bare,
+        **{stage.name: stage for stage in recipe.stages},
+    }
+
+
+def _bundles(recipe: Recipe) -> list[dict[str, float]]:
+    bundles = [
+        {"CPU": place.num_cpus, **({"GPU": place.num_gpus} if place.num_gpus else {})}
+        for place in _places(recipe).values()
+    ]
+    return [*bundles, {"CPU": 0.5}]  # the controller
+
+
+def _reserve(recipe: Recipe, deadline: float) -> Any:
+    bundles = _bundles(recipe)
+    labels = [dict(place.labels) for place in _places(recipe).values()] + [{}]
+    selectors: dict[str, Any] = {"bundle_label_selector": labels} if any(labels) else {}
+    group = placement_group(bundles, strategy="PACK", **selectors)
+    if not group.wait(max(1.0, deadline - time.monotonic())):
+        remove_placement_group(group)
+        have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+        raise ConfigError("recipe", {"bundles": bundles, "labels": labels}, f"what the cluster has free, of {have}")
+    return group
+
+
+def _start_stages(recipe: Recipe, group: Any, actors: list[RayStage]) -> dict[str, RayStage]:
+    last = len(recipe.stages) - 1
+    stages: dict[str, RayStage] = {}
+    for index, (name, place) in enumerate(_places(recipe).items()):
+        level = index - 2
+        if index < 2:
+            kind, arguments = (EventEncoderStage, AdapterVerifierStage)[index], (recipe,)
+        elif level == last:
+            kind, arguments = Target, (recipe,)
+        elif level == 0:
+            kind, arguments = Drafter, (recipe,)
+        else:
+            kind, arguments = MidVerifier, (recipe, level)
+        threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
+        actor = _remote(kind, group, index, threads, place).remote(*arguments)
+        stages[name] = RayStage(name, actor)
+        actors.append(stages[name])
+    return stages
+
+
+def _remote(kind: type, group: Any, bundle: int, threads: int, place: StageConfig | None) -> Any:
+    return ray.remote(kind).options(
+        num_cpus=place.num_cpus if place else 0.5,
+        num_gpus=place.num_gpus if place else 0,
+        max_concurrency=threads,
+        max_restarts=0,
+        max_task_retries=0,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+    )
+
+
+def _start_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, actors: list[RayStage]) -> RayStage:
+    *drafters, target = (stages[name] for name in recipe.cascade.levels)
+    parts = Stages(stages["encoder"], stages["adapter"], drafters, target)
+    threads = recipe.cascade.slots + MAX_WAITING + _CONTROL_THREADS
+    bundle = len(_bundles(recipe)) - 1
+    controller = RayStage("controller", _remote(Controller, group, bundle, threads, None).remote(recipe, parts))
+    actors.append(controller)
+    return controller
+
+
+def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, report: Report) -> dict[str, Any]:
+    references = {name: stage.start("info") for name, stage in stages.items()}
+    infos = {}
+    for name, reference in references.items():
+        infos[name] = stages[name].result(reference, max(0.1, deadline - time.monotonic()))
+        if "weight_bytes" in infos[name]:
+            info = infos[name]
+            report(
+                f"{name}: {info['weight_bytes'] / 1e6:.1f} MB of weights on {info['device']}, {info['threads']} thread(s)"
+            )
+    return infos
+
+
+def _link(recipe: Recipe, stages: Mapping[str, RayStage], infos: Mapping[str, Any], deadline: float) -> tuple[str, ...]:
+    """Connect neighbours: the lighter one listens. Returns the backends used, one per edge."""
+    levels = recipe.cascade.levels
+    specs: list[ChannelSpec] = []
+    for light, heavy in itertools.pairwise(levels):
+        same_node = infos[light]["host"] == infos[heavy]["host"]
+        backend = choose_backend(recipe.channels.backend, same_process=False, same_node=same_node)
+        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}")
+        listening = stages[light].start("listen", spec)
+        specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))
+    left_s = max(0.1, deadline - time.monotonic())
+    references = {
+        name: stages[name].start("link", specs[index - 1] if index else None, left_s)
+        for index, name in enumerate(levels)
+    }
+    for name, reference in references.items():
+        stages[name].result(reference, left_s)
+    return tuple(spec.backend for spec in specs)
+
+
+def _tear_down(actors: list[RayStage], group: Any, owns_ray: bool) -> None:
+    for stage in actors:
+        ray.kill(stage.actor, no_restart=True)
+    if group is not None:
+        remove_placement_group(group)
+    if owns_ray:
+        ray.shutdown()

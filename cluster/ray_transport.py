@@ -1,0 +1,93 @@
+"""`RayTransport`: the client's way to a pipeline of Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+
+from actors.controller import MAX_WAITING
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import Recipe
+from cascade_runtime.errors import CascadeError, DeadlineExceeded
+from cascade_runtime.transports import Update
+from cluster.launch import Pipeline, Report, launch, plain_error
+
+
+class RayTransport:
+    """A pipeline of its own, started with the client and stopped with it."""
+
+    def __init__(self, recipe: Recipe, *, report: Report = lambda line: None) -> None:
+        self.pipeline: Pipeline = launch(recipe, report=report)
+        self._room = asyncio.Semaphore(MAX_WAITING)
+
+    async def run(
+        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool
+    ) -> AsyncIterator[Update]:
+        """Answer requests side by side. Leaving the iterator early cancels those that still run."""
+        updates: asyncio.Queue[Update] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._one(index, request, timeout_s, stream, updates))
+            for index, request in enumerate(requests)
+        ]
+        left = len(requests)
+        try:
+            while left:
+                update = await updates.get()
+                left -= not isinstance(update[1], str)
+                yield update
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(
+        self,
+        index: int,
+        request: GenerateRequest,
+        timeout_s: float | None,
+        stream: bool,
+        updates: asyncio.Queue[Update],
+    ) -> None:
+        outcome: Answer | CascadeError
+        deadlines = self.pipeline.recipe.deadlines
+        grace_s = (deadlines.request_s if timeout_s is None else timeout_s) + deadlines.control_s
+        try:
+            async with self._room:
+                async with asyncio.timeout(grace_s):
+                    outcome = await self._ask(index, request, timeout_s, stream, updates)
+        except TimeoutError:
+            outcome = DeadlineExceeded(f"request {request.request_id}: the controller is silent")
+        except RayError as error:
+            outcome = plain_error(error, "controller")
+        except asyncio.CancelledError:
+            self.pipeline.controller.start("cancel", request.request_id)
+            raise
+        await updates.put((index, outcome))
+
+    async def _ask(
+        self,
+        index: int,
+        request: GenerateRequest,
+        timeout_s: float | None,
+        stream: bool,
+        updates: asyncio.Queue[Update],
+    ) -> Answer:
+        controller: Any = self.pipeline.controller.actor
+        if not stream:
+            return await controller.generate.remote(request, timeout_s)
+        answer: Answer | None = None
+        async for reference in controller.stream.options(num_returns="streaming").remote(request, timeout_s):
+            update = await reference
+            if isinstance(update, Answer):
+                answer = update
+            else:
+                await updates.put((index, update))
+        assert answer is not None  # the controller's stream ends in an answer or raises
+        return answer
+
+    async def close(self) -> None:
+        """Drain and stop the pipeline."""
+        await asyncio.to_thread(self.pipeline.close)
