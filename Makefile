@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or later with ensurepip was found; try make PYTHON=/path/to/python"; exit 1; }
 	@echo "== making $(VENV) with $(PYTHON) and installing (once; torch and ray are several hundred MB)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,events,dsec,video]' -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,events,dsec,video]' -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)
