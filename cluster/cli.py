@@ -173,6 +173,8 @@ def _table(facts: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
