@@ -33,8 +33,8 @@ EXTRAS = {
 }
 FAMILY = Path(cascade_runtime.__file__).parent / "family"  # not asked of models.family: that needs a torch that works
 MEMBERS = ("light", "mid", "heavy", "event_encoder", "adapter")
-REAL_SIZES = ("0.5b", "7b", "72b")
-REAL_SLOTS, REAL_MAX_LEN = 4, 8192
+REAL_CASCADES = (("0.5b",), ("7b",), ("72b",), ("0.5b", "7b", "72b"))
+REAL_SLOTS, REAL_MAX_LEN = 4, 8192  # four requests of a 32-frame clip each: 6,273 positions and room to answer
 _USABLE = 0.9
 
 
@@ -179,7 +179,7 @@ def _recipe_setup(recipe: Recipe, devices: Sequence[Device]) -> Setup:
         directory = FAMILY / stage.family_member if stage.family_member else stage.path
         assert directory is not None
         if not any(directory.glob("*.safetensors")):
-            return Setup(recipe.name, tuple(needs), None, f"no weights of {stage.name} in {directory}")
+            return Setup(recipe.name, (), None, f"no weights of {stage.name} in {directory}")
         numbers = parameters(directory) + _kv_numbers(directory, recipe.cascade.slots, recipe.cascade.max_len)
         needs.append(Need(stage.name, 2 * numbers, 4 * numbers))
     return _setup(recipe.name, needs, devices)
@@ -192,6 +192,23 @@ def _kv_numbers(directory: Path, slots: int, max_len: int) -> int:
         return 0
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     return 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * head_dim * slots * max_len
+
+
+def _real_setups(devices: Sequence[Device]) -> list[Setup]:
+    """The published LLaVA-OneVision sizes, alone and as a cascade."""
+    names = [f"onevision {' > '.join(sizes)}" for sizes in REAL_CASCADES]
+    try:
+        from cascade_runtime.models import stage_sizes
+    except ImportError as error:
+        return [Setup(name, (), None, str(error)) for name in names]
+    needs: dict[str, Need] = {}
+    for size in sorted({size for sizes in REAL_CASCADES for size in sizes}):
+        sizes = stage_sizes(size)
+        count = sum(sizes.part_bytes.values()) + sizes.kv_bytes_per_token * REAL_SLOTS * REAL_MAX_LEN
+        needs[size] = Need(size, count, 2 * count)
+    return [
+        _setup(name, [needs[size] for size in sizes], devices) for name, sizes in zip(names, REAL_CASCADES, strict=True)
+    ]
 
 
 def _setup(name: str, needs: Sequence[Need], devices: Sequence[Device]) -> Setup:
@@ -236,10 +253,15 @@ def _version(package: str) -> str | None:
 
 
 def _verdict(setup: Setup) -> str:
-    asked = f"{_size(sum(need.gpu_bytes for need in setup.needs))} in 16 bits"
-    if setup.placement is None:
-        return f"does not fit: {setup.problem} ({asked})"
-    return f"fits: {', '.join(f'{stage} on {device}' for stage, device in setup.placement.items())} ({asked})"
+    if setup.placement is not None:
+        where = ", ".join(f"{stage} on {device}" for stage, device in setup.placement.items())
+        return f"fits: {where} ({_weight(setup)})"
+    return f"cannot run: {setup.problem}" + (f" ({_weight(setup)})" if setup.needs else "")
+
+
+def _weight(setup: Setup) -> str:
+    gpu, cpu = (_size(sum(sizes)) for sizes in zip(*((n.gpu_bytes, n.cpu_bytes) for n in setup.needs), strict=True))
+    return f"{gpu} on GPUs, {cpu} on CPUs"
 
 
 def _size(count: int) -> str:
