@@ -244,9 +244,8 @@ def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, repo
         infos[name] = stages[name].result(reference, max(0.1, deadline - time.monotonic()))
         if "weight_bytes" in infos[name]:
             info = infos[name]
-            report(
-                f"{name}: {info['weight_bytes'] / 1e6:.1f} MB of weights on {info['device']}, {info['threads']} thread(s)"
-            )
+            megabytes = (info["weight_bytes"] + info["kv_bytes"]) / 1e6
+            report(f"{name}: {megabytes:.0f} MB of weights and KV on {info['device']}, {info['threads']} thread(s)")
     return infos
 
 

@@ -6,6 +6,7 @@ model is fed what it was trained on. A recording longer than one window is seen 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class EventBranch:
     def view(self, events: Events) -> EventView:
         """Render the densest window of a recording and encode it."""
         window = events.densest_window(WINDOW_US) if events.duration_us >= WINDOW_US else events
-        frames = represent(window, self.rule, **self.options)
+        frames = render(window, self.rule, self.options)
         source = source_hash(frames)
         if self.encoder is None:
             return EventView(frames, source, None)
@@ -61,3 +62,16 @@ class EventBranch:
             source,
             VisualFeatures.from_tensor(encoded, space=self.encoder.space, transforms=transforms, source=source),
         )
+
+
+def render(events: Events, rule: str, options: dict[str, Any]) -> np.ndarray:
+    """A window as frames: by a rule that makes several itself, or one picture for each of `frames` equal counts of
+    events (how EventGPT cuts a window).
+    """
+    if rule == "activity":
+        return represent(events, rule, **options)
+    each = dict(options)
+    count = each.pop("frames", 1)
+    step = len(events) // count
+    edges = [*range(0, step * count, step), len(events)] if step else [0, len(events)]
+    return np.stack([represent(events.slice(a, b), rule, **each) for a, b in itertools.pairwise(edges)])

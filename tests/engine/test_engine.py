@@ -1,0 +1,166 @@
+"""Cascade == autoregressive, token for token: any drafter, depth, batch, block length, temperature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy_family import KINDS, toy_events, toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.decoder import Extension
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import ConfigError, InputError, PromptTooLong, StageError
+
+REQUESTS = 24
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def reference(family: Path) -> list[Answer]:
+    """The target alone, one request at a time."""
+    engine = Engine.load(toy_recipe(family, []))
+    answers = [engine.generate([request])[0] for request in toy_requests(REQUESTS)]
+    assert all(isinstance(answer, Answer) for answer in answers)
+    return answers  # type: ignore[return-value]
+
+
+def tokens(answers: list) -> list[tuple[int, ...]]:
+    assert all(isinstance(answer, Answer) for answer in answers), answers
+    return [answer.token_ids for answer in answers]
+
+
+def test_the_reference_is_the_plain_loop_and_worth_comparing_with(family: Path, reference: list[Answer]) -> None:
+    level = Engine.load(toy_recipe(family, [])).levels[0]
+    engine = Engine.load(toy_recipe(family, []))
+    for request, answer in list(zip(toy_requests(REQUESTS), reference, strict=True))[:6]:
+        row = level.admit(request.question, engine.front_end.see(request.events).features[-1], request.sampling)
+        said: list[int] = []
+        for _ in answer.token_ids:
+            said += level.decoder.extend([Extension(row, said)])[0]
+        assert tuple(said) == answer.token_ids
+        level.decoder.release(row)
+    assert len(set(tokens(reference))) > REQUESTS // 2  # answers differ, so that equality means something
+    assert {answer.finish_reason for answer in reference} == {"length", "stop"}
+
+
+@pytest.mark.parametrize("gammas", [(1, 1), (3, 5), (7, 2)])
+@pytest.mark.parametrize("light", KINDS[1:])
+def test_a_cascade_says_what_its_target_says(
+    family: Path, reference: list[Answer], light: str, gammas: tuple[int, int]
+) -> None:
+    two = Engine.load(toy_recipe(family, [light], gammas[:1]))
+    three = Engine.load(toy_recipe(family, [light, "noisy"], gammas))
+    for engine in (two, three):
+        answers = engine.generate(toy_requests(REQUESTS))  # four rows at a time, raggedly
+        assert tokens(answers) == tokens(reference)
+        assert [a.finish_reason for a in answers] == [a.finish_reason for a in reference]  # type: ignore[union-attr]
+        assert [a.text for a in answers] == [a.text for a in reference]  # type: ignore[union-attr]
+        assert all(level.decoder.free_slots == 4 for level in engine.levels)
+    drafted = sum(sum(edge.drafted) for answer in answers for edge in answer.edges)  # type: ignore[union-attr]
+    accepted = sum(sum(edge.accepted) for answer in answers for edge in answer.edges)  # type: ignore[union-attr]
+    assert 0 < accepted < drafted
+
+
+def test_four_levels_of_wrong_drafters(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, ["random", "inverted", "noisy"], [2, 3, 4]))
+    assert tokens(engine.generate(toy_requests(REQUESTS))) == tokens(reference)
+
+
+def test_an_identical_drafter_is_always_accepted_and_saves_passes(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, ["identical"], [3]))
+    for answer, alone in zip(engine.generate(toy_requests(REQUESTS)), reference, strict=True):
+        assert isinstance(answer, Answer) and answer.token_ids == alone.token_ids
+        (edge,) = answer.edges
+        assert edge.drafted == edge.accepted
+        assert answer.target_passes == -(-len(answer.token_ids) // 4)
+        assert alone.target_passes == len(alone.token_ids)
+        firsts = [by for by in answer.produced_by[3::4]]
+        assert set(firsts) <= {"target"}  # every fourth token is the target's own
+
+
+def test_wrong_ways_to_verify_are_seen(family: Path, reference: list[Answer]) -> None:
+    """Negative controls: each of these must give other answers, or the comparison above proves nothing."""
+    engine = Engine.load(toy_recipe(family, ["noisy"], [3]))
+    decoder, plan = engine.levels[-1].decoder, engine.levels[-1].decoder._plan
+
+    def without_rollback(extension: Extension) -> object:
+        made = plan(extension)
+        row = made.row
+        if made.start < len(row.prompt) + len(extension.prefix) - 1:
+            object.__setattr__(made, "start", min(made.start + 1, len(row.prompt) + len(extension.prefix) - 1))
+        return made
+
+    decoder._plan = without_rollback  # type: ignore[method-assign, assignment]
+    assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
+
+    engine = Engine.load(toy_recipe(family, ["noisy"], [3]))
+    engine._keep = lambda k, one, draft, choices: [  # type: ignore[method-assign]
+        *((token, 3) for token, _ in draft),
+        (choices[len(draft)], 2),
+    ]
+    assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
+
+
+def test_a_stage_with_non_finite_weights_fails_alone(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, ["noisy", "identical"], [2, 3]))
+    with torch.no_grad():
+        engine.levels[0].model.language.decoder.norm.weight.fill_(float("nan"))
+    assert tokens(engine.generate(toy_requests(REQUESTS))) == tokens(reference)
+    with torch.no_grad():
+        engine.levels[-1].model.language.decoder.norm.weight.fill_(float("inf"))
+    failed = engine.generate(toy_requests(2))
+    assert all(isinstance(error, StageError) and "not finite" in str(error) for error in failed)
+    assert all(level.decoder.free_slots == 4 for level in engine.levels)
+
+
+def test_a_request_that_cannot_be_served_harms_no_other(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, ["noisy"]))
+    good = toy_requests(2)
+    too_long = GenerateRequest(events=toy_events(), question="where " * 400)
+    answers = engine.generate([good[0], too_long, good[1]])
+    assert isinstance(answers[1], PromptTooLong)
+    assert tokens([answers[0], answers[2]]) == tokens(reference[:2])
+
+
+def test_requests_are_refused_by_field() -> None:
+    for change, field in (
+        ({"question": " "}, "question"),
+        ({"question": "x" * 9000}, "question"),
+        ({"request_id": "a/b"}, "request_id"),
+        ({"events": toy_events(count=0)}, "events"),
+    ):
+        with pytest.raises(InputError) as error:
+            GenerateRequest(**{"events": toy_events(), "question": "What?", **change})
+        assert error.value.field == field
+
+
+def test_levels_with_different_tokenizers_are_refused(family: Path, tmp_path: Path) -> None:
+    from cascade_runtime.models.family import build_model, build_tokenizer, save_model
+
+    other = build_tokenizer(["entirely other words, spelled otherwise"] * 4, 300)
+    save_model(build_model("light", other), other, tmp_path / "other")
+    recipe = toy_recipe(family, [str(tmp_path / "other")])
+    with pytest.raises(ConfigError, match="tokenizer"):
+        Engine.load(recipe)
+
+
+def test_streaming_yields_the_text_in_pieces(family: Path) -> None:
+    engine = Engine.load(toy_recipe(family, ["noisy"]))
+    request = GenerateRequest(
+        events=toy_events(), question="What?", sampling=SamplingParams(max_tokens=20, ignore_eos=True)
+    )
+    pieces, answer = [], None
+    for _, update in engine.run([request]):
+        if isinstance(update, str):
+            pieces.append(update)
+        else:
+            answer = update
+    assert isinstance(answer, Answer) and len(pieces) == answer.target_passes > 1
+    assert "".join(answer.pieces) == answer.text
