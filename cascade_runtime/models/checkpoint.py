@@ -1,8 +1,8 @@
 """A checkpoint directory as tensors of parts: safetensors only, read part by part, refused when anything is off.
 
-Directories come from anywhere, so nothing is unpickled, no code of theirs runs, nothing is fetched, and sizes are known from the
-headers before a byte of weights is read. A tensor too many, too few, or of another shape is refused by name: a model that runs on
-half of its weights would still answer, only wrongly.
+Directories come from anywhere, so nothing is unpickled, no code of theirs runs, nothing is fetched, and sizes are
+known from the headers before a byte of weights is read. A tensor too many, too few, or of another shape is refused by
+name: a model that runs on half of its weights would still answer, only wrongly.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """One text model as every language stage uses it: embeddings in, hidden states out, keys and values in slots.
 
-The unchanged decoder of the library (Qwen2Model, LlamaModel, Qwen2VLTextModel) does the arithmetic; this wrapper fixes what
-callers must never infer from a cache's width: explicit position ids, an explicit 4-D boolean mask, and logits cut to the
-tokenizer's length (the rows of `lm_head` differ inside one family: 152000 for OneVision 0.5B, 152128 for 7B and 72B).
+The unchanged decoder of the library (Qwen2Model, LlamaModel, Qwen2VLTextModel) does the arithmetic; this wrapper
+fixes what callers must never infer from a cache's width: explicit position ids, an explicit 4-D boolean mask, and
+logits cut to the tokenizer's length (the rows of `lm_head` differ inside one family: 152000 for OneVision 0.5B,
+152128 for 7B and 72B).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +27,8 @@ class LanguageModel:
 
     def __init__(
         self,
-        decoder: nn.Module,
-        lm_head: nn.Module,
+        decoder: Any,
+        lm_head: Any,
         *,
         vocab_size: int,
         family: str,
@@ -108,9 +110,10 @@ class LanguageModel:
         positions: torch.Tensor,
         cache: SlotCache,
     ) -> torch.Tensor:
-        """Append each row's tokens to its slot; return hidden states (B, q, D). Padding beyond `counts` gives garbage rows.
+        """Append each row's tokens to its slot; return hidden states (B, q, D), garbage beyond `counts`.
 
-        positions: (B, q) for one axis, (3, B, q) for M-RoPE; always explicit, since a model may keep offsets of its own.
+        positions: (B, q) for one axis, (3, B, q) for M-RoPE; always explicit, since a model may keep offsets of its
+        own.
         """
         mask = cache.place(slots, starts, counts, embeds_BqD.shape[1])
         out = self.decoder(

@@ -1,7 +1,8 @@
 """load_checkpoint: a Hugging Face directory to the parts of a vision-language model, each of which may live elsewhere.
 
-An encoder needs ("vision",), a language stage ("language", "projector"); only their tensors are read. Modules are built on the
-meta device, given their weights, and left in evaluation mode; buffers that no checkpoint stores are computed as the library does.
+An encoder needs ("vision",), a language stage ("language", "projector"); only their tensors are read. Modules are
+built on the meta device, given their weights, and left in evaluation mode; buffers that no checkpoint stores are
+computed as the library does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True, kw_only=True)
 class VisionLanguageModel:
-    """The loaded parts of one checkpoint; a part that was not asked for is None. `space` names the tower's raw features."""
+    """The loaded parts of one checkpoint; a part that was not asked for is None.
+
+    `space` names the tower's raw features.
+    """
 
     family: str
     config: Any
@@ -61,10 +65,11 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "auto",
 ) -> VisionLanguageModel:
-    """Load the asked-for parts of a OneVision, NeXT-Video, Video-LLaVA or Qwen2-VL directory saved by `save_pretrained`.
+    """Load the asked-for parts of a directory saved by `save_pretrained` (the families of architectures.py).
 
     dtype "auto" is float32 on a CPU (bfloat16 is about 100x slower there) and the stored type elsewhere.
-    Raises ConfigError naming the file and what is wrong with it; never reads a pickle, runs their code or goes to a network.
+    Raises ConfigError naming the file and what is wrong with it; never reads a pickle, runs their code or goes to a
+    network.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -119,7 +124,7 @@ def _build(part: str, family: str, config: Any) -> nn.Module:
 
 
 def _compute_buffers(module: nn.Module, device: torch.device) -> None:
-    """Fill buffers that checkpoints do not store (rotary frequencies, position ids) by the library's own initialisation."""
+    """Fill buffers that checkpoints do not store (rotary frequencies, position ids) as the library initialises them."""
     for tensor in module.parameters():
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]  # the library then leaves the loaded weight alone
     for child in module.modules():
@@ -138,8 +143,8 @@ def _language(module: Any, config: Any, tokenizer: Any, directory: Path, family:
     generation = directory / "generation_config.json"
     eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
     eos = next((e for e in (eos, text.eos_token_id, tokenizer.eos_token_id) if e is not None), None)
-    ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(isinstance(e, int) and 0 <= e < len(tokenizer) for e in ids):
+    ids: tuple[Any, ...] = tuple(eos) if isinstance(eos, list) else (eos,)
+    if not ids or not all(isinstance(e, int) and 0 <= e < len(tokenizer) for e in ids):
         raise ConfigError("eos_token_id", eos, f"ids in 0..{len(tokenizer) - 1}")
     return LanguageModel(
         module.decoder,

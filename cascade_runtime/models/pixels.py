@@ -1,11 +1,12 @@
 """PixelProcessor: frames to what a tower reads, by the numbers in the checkpoint's own preprocessor file.
 
-The library's processors need torchvision or Pillow; this one needs torch: resize (bilinear or bicubic, antialiased, rounded back
-to 8 bits as both do), centre crop, rescale, normalise, and for Qwen2-VL the patches. Mean and deviation come from the file, never
-from a class default. Float frames (3, H, W) are taken as already scaled: what the file switches on is applied, 8-bit rules are not.
+The library's processors need torchvision or Pillow; this one needs torch: resize (bilinear or bicubic, antialiased,
+rounded back to 8 bits as both do), centre crop, rescale, normalise, and for Qwen2-VL the patches. Mean and deviation
+come from the file, never from a class default. Float frames (3, H, W) are taken as already scaled: what the file
+switches on is applied, 8-bit rules are not.
 
-An event family says in the same file how its frames are drawn: {"event_representation": {"name": "activity", "frames": 2,
-"size": 64}}; without it frames are EventGPT's ("event_frame/last_wins", five of them).
+An event family says in the same file how its frames are drawn: {"event_representation": {"name": "activity",
+"frames": 2, "size": 64}}; without it frames are EventGPT's ("event_frame/last_wins", five of them).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _MODES = {2: "bilinear", 3: "bicubic"}
 class Pixels:
     """One video as its tower reads it.
 
-    values: (F, 3, S, S) float32, or for Qwen2-VL patches (t * h * w, 3 * 2 * 14 * 14) with grid (t, h, w), h and w in patches.
+    values: (F, 3, S, S) float32, or for Qwen2-VL patches (t * h * w, 3 * 2 * 14 * 14) with grid (t, h, w), h and w in
+    patches.
     Example: five 384-pixel frames for OneVision: Pixels(values of shape (5, 3, 384, 384), frames=5, grid=None).
     """
 

@@ -1,8 +1,9 @@
 """Projector: raw tower output (F, P, Dv) to a model's own visual embeddings (N, D), pooling and newline included.
 
-The order differs by family and does not commute (GELU lies between): OneVision projects, pools bilinearly to half and adds one
-newline per video; NeXT-Video pools first; Video-LLaVA keeps every position with CLS; Qwen2-VL merges 2x2 neighbours that its
-processor already laid side by side. Equal to the unchanged library's `get_video_features` (tests/models/test_projector.py).
+The order differs by family and does not commute (GELU lies between): OneVision projects, pools bilinearly to half and
+adds one newline per video; NeXT-Video pools first; Video-LLaVA keeps every position with CLS; Qwen2-VL merges 2x2
+neighbours that its processor already laid side by side. Equal to the unchanged library's `get_video_features`
+(tests/models/test_projector.py).
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ def projector_module(family: str, config: Any) -> nn.Module:
 
 
 class Projector:
-    """One model's projection. `space` is the raw space it was trained on, `feature_size` its Dv, `hidden_size` its D."""
+    """One model's projection.
+
+    `space` is the raw space it was trained on, `feature_size` its Dv, `hidden_size` its D.
+    """
 
     def __init__(
         self, module: nn.Module, *, space: str, positions: int | None, feature_size: int, hidden_size: int

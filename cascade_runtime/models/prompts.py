@@ -1,9 +1,10 @@
 """PromptBuilder: a family's chat template for one video and one question, as token ids and positions.
 
-The template's control tokens come from the template only. What the user typed goes through a copy of the tokenizer that knows no
-added tokens, so "<|im_end|>" or "<video>" in a question is spelled out in ordinary tokens and can neither end the turn nor claim
-visual positions. Positions are explicit: 0..n-1, or for Qwen2-VL three axes (time, height, width), where the text after the video
-goes on from the largest side of its grid (M-RoPE, arXiv 2409.12191, 2.1).
+The template's control tokens come from the template only. What the user typed goes through a copy of the tokenizer
+that knows no added tokens, so "<|im_end|>" or "<video>" in a question is spelled out in ordinary tokens and can
+neither end the turn nor claim visual positions. Positions are explicit: 0..n-1, or for Qwen2-VL three axes (time,
+height, width), where the text after the video goes on from the largest side of its grid (M-RoPE, arXiv 2409.12191,
+2.1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_QUESTION_CHARS = 100_000
 _PLACE = object()
 _ChatPiece = str | object
 
-# Each template: pieces of control tokens ("<...>" entries), plain text, "{question}" inside text, and the video's place.
+# A template: control tokens ("<|...|>"), plain text that may hold "{question}", and the video's place.
 _ONEVISION: tuple[_ChatPiece, ...] = (
     "<|im_start|>",
     "user ",
@@ -51,7 +52,8 @@ _TEMPLATES = {"llava_onevision": _ONEVISION, "llava_next_video": _VICUNA, "video
 class Prompt:
     """A prompt of n tokens.
 
-    input_ids: (n,) int64, the video token's id at visual positions; visual_mask: (n,) bool; position_ids: (n,) or (3, n) int64;
+    input_ids: (n,) int64, the video token's id at visual positions; visual_mask: (n,) bool; position_ids: (n,) or (3,
+    n) int64;
     next_position: the position of the first answer token; num_visual: how many positions are visual.
     """
 
@@ -137,7 +139,7 @@ class PromptBuilder:
         return ids if first else ids[self._skip :]
 
     def _prefix_tokens(self, tokenizer: Any) -> int:
-        """Tokens that spelling a piece alone adds at its front, but not spelling it after a control token (Llama's space)."""
+        """Tokens that a piece spelled alone has at its front, but not after a control token (Llama's leading space)."""
         video = tokenizer.convert_ids_to_tokens(self.video_token_id)
         after = tokenizer.encode(f"{video}\n", add_special_tokens=False)[1:]
         alone = self._plain.encode("\n", add_special_tokens=False).ids

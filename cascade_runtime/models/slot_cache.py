@@ -1,12 +1,14 @@
 """Preallocated key-value slots: a row is a slot number and a length, and rollback is lowering the length.
 
-Layout per layer: keys and values of shape (slots, kv_heads, max_len + 1, head_dim). A forward pass over B rows first calls
-`place`, which says for every row in which slot it lives, where its new tokens go and how many of them are real; every layer's
-`update` then scatters the new keys and values and hands back the keys and values of those slots up to the longest row.
-What lies beyond a row's length is left-over of earlier use: the mask "key position <= query position" hides it, and it is
-overwritten when the row grows. Padding of ragged rows is written to the one scratch position `max_len`.
+Layout per layer: keys and values of shape (slots, kv_heads, max_len + 1, head_dim). A forward pass over B rows first
+calls `place`, which says for every row in which slot it lives, where its new tokens go and how many of them are real;
+every layer's `update` then scatters the new keys and values and hands back the keys and values of those slots up to
+the longest row. What lies beyond a row's length is left-over of earlier use: the mask "key position <= query
+position" hides it, and it is overwritten when the row grows. Padding of ragged rows is written to the one scratch
+position `max_len`.
 
-This is a `transformers` Cache so that the unchanged text models of the library write into it. It knows nothing of requests.
+This is a `transformers` Cache so that the unchanged text models of the library write into it. It knows nothing of
+requests.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class SlotCache(Cache):
         """Say where the next forward pass writes, and return its attention mask.
 
         slots, starts, counts: per row, its slot, its length before the pass, and its real tokens (1..query_length).
-        Returns a bool mask (B, 1, query_length, width), True where the query may look, width = longest row after the pass.
+        Returns a bool mask (B, 1, query_length, width), True where the query may look, width = longest row after the
+        pass.
         Raises InputError where a row would outgrow its slot or two rows share one.
         """
         if len(set(slots)) != len(slots):
@@ -88,7 +91,7 @@ class SlotCache(Cache):
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scatter (B, kv_heads, q, head_dim) where `place` said; return the rows' keys and values up to the common width."""
+        """Scatter (B, kv_heads, q, head_dim) where `place` said; return the rows' keys and values up to that width."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self._one is not None:
             slot, start, end = self._one
@@ -101,7 +104,10 @@ class SlotCache(Cache):
         return keys[rows, :, : self._width], values[rows, :, : self._width]
 
     def scrub(self, slot: int) -> None:
-        """Zero one slot. Needed only after non-finite numbers were written: a masked NaN value still spoils a weighted sum."""
+        """Zero one slot.
+
+        Needed only after non-finite numbers were written: a masked NaN value still spoils a weighted sum.
+        """
         for tensor in (*self.keys, *self.values):
             tensor[slot].zero_()
 

@@ -1,9 +1,9 @@
 """VisionTower: pixels to the raw features that several models may share, and the tag that says whose they are.
 
-Raw means before any projector or pooling: for the LLaVA families the hidden states of the configured layer (for SigLIP that is
-not `last_hidden_state`, which is normalised once more), CLS dropped where the family drops it; for Qwen2-VL the input of the
-patch merger, one row of P = h * w patches per temporal step. Towers of one family are fine-tuned per size, so the tag is a
-hash of weights and configuration, and a projector refuses another tower's tag.
+Raw means before any projector or pooling: for the LLaVA families the hidden states of the configured layer (for
+SigLIP that is not `last_hidden_state`, which is normalised once more), CLS dropped where the family drops it; for
+Qwen2-VL the input of the patch merger, one row of P = h * w patches per temporal step. Towers of one family are
+fine-tuned per size, so the tag is a hash of weights and configuration, and a projector refuses another tower's tag.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ class VisionTower:
         self.family = family
         self.space = space
         self.positions, self.feature_size = raw_shape(family, config)
-        self._layer = getattr(config, "vision_feature_layer", None)
+        layer = getattr(config, "vision_feature_layer", -1)
+        self._layers: list[int] = [layer] if isinstance(layer, int) else list(layer)
         self._drop_cls = drops_cls(family, config)
         self._image_size: int | None = getattr(config.vision_config, "image_size", None)
 
     @torch.inference_mode()
     def encode(self, pixels: Pixels) -> torch.Tensor:
-        """Pixels of one video to raw features (F, P, Dv) on the tower's device. Raises InputError for another frame size."""
+        """Pixels of one video to raw features (F, P, Dv) on the tower's device.
+
+        Raises InputError for another frame size.
+        """
         weight = next(self.module.parameters())
         values = pixels.values.to(weight.device, weight.dtype)
         if self.family == "qwen2_vl":
@@ -45,8 +49,7 @@ class VisionTower:
 
     def _encode_frames(self, values: torch.Tensor) -> torch.Tensor:
         states = self.module(values, output_hidden_states=True).hidden_states
-        layers = [self._layer] if isinstance(self._layer, int) else self._layer
-        raw = torch.cat([states[layer] for layer in layers], dim=-1)
+        raw = torch.cat([states[layer] for layer in self._layers], dim=-1)
         return raw[:, 1:] if self._drop_cls else raw
 
     def _encode_patches(self, values: torch.Tensor, grid: tuple[int, int, int] | None) -> torch.Tensor:

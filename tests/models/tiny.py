@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of the four families, saved as real ones are: save_pretrained, tokenizer.json, preprocessor file."""
+"""Tiny random checkpoints of the four families, saved as real ones are: weights, tokenizer and preprocessor file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QWEN_VL_SPECIALS = [
 LLAMA_SPECIALS = ["<unk>", "<s>", "</s>", "<image>", "<video>", "<pad>"]
 CORPUS = [
     "What are the key elements in this scene? A bright square moves to the left, slowly, over a dark and noisy field.",
-    "user assistant USER: ASSISTANT: system You are a helpful assistant. Describe the motion, the rate and the balance.",
+    "user assistant USER: ASSISTANT: system You are a helpful assistant. Describe the motion, rate and balance.",
 ]
 VIDEO_TOKENS = {"qwen2_vl": ("<|image_pad|>", "<|video_pad|>")}
 
