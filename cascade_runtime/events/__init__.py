@@ -14,6 +14,26 @@ Needs numpy and pyarrow only. It knows nothing of models, channels or Ray.
 from __future__ import annotations
 
 from cascade_runtime.events.array import Events
+from cascade_runtime.events.facts import EventFacts, measure_facts
+from cascade_runtime.events.picture import describe, preview, render_png
 from cascade_runtime.events.readers import FORMATS, ReadLimits, read_events, write_events
+from cascade_runtime.events.representations import REPRESENTATIONS, represent
+from cascade_runtime.events.video_to_events import EventSimulator, frames_to_events, video_to_events
 
-__all__ = ["FORMATS", "Events", "ReadLimits", "read_events", "write_events"]
+__all__ = [
+    "FORMATS",
+    "REPRESENTATIONS",
+    "EventFacts",
+    "EventSimulator",
+    "Events",
+    "ReadLimits",
+    "describe",
+    "frames_to_events",
+    "measure_facts",
+    "preview",
+    "read_events",
+    "render_png",
+    "represent",
+    "video_to_events",
+    "write_events",
+]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +66,7 @@ class Events:
             raise InputError("t", f"a step back at event {first}", "non-decreasing times (Events.from_arrays sorts)")
         self._fill([columns[name].astype(dtype, copy=False) for name, dtype in _FIELDS], width, height, t_offset_us)
 
-    def _fill(self, columns: Iterable[NDArray[np.generic]], width: int, height: int, t_offset_us: int) -> None:
+    def _fill(self, columns: Iterable[NDArray[Any]], width: int, height: int, t_offset_us: int) -> None:
         for (name, _), values in zip(_FIELDS, columns, strict=True):
             view = values.view()
             view.flags.writeable = False
@@ -236,13 +237,13 @@ def _check_positive(name: str, value: int) -> None:
         raise InputError(name, value, "an integer of at least 1")
 
 
-def _check_range(name: str, values: NDArray[np.generic], low: int, high: int) -> None:
+def _check_range(name: str, values: NDArray[Any], low: int, high: int) -> None:
     if len(values) and (int(values.min()) < low or int(values.max()) > high):
         worst = int(values.min()) if int(values.min()) < low else int(values.max())
         raise InputError(name, worst, f"integers from {low} to {high}")
 
 
-def _as_integers(name: str, values: ArrayLike) -> NDArray[np.generic]:
+def _as_integers(name: str, values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # np.asarray([]) is float

@@ -11,6 +11,7 @@ Layout: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-int
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pyarrow as pa
 
@@ -29,7 +30,7 @@ def read_batches(data: bytes | memoryview | pa.Buffer, limit: int) -> list[pa.Re
     limit: bytes allowed, both as given and once decompressed. At least one batch. Raises InputError, never Arrow's
     errors.
     """
-    buffer = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
+    buffer: Any = data if isinstance(data, pa.Buffer) else pa.py_buffer(data)
     if buffer.size > limit:
         raise InputError("ipc bytes", buffer.size, f"at most {limit}")
     if buffer.size >= len(_FILE_MAGIC) and buffer[: len(_FILE_MAGIC)].to_pybytes() == _FILE_MAGIC:

@@ -7,6 +7,7 @@ file needs columns t, x, y, p under one of their usual names and is treated as i
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +72,7 @@ def _from_batches(source: Source, schema: pa.Schema, batches: list[pa.RecordBatc
     return to_events(source, [_column(source, name, batches) for name in names])
 
 
-def _column(source: Source, name: str, batches: list[pa.RecordBatch]) -> NDArray[np.generic]:
+def _column(source: Source, name: str, batches: list[pa.RecordBatch]) -> NDArray[Any]:
     parts = []
     for batch in batches:
         column = batch.column(batch.schema.get_field_index(name))

@@ -11,6 +11,7 @@ Files disagree on everything but the idea. The rules, in one place:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ _NAMES = {
     "y": ("y", "y_coordinate", "y_coordinates", "ys"),
     "p": ("p", "pol", "polarity", "polarities", "ps"),
 }
-_Columns = Sequence[NDArray[np.generic]]
+_Columns = Sequence[NDArray[Any]]
 
 
 def pick_columns(source: Source, names: Mapping[str, object] | Sequence[str]) -> list[str]:
@@ -64,7 +65,7 @@ def to_events(source: Source, columns: _Columns, *, sensor: tuple[int, int] | No
         raise source.error(f"field {error.field}", f"{error.value!r} where {error.allowed} is allowed") from error
 
 
-def smallest_sensor(source: Source, x: NDArray[np.generic], y: NDArray[np.generic], first: int = 0) -> tuple[int, int]:
+def smallest_sensor(source: Source, x: NDArray[Any], y: NDArray[Any], first: int = 0) -> tuple[int, int]:
     """The smallest common sensor (from index `first`) that holds every event, or the tight bound where none does."""
     right, bottom = (int(v.max()) + 1 if len(v) else 1 for v in (x, y))
     if max(right, bottom) > MAX_SENSOR_SIDE:
@@ -73,7 +74,7 @@ def smallest_sensor(source: Source, x: NDArray[np.generic], y: NDArray[np.generi
     return fitting[0] if fitting else (right, bottom)
 
 
-def from_table(source: Source, table: NDArray[np.generic]) -> Events:
+def from_table(source: Source, table: NDArray[Any]) -> Events:
     """(N, 4) numbers: t, x, y, p where the first column is the one that never steps back and exceeds a sensor, else
     x, y, t, p.
     """
@@ -91,7 +92,7 @@ def from_structured(source: Source, rows: NDArray[np.void]) -> Events:
     return to_events(source, [rows[name].reshape(-1) for name in names])
 
 
-def _microseconds(source: Source, t: NDArray[np.generic]) -> NDArray[np.generic]:
+def _microseconds(source: Source, t: NDArray[Any]) -> NDArray[Any]:
     if t.ndim != 1 or t.dtype.kind not in "iuf":
         raise source.error("field t", f"{t.ndim}-d values of {t.dtype}")
     if t.dtype.kind != "f":
@@ -107,7 +108,7 @@ def _microseconds(source: Source, t: NDArray[np.generic]) -> NDArray[np.generic]
     return np.rint(scaled).astype(np.int64)
 
 
-def _whole(source: Source, name: str, values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _whole(source: Source, name: str, values: NDArray[Any]) -> NDArray[Any]:
     if values.ndim != 1 or values.dtype.kind not in "iufb":
         raise source.error(f"field {name}", f"{values.ndim}-d values of {values.dtype}")
     if values.dtype.kind != "f":

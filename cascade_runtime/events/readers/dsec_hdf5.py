@@ -75,7 +75,7 @@ def _is_dataset(source: Source, h5py: Any, group: Any, name: str) -> bool:
     return isinstance(_inside(source, h5py, group, name), h5py.Dataset)
 
 
-def _load(source: Source, dataset: Any) -> NDArray[np.generic]:
+def _load(source: Source, dataset: Any) -> NDArray[Any]:
     if dataset.is_virtual or dataset.external:
         raise source.error(f"field {dataset.name}", "a virtual or externally stored dataset")
     if dataset.dtype.kind not in "iufb" or len(dataset.shape) not in (1, 2):

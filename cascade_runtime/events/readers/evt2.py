@@ -9,6 +9,8 @@ https://docs.prophesee.ai/stable/data/encoding_formats/evt2.html. No Python loop
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,7 +31,7 @@ def read_evt2(source: Source) -> Events:
     return to_events(source, decode_evt2(words), sensor=header.sensor, guess=header.guess)
 
 
-def decode_evt2(words: NDArray[np.uint32]) -> list[NDArray[np.generic]]:
+def decode_evt2(words: NDArray[np.uint32]) -> list[NDArray[Any]]:
     """(N,) uint32 words -> t (int64 us), x, y (uint16), p (uint8). Events before the first TIME_HIGH are dropped:
     they have no time.
     """

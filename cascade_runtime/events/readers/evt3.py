@@ -12,6 +12,8 @@ that set it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,7 +36,7 @@ def read_evt3(source: Source) -> Events:
     return to_events(source, decode_evt3(source, words), sensor=header.sensor, guess=header.guess)
 
 
-def decode_evt3(source: Source, words: NDArray[np.uint16]) -> list[NDArray[np.generic]]:
+def decode_evt3(source: Source, words: NDArray[np.uint16]) -> list[NDArray[Any]]:
     """(N,) uint16 words -> t (int64 us, in file order, may step back), x, y (uint16), p (uint8).
 
     Words before the first TIME_HIGH are dropped, as the vendor does: they have no time. Raises EventFormatError over
@@ -67,8 +69,8 @@ def _expand(
     value: NDArray[np.uint16],
     vector: NDArray[np.bool_],
     emit_at: NDArray[np.intp],
-    single: list[NDArray[np.generic]],
-) -> list[NDArray[np.generic]]:
+    single: list[NDArray[Any]],
+) -> list[NDArray[Any]]:
     """Opens the vectors: one event a set bit, at the base's column plus the bit's number, in the order of the words."""
     t, x, y, on = single
     moved = np.cumsum(_ADVANCE[kind], dtype=np.int64)  # past the word's own advance

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,7 @@ def _from_mapping(source: Source, value: Mapping[str, object]) -> Events:
 
 def _from_bins(source: Source, bins: list[object]) -> Events:
     """EventBench: consecutive windows, each a structured array (or a dict of columns), joined again."""
-    parts: list[list[NDArray[np.generic]]] = []
+    parts: list[list[NDArray[Any]]] = []
     for part in bins:
         if isinstance(part, np.ndarray) and part.dtype.names:
             rows = part.reshape(-1)
@@ -119,7 +120,7 @@ def _from_bins(source: Source, bins: list[object]) -> Events:
     return to_events(source, [np.concatenate([columns[i] for columns in parts]) for i in range(4)])
 
 
-def _numeric(source: Source, name: str, value: object) -> NDArray[np.generic]:
+def _numeric(source: Source, name: str, value: object) -> NDArray[Any]:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iufb" or value.ndim != 1:
         found = f"{value.ndim}-d {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
         raise source.error(f"field {name[:40]}", f"{found} where a 1-d numeric array is expected")

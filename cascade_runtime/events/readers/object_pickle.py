@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -242,7 +243,7 @@ def _to_numpy(array: _Array, depth: int) -> object:
         return items[0] if shape == () else items
     if not isinstance(raw, bytes | memoryview) or len(raw) != count * dtype.itemsize:
         raise ValueError(f"pickled array of shape {shape} and dtype {dtype} with the wrong number of bytes")
-    flat: NDArray[np.generic] = np.frombuffer(raw, dtype)
+    flat: NDArray[Any] = np.frombuffer(raw, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
 
 

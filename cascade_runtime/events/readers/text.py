@@ -8,6 +8,7 @@ is the sensor size.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +55,7 @@ def _line(source: Source, at: int) -> bytes:
     return source.data[at : end + 1] if end >= 0 else source.data[at:]
 
 
-def _parse(source: Source, at: int, first: bytes) -> list[NDArray[np.generic]]:
+def _parse(source: Source, at: int, first: bytes) -> list[NDArray[Any]]:
     delimiter = next((mark for mark in (",", "\t", ";") if mark.encode() in first), " ")
     words = [word.strip() for word in first.decode("latin-1").strip().split(delimiter)]
     header = any(re.fullmatch(r"[A-Za-z_ ]+\w*", word) for word in words)
@@ -81,7 +82,7 @@ def _parse(source: Source, at: int, first: bytes) -> list[NDArray[np.generic]]:
     return [_numbers(source, name, table.column(name)) for name in wanted]
 
 
-def _numbers(source: Source, name: str, column: pa.ChunkedArray) -> NDArray[np.generic]:
+def _numbers(source: Source, name: str, column: pa.ChunkedArray) -> NDArray[Any]:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) or column.null_count:
         raise source.error(f"field {name[:40]}", f"not all numbers (read as {column.type}, {column.null_count} nulls)")
     return column.to_numpy()
