@@ -25,7 +25,6 @@ REPRESENTATIONS: dict[str, Callable[..., NDArray[Any]]] = {
     "time_surface": time_surface,
     "density": density,
     "activity": activity,
-    "activity": activity,
 }
 
 
