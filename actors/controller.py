@@ -200,7 +200,7 @@ class Controller:
             decision = adapter.start("predict", view)
         else:
             decision = adapter.start("judge", view, aligned, dense)
-        if len(self.names) > 1:
+        if len(self.names) > 1 and request.speculate:
             course.decision = self._call(adapter, decision, course)
             if not all(course.decision.accepted):
                 mixed = adapter.start("mix", aligned, dense, decision)
@@ -232,8 +232,8 @@ class Controller:
     def _start_drafters(self, course: _Course, features: Any) -> list[Any]:
         """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
         request = course.request
-        references = []
-        for level, drafter in enumerate(self.stages.drafters):
+        references: list[Any] = []
+        for level, drafter in enumerate(self.stages.drafters if request.speculate else ()):
             given = course.own.get(level, features)
             arguments = (course.handle, request.request_id, request.question, given, request.sampling)
             references.append(drafter.start("admit", *arguments))
@@ -250,7 +250,14 @@ class Controller:
 
     def _admit_target(self, course: _Course, features: Any) -> None:
         request, target = course.request, self.stages.target
-        arguments = (course.handle, request.request_id, request.question, features, request.sampling)
+        arguments = (
+            course.handle,
+            request.request_id,
+            request.question,
+            features,
+            request.sampling,
+            request.speculate,
+        )
         self._call(target, target.start("admit", *arguments), course)
 
     def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:

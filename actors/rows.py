@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from cascade_runtime.metrics import EdgeCounters
 
-from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Row
 from cascade_runtime.scheduling.standing import Standing
 
@@ -22,10 +21,10 @@ class ActiveRow:
 
     handle: int
     request_id: str
-    sampling: SamplingParams
     row: Row
     standing: Standing
     counters: EdgeCounters
+    expect_drafts: bool
     since: float = field(default_factory=time.monotonic)  # the last pass or the last hint
     heard: float = field(default_factory=time.monotonic)  # the last word from downstream
     missed: int = 0
@@ -36,7 +35,12 @@ class ActiveRow:
         standing = self.standing
         if standing.blocked:
             return False
-        if not upstream_alive or self.passes == 0 or len(standing.hints) >= min(need, standing.room - 1):
+        if (
+            not upstream_alive
+            or not self.expect_drafts
+            or self.passes == 0
+            or len(standing.hints) >= min(need, standing.room - 1)
+        ):
             return True
         if standing.upstream_waits or any(token in standing.ends for token in standing.hints):
             return True

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import platform
 import queue
 import threading
 import time
@@ -27,13 +26,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from pathlib import Path
 from typing import Any
 
 import torch
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.tracing import Tracer
 
+from actors.host import host
 from actors.rows import ActiveRow
 from cascade_runtime.api import EdgeReport
 from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
@@ -126,13 +125,20 @@ class LanguageStage:
         self._thread.start()
 
     def admit(
-        self, handle: int, request_id: str, question: str, features: VisualFeatures, sampling: SamplingParams
+        self,
+        handle: int,
+        request_id: str,
+        question: str,
+        features: VisualFeatures,
+        sampling: SamplingParams,
+        expect_drafts: bool = True,
     ) -> None:
         """Take a request in. A second call with the same handle replaces the features it was given.
 
+        Without `expect_drafts` the row decodes alone and waits for nobody.
         Raises what is wrong with the request (`PromptTooLong`, `FeatureSpaceError`) or `CapacityError`.
         """
-        self._command(lambda: self._admit(handle, request_id, question, features, sampling))
+        self._command(lambda: self._admit(handle, request_id, question, features, sampling, expect_drafts))
 
     def release(self, handle: int) -> EdgeReport | None:
         """Forget a request, finished or not; its slot is free when this returns. Says what its edge did for it."""
@@ -347,7 +353,13 @@ class LanguageStage:
     # -- rows -----------------------------------------------------------------------------------------------------
 
     def _admit(
-        self, handle: int, request_id: str, question: str, features: VisualFeatures, sampling: SamplingParams
+        self,
+        handle: int,
+        request_id: str,
+        question: str,
+        features: VisualFeatures,
+        sampling: SamplingParams,
+        expect_drafts: bool,
     ) -> None:
         known = self.rows.get(handle)
         if known is not None:  # other features for a request that is running: the prefix stays, its KV is made anew
@@ -364,7 +376,7 @@ class LanguageStage:
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
             window=None if self.is_target else self.recipe.cascade.window,
         )
-        one = ActiveRow(handle, request_id, sampling, row, standing, EdgeCounters(self.totals.edge))
+        one = ActiveRow(handle, request_id, row, standing, EdgeCounters(self.totals.edge), expect_drafts)
         self.rows[handle] = one
         early = self._early.pop(handle, None)
         if early is not None:
@@ -384,9 +396,3 @@ class LanguageStage:
         """This stage can do no more for one request; the others can."""
         log.warning("stage %s, request %s: %s", self.name, one.request_id, problem)
         self._forget(one.handle)
-
-
-def host() -> str:
-    """The machine this process runs on: its name and the identity of its running kernel."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"

@@ -62,9 +62,15 @@ class Target(LanguageStage):
             return outbox.progress
 
     def _admit(
-        self, handle: int, request_id: str, question: str, features: VisualFeatures, sampling: SamplingParams
+        self,
+        handle: int,
+        request_id: str,
+        question: str,
+        features: VisualFeatures,
+        sampling: SamplingParams,
+        expect_drafts: bool,
     ) -> None:
-        super()._admit(handle, request_id, question, features, sampling)
+        super()._admit(handle, request_id, question, features, sampling, expect_drafts)
         self._outboxes.setdefault(handle, _Outbox(self.level.stopper(sampling), _NOTHING))
 
     def release(self, handle: int) -> EdgeReport | None:

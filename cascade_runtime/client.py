@@ -76,10 +76,10 @@ class AsyncCascadeClient:
         self._transport: Transport = open_transport(target, self.recipe)
 
     async def generate(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, request_id: str | None = None
+        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
     ) -> Answer:
         """Answer one question about one recording. Raises the typed error of whatever went wrong."""
-        request = self.request(events, prompt, sampling, request_id)
+        request = self.request(events, prompt, sampling, speculate)
         async for _, update in self._transport.run([request], self.timeout_s, False):
             if isinstance(update, CascadeError):
                 raise update
@@ -88,10 +88,10 @@ class AsyncCascadeClient:
         raise AssertionError("a transport ended without an answer")
 
     async def stream(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, request_id: str | None = None
+        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
     ) -> AsyncIterator[str | Answer]:
         """Pieces of text as the target confirms them, then the answer."""
-        request = self.request(events, prompt, sampling, request_id)
+        request = self.request(events, prompt, sampling, speculate)
         async for _, update in self._transport.run([request], self.timeout_s, True):
             if isinstance(update, CascadeError):
                 raise update
@@ -103,6 +103,7 @@ class AsyncCascadeClient:
         prompts: str | Sequence[str],
         *,
         sampling: SamplingParams | None = None,
+        speculate: bool = True,
         progress: bool = False,
     ) -> list[Answer | CascadeError]:
         """Answer questions about many recordings, in order; one that fails gives its error in its place."""
@@ -116,7 +117,7 @@ class AsyncCascadeClient:
         requests: dict[int, GenerateRequest] = {}
         for index, (source, prompt) in enumerate(zip(events, prompts, strict=True)):
             try:
-                requests[index] = self.request(source, prompt, sampling, None)
+                requests[index] = self.request(source, prompt, sampling, speculate)
             except CascadeError as error:
                 results[index] = error
         order = list(requests)
@@ -166,7 +167,13 @@ class CascadeClient:
 
     @overload
     def generate(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = ..., progress: bool = ...
+        self,
+        events: EventsLike,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = ...,
+        speculate: bool = ...,
+        progress: bool = ...,
     ) -> Answer: ...
 
     @overload
@@ -176,6 +183,7 @@ class CascadeClient:
         prompt: str | Sequence[str],
         *,
         sampling: SamplingParams | None = ...,
+        speculate: bool = ...,
         progress: bool = ...,
     ) -> list[Answer | CascadeError]: ...
 
@@ -185,24 +193,29 @@ class CascadeClient:
         prompt: str | Sequence[str],
         *,
         sampling: SamplingParams | None = None,
+        speculate: bool = True,
         progress: bool = True,
     ) -> Answer | list[Answer | CascadeError]:
-        """Answer one question about one recording, or about each of a list (one prompt, or one per recording)."""
+        """Answer one question about one recording, or about each of a list (one prompt, or one per recording).
+
+        With `speculate` off the target decodes alone: the same tokens, for comparison. A list shows a progress bar
+        and gives a request that failed its error in its place; a single request raises it.
+        """
         if isinstance(events, list):
-            many = self._async.generate_many(events, prompt, sampling=sampling, progress=progress)
+            many = self._async.generate_many(events, prompt, sampling=sampling, speculate=speculate, progress=progress)
             return self._wait(many)
         if not isinstance(prompt, str):
             raise InputError("prompt", type(prompt).__name__, "a text")
-        return self._wait(self._async.generate(events, prompt, sampling=sampling))
+        return self._wait(self._async.generate(events, prompt, sampling=sampling, speculate=speculate))
 
     def stream(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None
+        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
     ) -> Iterator[str | Answer]:
         """Pieces of text as the target confirms them, then the answer. Leaving the loop early cancels the request."""
         updates: queue.Queue[Any] = queue.Queue()
 
         async def pump() -> None:
-            async for update in self._async.stream(events, prompt, sampling=sampling):
+            async for update in self._async.stream(events, prompt, sampling=sampling, speculate=speculate):
                 updates.put(update)
 
         future = asyncio.run_coroutine_threadsafe(pump(), self._loop)

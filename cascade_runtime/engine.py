@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
@@ -25,6 +26,7 @@ from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CascadeError, StageError
+from cascade_runtime.events import Events
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
@@ -195,11 +197,12 @@ class Engine:
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()
-        seen = self.front_end.see(request.events)
+        seen = self.front_end.see(cast(Events, request.events))
         rows: list[Row | None] = []
         try:
             for level, features in zip(self.levels, seen.features, strict=True):
-                rows.append(level.admit(request.question, features, request.sampling))
+                takes_part = request.speculate or level is self.levels[-1]
+                rows.append(level.admit(request.question, features, request.sampling) if takes_part else None)
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:

@@ -34,13 +34,15 @@ def _new_id() -> str:
 class GenerateRequest:
     """One question about one recording. Raises `InputError` naming the field that is unusable.
 
-    request_id identifies the request in logs and traces, and an answer with the same id is the same answer.
+    request_id identifies the request in logs and traces. With `speculate` off the target decodes alone: the same
+    answer, no drafters involved.
     """
 
     events: Recording
     question: str
     sampling: SamplingParams = field(default_factory=SamplingParams)
     request_id: str = field(default_factory=_new_id)
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.events, Recording):
@@ -53,5 +55,7 @@ class GenerateRequest:
             raise InputError("question", f"{len(self.question)} characters", f"at most {MAX_QUESTION_CHARACTERS}")
         if not isinstance(self.sampling, SamplingParams):
             raise InputError("sampling", type(self.sampling).__name__, "SamplingParams")
+        if not isinstance(self.speculate, bool):
+            raise InputError("speculate", self.speculate, "true or false")
         if not isinstance(self.request_id, str) or not _REQUEST_ID.fullmatch(self.request_id):
             raise InputError("request_id", self.request_id, "1 to 64 letters, digits, '_', '.', ':', '-'")

@@ -50,6 +50,7 @@ class Level:
             device=pick_device(stage.device),
             dtype=stage.dtype,
         )
+        assert model.language is not None  # it was asked for
         decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len)
         return cls(stage.name, model, decoder)
 

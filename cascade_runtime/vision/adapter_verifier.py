@@ -58,13 +58,22 @@ class AdapterVerifier:
         """Per level, whether it reads the features of the target's tower."""
         return tuple(tower.space == self.space for _, tower in self.towers)
 
-    @torch.inference_mode()
-    def align(self, features: VisualFeatures) -> VisualFeatures:
-        """Event features into the target tower's space. Refuses anything that is not this encoder's output."""
+    def _expect_adapter(self, features: VisualFeatures) -> Any:
+        """The adapter, if `features` are what it was trained on."""
         if self.adapter is None:
             raise FeatureSpaceError("adapter", None, "a recipe with an [adapter]")
         features.expect(self.adapter.source_space, self.adapter.source_dim)
-        aligned = self.adapter(features.tensor(self.adapter.device))
+        return self.adapter
+
+    def _predicted(self, features: VisualFeatures) -> list[float]:
+        adapter = self._expect_adapter(features)
+        return adapter.predicted_cosine(features.tensor(adapter.device)).tolist()
+
+    @torch.inference_mode()
+    def align(self, features: VisualFeatures) -> VisualFeatures:
+        """Event features into the target tower's space. Refuses anything that is not this encoder's output."""
+        adapter = self._expect_adapter(features)
+        aligned = adapter(features.tensor(adapter.device))
         transforms = (*features.transforms, "adapter")
         return VisualFeatures.from_tensor(aligned, space=self.space, transforms=transforms, source=features.source)
 
@@ -81,8 +90,7 @@ class AdapterVerifier:
     @torch.inference_mode()
     def predict(self, features: VisualFeatures) -> GateDecision:
         """The gate's decision from the head that predicts the cosine: no dense features needed."""
-        cosines = self.adapter.predicted_cosine(features.tensor(self.adapter.device)).tolist()
-        return decide(self.gate, cosines)
+        return decide(self.gate, self._predicted(features))
 
     @torch.inference_mode()
     def judge(self, features: VisualFeatures, aligned: VisualFeatures, dense: VisualFeatures) -> GateDecision:
@@ -91,7 +99,7 @@ class AdapterVerifier:
         cosines = list(frame_cosines(aligned.tensor(), dense.tensor()))
         baselines = list(random_baseline(features.tensor(), dense.tensor()))
         if self.gate.policy == "spot":
-            predicted = self.adapter.predicted_cosine(features.tensor(self.adapter.device)).tolist()
+            predicted = self._predicted(features)
             measured = spot_frames(dense.source, dense.frames, self.gate.spot_fraction)
             for frame in range(dense.frames):
                 if frame not in measured:
