@@ -1,0 +1,60 @@
+"""Which way the bytes of a link travel, and the one place that opens any of them.
+
+backend        reaches          peer death   public API   idle CPU of a blocked reader
+local          one process      -            yes          none
+stream         any node         at once      yes          none
+object_store   one node         at once      no (Ray's mutable objects)   none
+call           one Ray cluster  1-2 s        yes          one ping in .25 s
+"""
+
+from __future__ import annotations
+
+from cascade_runtime.channels import local, stream_listener
+from cascade_runtime.channels.base import BACKENDS, Channel, ChannelSpec, Listener
+from cascade_runtime.errors import ConfigError
+
+
+def listen(spec: ChannelSpec) -> Listener:
+    """Open the listening end. Hand its `.spec` to the other end's `connect`."""
+    if spec.backend == "local":
+        return local.LocalListener(spec)
+    if spec.backend == "stream":
+        return stream_listener.StreamListener(spec)
+    if spec.backend == "object_store":
+        from cascade_runtime.channels import object_store
+
+        return object_store.ObjectStoreListener(spec)
+    from cascade_runtime.channels import call
+
+    return call.CallListener(spec)
+
+
+def connect(spec: ChannelSpec, timeout_s: float) -> Channel:
+    """Open the other end. Raises `ChannelError` when refused or nobody listens, `DeadlineExceeded`."""
+    if spec.backend == "local":
+        return local.connect(spec, timeout_s)
+    if spec.backend == "stream":
+        return stream_listener.connect(spec, timeout_s)
+    if spec.backend == "object_store":
+        from cascade_runtime.channels import object_store
+
+        return object_store.connect(spec, timeout_s)
+    from cascade_runtime.channels import call
+
+    return call.connect(spec, timeout_s)
+
+
+def choose_backend(requested: str, same_process: bool, same_node: bool) -> str:
+    """The backend for a link whose ends lie so. "auto": local in a process, stream on a node and across nodes.
+
+    Raises `ConfigError` when the requested one does not reach.
+    """
+    if requested == "auto":
+        return "local" if same_process else "stream"
+    if requested not in BACKENDS:
+        raise ConfigError("channels.backend", requested, f"auto, {', '.join(BACKENDS)}")
+    if requested == "local" and not same_process:
+        raise ConfigError("channels.backend", requested, "object_store, stream, call or auto between processes")
+    if requested == "object_store" and not same_node:
+        raise ConfigError("channels.backend", requested, "stream, call or auto between nodes")
+    return requested
