@@ -66,9 +66,13 @@ class _Course:
     notes: list[str] = field(default_factory=list)
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     decision: GateDecision | None = None
+    cancelled: bool = False
 
     @property
     def left_s(self) -> float:
+        """Seconds until the deadline. Raises when it has passed or the request was cancelled."""
+        if self.cancelled:
+            raise StageError("controller", self.request.request_id, "cancelled")
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded(f"request {self.request.request_id}: no answer before its deadline")
@@ -89,7 +93,7 @@ class Controller:
         self._slots = threading.BoundedSemaphore(recipe.cascade.slots)
         self._lock = threading.Lock()
         self._waiting = 0
-        self._running: dict[str, int] = {}
+        self._running: dict[str, _Course] = {}
         self._draining = False
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
@@ -106,10 +110,12 @@ class Controller:
     def cancel(self, request_id: str) -> bool:
         """End a running request early; whoever waits for it gets `StageError`. Returns whether it was running."""
         with self._lock:
-            handle = self._running.get(request_id)
-        if handle is None:
+            course = self._running.get(request_id)
+        if course is None:
             return False
-        self.stages.target.result(self.stages.target.start("release", handle), self.recipe.deadlines.control_s)
+        course.cancelled = True
+        release = self.stages.target.start("release", course.handle)  # wakes whoever waits in `take`
+        self.stages.target.result(release, self.recipe.deadlines.control_s)
         return True
 
     def stats(self) -> dict[str, int | bool]:
@@ -157,7 +163,7 @@ class Controller:
             if self._waiting >= MAX_WAITING:
                 raise CapacityError(f"{MAX_WAITING} requests are waiting")
             self._waiting += 1
-            self._running[request_id] = course.handle
+            self._running[request_id] = course
         try:
             entered = self._slots.acquire(timeout=max(0.0, course.deadline - time.monotonic()))
         finally:
@@ -267,7 +273,10 @@ class Controller:
             wanted = seen if stream else course.request.sampling.max_tokens
             wait_s = min(course.left_s, self.recipe.deadlines.control_s)
             reference = self.stages.target.start("take", course.handle, wanted, 0.8 * wait_s)
-            progress: Progress = self.stages.target.result(reference, wait_s)
+            try:
+                progress: Progress = self.stages.target.result(reference, wait_s)
+            except StageError as error:
+                raise StageError("controller", course.request.request_id, "cancelled") if course.cancelled else error
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:

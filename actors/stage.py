@@ -29,12 +29,11 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import torch
-from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.tracing import Tracer
 
 from actors.host import host
 from actors.rows import ActiveRow
-from cascade_runtime.api import EdgeReport
+from cascade_runtime.api import EdgeReport, EdgeTally
 from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
@@ -77,7 +76,8 @@ class LanguageStage:
         self.need = gammas[index - 1] if index else 0  # drafts a row waits for before a pass
         self.block = 1 if self.is_target else gammas[index]  # tokens sent downstream at once
         self.tracer = Tracer(self.name)
-        self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}->{self.name}" if index else self.name)
+        self.edge = f"{recipe.stages[index - 1].name}->{self.name}" if index else self.name
+        self.totals = EdgeTally()
         self.rows: dict[int, ActiveRow] = {}
         self.refused = 0
         self._early: OrderedDict[int, DraftBlock] = OrderedDict()
@@ -157,7 +157,7 @@ class LanguageStage:
             "slots": decoder.cache.slots,
             "early_blocks": len(self._early),
             "refused_messages": self.refused,
-            "edge": self.totals.to_dict(),
+            "edge": self.totals.report(self.edge),
             "upstream_alive": self._upstream is not None,
             "downstream_alive": self._downstream is not None,
         }
@@ -324,8 +324,8 @@ class LanguageStage:
         settled = one.standing.settle(work, chosen)
         assert settled is not None  # messages are taken between passes only
         if self.index and settled.drafted:
-            one.counters.record(settled.drafted, settled.accepted)
-            self.totals.record(settled.drafted, settled.accepted)
+            one.tally.count(settled.drafted, settled.accepted)
+            self.totals.count(settled.drafted, settled.accepted)
         one.ran(settled.drafted, self.need, time.monotonic())
 
     def _publish(self, one: ActiveRow) -> None:
@@ -376,7 +376,7 @@ class LanguageStage:
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
             window=None if self.is_target else self.recipe.cascade.window,
         )
-        one = ActiveRow(handle, request_id, row, standing, EdgeCounters(self.totals.edge), expect_drafts)
+        one = ActiveRow(handle, request_id, row, standing, EdgeTally(), expect_drafts)
         self.rows[handle] = one
         early = self._early.pop(handle, None)
         if early is not None:
@@ -388,7 +388,7 @@ class LanguageStage:
         if one is not None:
             self.level.decoder.release(one.row)
             if self.index:
-                self._reports[handle] = one.counters.report()
+                self._reports[handle] = one.tally.report(self.edge)
                 while len(self._reports) > _REPORTS:
                     self._reports.popitem(last=False)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
+from cascade_runtime.api import Answer, EdgeTally, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
@@ -30,28 +30,6 @@ from cascade_runtime.events import Events
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
-
-
-@dataclass
-class EdgeTally:
-    """What one edge did for one request."""
-
-    passes: int = 0
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-
-    def count(self, drafted: int, accepted: int) -> None:
-        """One verifier pass: positions up to the first miss were looked at, those before it kept."""
-        self.passes += 1
-        while len(self.drafted) < drafted:
-            self.drafted.append(0)
-            self.accepted.append(0)
-        for position in range(min(accepted + 1, drafted)):
-            self.drafted[position] += 1
-            self.accepted[position] += position < accepted
-
-    def report(self, edge: str) -> EdgeReport:
-        return EdgeReport(edge, self.passes, tuple(self.drafted), tuple(self.accepted))
 
 
 @dataclass(eq=False)

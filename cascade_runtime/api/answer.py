@@ -39,6 +39,28 @@ class EdgeReport:
         return 1 + sum(self.accepted) / max(self.passes, 1)
 
 
+@dataclass
+class EdgeTally:
+    """Counts what one edge does; `report` says it."""
+
+    passes: int = 0
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """One verifier pass: positions up to the first miss were looked at, those before it kept."""
+        self.passes += 1
+        while len(self.drafted) < drafted:
+            self.drafted.append(0)
+            self.accepted.append(0)
+        for position in range(min(accepted + 1, drafted)):
+            self.drafted[position] += 1
+            self.accepted[position] += position < accepted
+
+    def report(self, edge: str) -> EdgeReport:
+        return EdgeReport(edge, self.passes, tuple(self.drafted), tuple(self.accepted))
+
+
 @dataclass(frozen=True)
 class Timings:
     """Milliseconds from the request's arrival. `spans` names what ran when: (stage, what, start, end)."""

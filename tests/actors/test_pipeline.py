@@ -1,0 +1,165 @@
+"""Pipeline == engine, token for token, with everything overlapping and whatever happens to the drafters."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from threaded_pipeline import threaded_pipeline
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import CapacityError, DeadlineExceeded, InputError, PromptTooLong, StageError
+
+REQUESTS = 40
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def reference(family: Path) -> list[tuple[int, ...]]:
+    """The target alone, by the engine."""
+    answers = Engine.load(toy_recipe(family, [])).generate(toy_requests(REQUESTS, seed=3))
+    return [answer.token_ids for answer in answers]  # type: ignore[union-attr]
+
+
+def ask_all(controller: object, requests: list[GenerateRequest], threads: int = 6) -> list[Answer]:
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(controller.generate, requests))  # type: ignore[attr-defined]
+
+
+def slots_are_back(controller: object, timeout_s: float = 5.0) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if all(stage.stats()["free_slots"] == 4 and not stage.rows for stage in controller.language):  # type: ignore[attr-defined]
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("drafters", [[], ["noisy"], ["random", "noisy"], ["noisy", "inverted", "identical"]])
+def test_the_pipeline_says_what_the_engine_says(
+    family: Path, reference: list[tuple[int, ...]], drafters: list[str]
+) -> None:
+    recipe = toy_recipe(family, drafters, [2, 4, 3][: len(drafters)])
+    with threaded_pipeline(recipe) as controller:
+        answers = ask_all(controller, toy_requests(REQUESTS, seed=3))
+        assert [answer.token_ids for answer in answers] == reference
+        assert slots_are_back(controller)
+        edges = [edge for answer in answers for edge in answer.edges]
+        assert not drafters or sum(sum(edge.drafted) for edge in edges) > sum(sum(edge.accepted) for edge in edges) > 0
+        assert controller.drain(5.0)
+        with pytest.raises(CapacityError, match="draining"):
+            controller.generate(toy_requests(1)[0])
+
+
+def test_the_target_alone_says_the_same_and_asks_no_drafter(family: Path, reference: list[tuple[int, ...]]) -> None:
+    from dataclasses import replace
+
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        alone = [replace(request, speculate=False) for request in toy_requests(6, seed=3)]
+        answers = ask_all(controller, alone)
+        assert [answer.token_ids for answer in answers] == reference[:6]
+        assert all(set(answer.produced_by) == {"target"} for answer in answers)
+        assert controller.language[0].stats()["passes"] == 0
+
+
+def test_answers_survive_a_dead_drafter(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
+        before = ask_all(controller, toy_requests(8, seed=3))
+        controller.language[1].stop()  # mid is gone, in the middle of the chain
+        after = ask_all(controller, toy_requests(REQUESTS, seed=3)[8:16])
+        assert [answer.token_ids for answer in (*before, *after)] == reference[:16]
+        assert any("level1" in note for answer in after for note in answer.notes)
+
+
+def test_answers_survive_a_drafter_whose_numbers_break(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
+        with torch.no_grad():
+            controller.language[0].level.model.language.decoder.norm.weight.fill_(float("nan"))
+        answers = ask_all(controller, toy_requests(8, seed=3))
+        assert [answer.token_ids for answer in answers] == reference[:8]
+        assert slots_are_back(controller)
+
+
+def test_a_broken_target_is_an_error_and_no_hang(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        with torch.no_grad():
+            controller.language[1].level.model.language.decoder.norm.weight.fill_(float("nan"))
+        with pytest.raises(StageError, match="not finite"):
+            controller.generate(toy_requests(1)[0])
+        assert slots_are_back(controller)
+
+
+def test_bad_requests_fail_alone_and_leave_nothing_behind(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        with pytest.raises(PromptTooLong):
+            controller.generate(GenerateRequest(events=toy_events(), question="where " * 400))
+        assert slots_are_back(controller)
+        assert controller.stats() == {"running": 0, "waiting": 0, "draining": False}
+        assert controller.generate(toy_requests(1, seed=3)[0]).token_ids == reference[0]
+
+
+def long_request(**changes: object) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=150, ignore_eos=True)
+    return GenerateRequest(**{"events": toy_events(), "question": "What moves?", "sampling": sampling, **changes})
+
+
+def test_a_deadline_ends_the_wait_and_frees_the_slot(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        with pytest.raises(DeadlineExceeded):
+            controller.generate(long_request(), timeout_s=0.05)
+        assert slots_are_back(controller)
+
+
+def test_cancel_ends_a_running_request_and_a_double_is_refused(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        outcome: list[BaseException | Answer] = []
+
+        def ask() -> None:
+            try:
+                outcome.append(controller.generate(long_request(request_id="one")))
+            except StageError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while not controller.language[1].rows:
+            time.sleep(0.002)
+        with pytest.raises(InputError, match="request_id"):
+            controller.generate(long_request(request_id="one"))
+        assert controller.cancel("one") and not controller.cancel("two")
+        thread.join(5.0)
+        assert isinstance(outcome[0], StageError) and "cancelled" in str(outcome[0])
+        assert slots_are_back(controller)
+
+
+def test_streaming_shows_every_round_and_ends_in_the_answer(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        *pieces, answer = controller.stream(long_request())
+        assert isinstance(answer, Answer) and len(pieces) > 5
+        assert "".join(pieces) == "".join(answer.pieces)
+
+
+@pytest.mark.parametrize("mode", ["strict", "aligned"])
+@pytest.mark.parametrize("policy", ["full", "spot", "predicted"])
+@pytest.mark.parametrize("accept", [-1.0, 1.0])
+def test_the_gate_is_obeyed_the_same_way_as_by_the_engine(family: Path, mode: str, policy: str, accept: float) -> None:
+    gate = {"policy": policy, "accept": accept, "reject": -1.0, "spot_fraction": 0.5}
+    recipe = toy_recipe(family, ["noisy"], gate=gate, cascade={"mode": mode})
+    requests = toy_requests(4, seed=5)
+    expected = Engine.load(recipe).generate(requests)
+    with threaded_pipeline(recipe) as controller:
+        answers = ask_all(controller, requests)
+        assert [a.token_ids for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
+        assert [a.gate for a in answers] == [e.gate for e in expected]  # type: ignore[union-attr]
+        assert slots_are_back(controller)
