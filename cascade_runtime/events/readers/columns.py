@@ -56,7 +56,7 @@ def to_events(source: Source, columns: _Columns, *, sensor: tuple[int, int] | No
     offset = int(t.min()) if len(t) else 0
     if not -MAX_TIME_US < offset < MAX_TIME_US:
         raise source.error("field t", f"first time {offset} us is beyond +-2**62")
-    relative = t.astype(np.int64) - offset if offset or t.dtype != np.int64 else t
+    relative = np.subtract(t, offset, out=t if t.flags.writeable else None) if offset else t
     if len(relative) and int(relative.min()) < 0:
         raise source.error("field t", "times span more than int64 holds")
     try:

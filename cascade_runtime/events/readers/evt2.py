@@ -19,7 +19,8 @@ from cascade_runtime.events.readers.columns import to_events
 from cascade_runtime.events.readers.raw_header import read_raw_header
 from cascade_runtime.events.readers.source import Source
 
-_TIME_HIGH = 8
+_CD_ON, _TIME_HIGH = 1, 8
+_BLOCK_WORDS = 1 << 16
 _HIGH_BITS = 28
 
 
@@ -32,23 +33,43 @@ def read_evt2(source: Source) -> Events:
 
 
 def decode_evt2(words: NDArray[np.uint32]) -> list[NDArray[Any]]:
-    """(N,) uint32 words -> t (int64 us), x, y (uint16), p (uint8). Events before the first TIME_HIGH are dropped:
-    they have no time.
+    """(N,) uint32 words -> t (int64 us), x, y (uint16), p (uint8).
+
+    Events before the first TIME_HIGH are dropped: they have no time.
     """
+    columns = [np.empty(len(words), dtype) for dtype in (np.int64, np.uint16, np.uint16, np.uint8)]
+    at, high = 0, -1
+    for start in range(0, len(words), _BLOCK_WORDS):
+        decoded, high = _decode_block(words[start : start + _BLOCK_WORDS], high)
+        for column, part in zip(columns, decoded, strict=True):
+            column[at : at + len(part)] = part
+        at += len(decoded[0])
+    return [column[:at] for column in columns]
+
+
+def _decode_block(words: NDArray[np.uint32], high: int) -> tuple[list[NDArray[Any]], int]:
+    """The block's events, and the TIME_HIGH in force after it (wraps counted in; -1 before the first)."""
     kind = (words >> np.uint32(28)).astype(np.uint8)
     high_at = np.flatnonzero(kind == _TIME_HIGH)
-    if not len(high_at):
-        empty = np.zeros(0, np.uint32)
-        return [empty.astype(np.int64), empty.astype(np.uint16), empty.astype(np.uint16), empty.astype(np.uint8)]
-    high = (words[high_at] & np.uint32(0x0FFFFFFF)).astype(np.int64)
-    wraps = np.cumsum(np.diff(high, prepend=high[:1]) < -(1 << (_HIGH_BITS - 1)))
-    base = (high + (wraps << _HIGH_BITS)) << 6
-    event_at = np.flatnonzero(kind <= 1)
-    event_at = event_at[np.searchsorted(event_at, high_at[0]) :]
-    per_base = np.diff(np.append(np.searchsorted(event_at, high_at), len(event_at)))
+    highs = _unwrapped((words[high_at] & np.uint32(0x0FFFFFFF)).astype(np.int64), high)
+    event_at = np.flatnonzero(kind <= _CD_ON)
+    starts = np.searchsorted(event_at, high_at)
+    if high < 0:
+        first = int(starts[0]) if len(starts) else len(event_at)
+        event_at, starts = event_at[first:], starts - first
     cd = words[event_at]
-    t = np.repeat(base, per_base)
+    in_force = np.concatenate([[high], highs])
+    t = np.repeat(in_force << 6, np.diff(starts, prepend=0, append=len(event_at)))
     t += (cd >> np.uint32(22)) & np.uint32(0x3F)
-    low = cd.astype(np.uint16) & np.uint16(0x7FF)
     x = ((cd >> np.uint32(11)) & np.uint32(0x7FF)).astype(np.uint16)
-    return [t, x, low, kind[event_at]]
+    y = (cd & np.uint32(0x7FF)).astype(np.uint16)
+    return [t, x, y, kind[event_at]], int(in_force[-1])
+
+
+def _unwrapped(highs: NDArray[np.int64], before: int) -> NDArray[np.int64]:
+    """28-bit counts made to run on: a step back by more than half the range is the counter's wrap."""
+    if not len(highs):
+        return highs
+    previous = np.concatenate([[highs[0] if before < 0 else before & ((1 << _HIGH_BITS) - 1)], highs[:-1]])
+    loops = max(before, 0) >> _HIGH_BITS
+    return highs + ((loops + np.cumsum(highs - previous < -(1 << (_HIGH_BITS - 1)))) << _HIGH_BITS)

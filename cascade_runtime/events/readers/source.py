@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,10 +55,7 @@ class Source:
     @cached_property
     def data(self) -> bytes:
         with self.path.open("rb") as file:
-            data = file.read(self.limits.max_file_bytes + 1)
-        if len(data) > self.limits.max_file_bytes:
-            raise self.error("size", f"grew beyond max_file_bytes={self.limits.max_file_bytes} while it was read")
-        return data
+            return file.read(min(os.fstat(file.fileno()).st_size, self.limits.max_file_bytes))
 
     def head(self, count: int) -> bytes:
         with self.path.open("rb") as file:
