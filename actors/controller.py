@@ -26,7 +26,6 @@ from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.level import load_front
 from cascade_runtime.decoding.stopping import Stopper
-from cascade_runtime.engine import token_pieces
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
 from cascade_runtime.vision.gate import GateDecision
 
@@ -268,7 +267,8 @@ class Controller:
 
     def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
-        seen = 0
+        seen = shown = 0
+        stopper = Stopper(self.tokenizer, self.ends, course.request.sampling)
         while True:
             wanted = seen if stream else course.request.sampling.max_tokens
             wait_s = min(course.left_s, self.recipe.deadlines.control_s)
@@ -276,12 +276,16 @@ class Controller:
             try:
                 progress: Progress = self.stages.target.result(reference, wait_s)
             except StageError as error:
-                raise StageError("controller", course.request.request_id, "cancelled") if course.cancelled else error
+                if course.cancelled:
+                    raise StageError("controller", course.request.request_id, "cancelled") from error
+                raise
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:
-                yield "".join(token_pieces(self.tokenizer, progress.tokens)[seen:])
                 seen = len(progress.tokens)
+                text = stopper.text(progress.tokens) if progress.finish_reason else stopper.shown(progress.tokens)
+                yield text[shown:]
+                shown = max(shown, len(text))
             if progress.finish_reason == "cancelled":
                 raise StageError("controller", course.request.request_id, "cancelled")
             if progress.finish_reason is not None:
@@ -306,7 +310,7 @@ class Controller:
             request_id=request.request_id,
             text=stopper.text(progress.tokens),
             token_ids=progress.tokens,
-            pieces=token_pieces(self.tokenizer, progress.tokens),
+            pieces=stopper.pieces(progress.tokens),
             finish_reason=progress.finish_reason or "length",
             levels=self.names,
             masks=progress.masks,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -45,6 +45,7 @@ class _Live:
     answer: Tokens = field(default_factory=list)
     passes: int = 0
     first_token_ms: float = 0.0
+    shown: int = 0
     finish: str | None = None
 
     @property
@@ -121,7 +122,10 @@ class Engine:
             del one.answer[length:]
             if not before[index]:
                 one.first_token_ms = 1000 * (time.perf_counter() - one.started)
-            yield index, self._pieces(one, before[index])
+            tokens = [token for token, _ in one.answer]
+            text = one.stopper.text(tokens) if one.finish else one.stopper.shown(tokens)
+            yield index, text[one.shown :]
+            one.shown = max(one.shown, len(text))
             if one.finish:
                 del live[index]
                 self._release(one)
@@ -194,9 +198,6 @@ class Engine:
             if row is not None:
                 level.decoder.release(row)
 
-    def _pieces(self, one: _Live, start: int) -> str:
-        return "".join(token_pieces(self.levels[-1].model.tokenizer, [token for token, _ in one.answer])[start:])
-
     def _answer(self, one: _Live) -> Answer:
         tokens = [token for token, _ in one.answer]
         total_ms = 1000 * (time.perf_counter() - one.started)
@@ -205,7 +206,7 @@ class Engine:
             request_id=one.request.request_id,
             text=one.stopper.text(tokens),
             token_ids=tuple(tokens),
-            pieces=token_pieces(self.levels[-1].model.tokenizer, tokens),
+            pieces=one.stopper.pieces(tokens),
             finish_reason=one.finish or "length",
             levels=tuple(names),
             masks=tuple(mask for _, mask in one.answer),
@@ -215,17 +216,3 @@ class Engine:
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
         )
-
-
-def token_pieces(tokenizer: object, tokens: Sequence[int]) -> tuple[str, ...]:
-    """The text that each token adds; special tokens and unfinished characters add nothing of their own."""
-    decode: Callable[..., str] = tokenizer.decode  # type: ignore[attr-defined]
-    pieces, shown = [], ""
-    for end in range(1, len(tokens) + 1):
-        text = decode(list(tokens[:end]), skip_special_tokens=True)
-        if text.endswith("�") and end < len(tokens):
-            pieces.append("")
-            continue
-        pieces.append(text[len(shown) :] if text.startswith(shown) else text)
-        shown = text
-    return tuple(pieces)

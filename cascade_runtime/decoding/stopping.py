@@ -11,6 +11,7 @@ from typing import Protocol
 
 from cascade_runtime.config import SamplingParams
 
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows for the first bytes of a character
 _TOKENS_PER_CHARACTER = 4  # byte-level BPE: one character is at most four tokens
 
 
@@ -53,6 +54,29 @@ class Stopper:
         text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         cuts = [text.find(stop) for stop in self._stops if stop in text]
         return text[: min(cuts)] if cuts else text
+
+    def shown(self, tokens: Sequence[int]) -> str:
+        """The text of an answer that goes on, as far as later tokens cannot change it: what a stream may show."""
+        text = self.text(tokens).rstrip(_UNFINISHED)
+        held_back = max((len(stop) for stop in self._stops), default=1) - 1
+        return text[: len(text) - held_back]
+
+    def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """The text each token adds to `text(tokens)`; a token that ends in the middle of a character adds nothing
+        yet.
+        """
+        pieces, left = [], self.text(tokens)
+        begin = read = 0  # tokens[begin:read] is shown already and kept as context, as vLLM's detokeniser does
+        for end in range(1, len(tokens) + 1):
+            before = self._tokenizer.decode(list(tokens[begin:read]), skip_special_tokens=True)
+            now = self._tokenizer.decode(list(tokens[begin:end]), skip_special_tokens=True)
+            if now.endswith(_UNFINISHED) and end < len(tokens):
+                pieces.append("")
+                continue
+            pieces.append(now[len(before) :][: len(left)])
+            left = left[len(pieces[-1]) :]
+            begin, read = read, end
+        return tuple(pieces)
 
     def _stop_string(self, tail: Sequence[int]) -> bool:
         if not self._stops:

@@ -147,7 +147,7 @@ def test_streaming_shows_every_round_and_ends_in_the_answer(family: Path) -> Non
     with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
         *pieces, answer = controller.stream(long_request())
         assert isinstance(answer, Answer) and len(pieces) > 5
-        assert "".join(pieces) == "".join(answer.pieces)
+        assert "".join(pieces) == "".join(answer.pieces) == answer.text
 
 
 @pytest.mark.parametrize("mode", ["strict", "aligned"])

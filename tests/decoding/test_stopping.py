@@ -56,3 +56,23 @@ def test_blocks_do_not_matter(tokens: list[int], sizes: list[int]) -> None:
     text = bytes(tokens).decode()
     first = min((text.find(s) + len(s) for s in ("abc", "dd") if s in text), default=99)
     assert whole[0] == min(first, 20, len(tokens))
+
+
+@given(st.lists(st.sampled_from([*range(97, 101), 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 256]), max_size=24))
+def test_a_stream_shows_only_what_stays_and_pieces_add_up(tokens: list[int]) -> None:
+    stop = stopper(stop=("abc",), ignore_eos=True)
+    end, reason = stop.cut(tokens)
+    final, shown = stop.text(tokens[:end]), ""
+    for length in range(end):
+        now = stop.shown(tokens[:length])
+        assert final.startswith(now) and now.startswith(shown)
+        shown = now
+    assert "".join(stop.pieces(tokens[:end])) == final
+    assert len(stop.pieces(tokens[:end])) == end
+    assert reason is None or len(shown) <= len(final)
+
+
+def test_a_stream_does_not_wait_for_the_end() -> None:
+    assert stopper().shown(list(b"hello")) == "hello"
+    assert stopper(stop=("zzz",)).shown(list(b"hello")) == "hel"
+    assert stopper().shown([*b"caf", 0xC3]) == "caf"
