@@ -29,6 +29,7 @@ from transformers.models.video_llava.configuration_video_llava import VideoLlava
 
 from cascade_runtime.errors import ConfigError
 
+MAX_LAYERS = 1000
 PARTS = ("language", "vision", "projector")
 
 CONFIGS: dict[str, Any] = {
@@ -50,7 +51,9 @@ _TOWERS: dict[str, Any] = {
     "qwen2_vl_vision": Qwen2VisionTransformerPretrainedModel,
     "qwen2_vl": Qwen2VisionTransformerPretrainedModel,
 }
-
+_NEVER_TAKEN = frozenset(
+    ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+)
 _LLAVA_ROOTS = (
     r"(vision_tower|video_tower|image_tower|multi_modal_projector|image_newline|language_model|vision_resampler)"
 )
@@ -70,18 +73,29 @@ def family_of(config: dict[str, Any]) -> str:
 
 
 def read_config(family: str, fields: dict[str, Any]) -> Any:
-    """The library's configuration object from config.json's fields; references to remote code are ignored."""
-    fields = {key: value for key, value in fields.items() if key not in ("auto_map", "quantization_config")}
+    """The library's configuration object from config.json's fields, without what would name remote code or kernels.
+
+    Raises ConfigError for fields that contradict each other or describe an absurd number of layers.
+    """
+    fields = _without(fields, _NEVER_TAKEN)
     if fields.get("model_type", family) != family:
         raise ConfigError("model_type", fields["model_type"], f"{family!r}, as architectures says")
+    allowed = f"a valid {CONFIGS[family].__name__}"
     try:
-        return CONFIGS[family].from_dict(fields)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-        raise ConfigError("config.json", str(error), f"a valid {CONFIGS[family].__name__}") from error
-    except Exception as error:
-        raise ConfigError(
-            "config.json", f"{type(error).__name__}: {error}", f"a valid {CONFIGS[family].__name__}"
-        ) from error
+        config = CONFIGS[family].from_dict(fields)
+    except Exception as error:  # the library's strict dataclasses raise many types of their own
+        raise ConfigError("config.json", f"{type(error).__name__}: {error}", allowed) from error
+    vision = config.vision_config
+    layers = (config.text_config.num_hidden_layers, getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0)))
+    if not all(isinstance(count, int) and 1 <= count <= MAX_LAYERS for count in layers):
+        raise ConfigError("num_hidden_layers", layers, f"1..{MAX_LAYERS} in text and vision")
+    return config
+
+
+def _without(fields: Any, names: frozenset[str]) -> Any:
+    if isinstance(fields, dict):
+        return {key: _without(value, names) for key, value in fields.items() if key not in names}
+    return fields
 
 
 class LanguagePart(nn.Module):

@@ -26,15 +26,20 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of at most 64 MiB. Raises ConfigError."""
+    check_size(path)
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(str(path), path.stat().st_size, f"at most {MAX_JSON_BYTES} bytes")
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(str(path), str(error), "a readable JSON file") from error
     if not isinstance(fields, dict):
         raise ConfigError(str(path), type(fields).__name__, "a JSON object")
     return fields
+
+
+def check_size(path: Path) -> None:
+    """Raise ConfigError where a file that is read whole is larger than 64 MiB; one that is absent passes."""
+    if path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+        raise ConfigError(str(path), path.stat().st_size, f"at most {MAX_JSON_BYTES} bytes")
 
 
 class Checkpoint:

@@ -18,7 +18,7 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.architectures import PARTS, LanguagePart, family_of, read_config, vision_module
-from cascade_runtime.models.checkpoint import Checkpoint, read_json
+from cascade_runtime.models.checkpoint import Checkpoint, check_size, read_json
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.pixels import PixelProcessor
 from cascade_runtime.models.projector import Projector, projector_module
@@ -162,6 +162,7 @@ def _tokenizer(directory: Path) -> Any:
         raise ConfigError(
             str(directory), "no tokenizer", "tokenizer.json (or tokenizer.model, vocab.json and merges.txt)"
         )
+    check_size(directory / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from cascade_runtime.errors import ConfigError, InputError
 
 MAX_QUESTION_CHARS = 100_000
+MAX_VISUAL_TOKENS = 1 << 18
 _PLACE = object()
 _ChatPiece = str | object
 
@@ -114,6 +115,8 @@ class PromptBuilder:
         full = self.visual_tokens(frames, grid) if num_visual is None or self.family == "qwen2_vl" else num_visual
         if (num_visual is not None and num_visual != full) or full < 0:
             raise InputError("num_visual", num_visual, f"{full} for the grid {grid}")
+        if full > MAX_VISUAL_TOKENS:
+            raise InputError("visual tokens", full, f"at most {MAX_VISUAL_TOKENS}")
         ids, start = list(self._opening), 0
         for index, piece in enumerate(self._template):
             if piece is _PLACE:

@@ -3,7 +3,7 @@
     stage_sizes("72b").part_bytes        {"vision": ..., "projector": ..., "language": ...} in bfloat16
     stage_sizes("72b").kv_bytes_per_token
 
-Configurations are those of llava-hf/llava-onevision-qwen2-{0.5b,7b,72b}-ov-hf; the head's rows differ inside the family.
+Configurations of llava-hf/llava-onevision-qwen2-{0.5b,7b,72b}-ov-hf; the head's rows differ inside the family.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def onevision_config(size: str) -> LlavaOnevisionConfig:
 
 
 def stage_sizes(size: str) -> StageSizes:
-    """Names, shapes and bytes of every part of LLaVA-OneVision "0.5b", "7b" or "72b". Raises ConfigError for another."""
+    """Names, shapes and bytes of every part of LLaVA-OneVision "0.5b", "7b" or "72b"; else ConfigError."""
     config: Any = onevision_config(size)
     with torch.device("meta"):
         modules: dict[str, nn.Module] = {

@@ -1,0 +1,247 @@
+"""Slots equal the plain forward of the library's own model, pixels to logits, whatever the batch and its history."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cascade_runtime.errors import ConfigError, InputError
+from cascade_runtime.models import SlotCache
+
+ANSWER = 10
+
+
+@dataclass
+class Row:
+    """One request: its prompt, the tokens it ends with, and the logits seen at each position."""
+
+    slot: int
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    tokens: list[int]
+    ids: torch.Tensor
+    length: int = 0
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self):
+        return len(self.embeds) + len(self.tokens)
+
+
+class Bench:
+    """Rows of one model over one cache full of left-over numbers."""
+
+    def __init__(self, pair, frames, video_inputs, *, seed=0, rows=3):
+        self.model, self.library = pair
+        self.language = self.model.language
+        self.random = random.Random(seed)
+        self.cache = self.language.new_cache(rows + 2, 256)
+        torch.manual_seed(seed)
+        for tensor in (*self.cache.keys, *self.cache.values):
+            tensor.normal_()
+        self.video_inputs = video_inputs
+        self.rows = []
+        for index, slot in enumerate(self.random.sample(range(rows + 2), rows)):
+            self.rows.append(self._row(slot, frames[: 1 + index % len(frames)]))
+
+    def _row(self, slot, frames):
+        model = self.model
+        pixels = model.pixels(frames)
+        question = "What moves?" + " Slowly?" * self.random.randint(0, 3)
+        prompt = model.prompts.build(question, num_visual=None, frames=pixels.frames, grid=pixels.grid)
+        embeds = model.embed_prompt(prompt, model.projector.project(model.vision.encode(pixels)))
+        tokens = [self.random.randrange(8, self.language.vocab_size) for _ in range(ANSWER)]
+        row = Row(slot, embeds, prompt.position_ids, prompt.next_position, tokens, prompt.input_ids)
+        row.pixels = pixels
+        return row
+
+    def stretch(self, row, start, count, *, noise=False):
+        """Embeddings and positions of `count` tokens from position `start`; noise: other tokens than the row's own."""
+        prompt = len(row.embeds)
+        answer = [self.random.randrange(8, self.language.vocab_size) for _ in row.tokens] if noise else row.tokens
+        embeds = torch.cat([row.embeds, self.language.embed(torch.tensor(answer))])[start : start + count]
+        tail = torch.arange(len(row.tokens)) + row.next_position
+        tail = tail.expand(3, -1) if row.positions.dim() == 2 else tail
+        assert prompt + len(answer) == row.total
+        return embeds, torch.cat([row.positions, tail], dim=-1)[..., start : start + count]
+
+    def feed(self, rows, counts, *, noise=False, shift=0, slots=None, cache=None):
+        """One ragged pass, padded to the longest row; remembers logits at the positions it fed (unless noise)."""
+        width = max(counts)
+        embeds, positions = [], []
+        for row, count in zip(rows, counts, strict=True):
+            e, p = self.stretch(row, row.length, count, noise=noise)
+            embeds.append(torch.nn.functional.pad(e, (0, 0, 0, width - count)))
+            positions.append(torch.nn.functional.pad(p + shift, (0, width - count)))
+        hidden = self.language.forward(
+            torch.stack(embeds),
+            slots=[row.slot for row in rows] if slots is None else slots,
+            starts=[row.length for row in rows],
+            counts=counts,
+            positions=torch.stack(positions, dim=-2),
+            cache=self.cache if cache is None else cache,
+        )
+        logits = self.language.logits(hidden)
+        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            for offset in range(0 if noise else count):
+                row.seen[row.length + offset] = logits[index, offset]
+            row.length += count
+
+    def prefill(self, chunk=1000):
+        for row in self.rows:
+            while row.length < len(row.embeds):
+                self.feed([row], [min(chunk, len(row.embeds) - row.length)])
+
+    def agrees(self, row, *, tolerance=1e-5):
+        """Whether every logit seen equals the library's plain forward on pixels and ids, and chooses the same token."""
+        ids = torch.cat([row.ids, torch.tensor(row.tokens)])
+        with torch.inference_mode():
+            plain = self.library(**self.video_inputs(self.model, row.pixels, ids)).logits[
+                0, :, : self.language.vocab_size
+            ]
+        at = sorted(row.seen)
+        ours, theirs = torch.stack([row.seen[i] for i in at]), plain[at]
+        close = bool(((ours - theirs).abs() <= tolerance * theirs.abs().clamp(min=1)).all())
+        return close and bool((ours.argmax(-1) == theirs.argmax(-1)).all())
+
+
+@pytest.fixture
+def bench(pair, frames, video_inputs):
+    return lambda **kwargs: Bench(pair, frames, video_inputs, **kwargs)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_any_history_of_ragged_blocks_and_rollbacks_gives_the_plain_forward(bench, seed):
+    run = bench(seed=seed)
+    run.prefill(chunk=run.random.choice([5, 17, 1000]))
+    while any(row.length < row.total for row in run.rows):
+        ready = [row for row in run.rows if row.length < row.total]
+        rows = run.random.sample(ready, run.random.randint(1, len(ready)))
+        counts = [run.random.randint(1, min(4, row.total - row.length)) for row in rows]
+        if run.random.random() < 0.4:  # drafts that turn out wrong: fed, then forgotten by lowering the length
+            before = [row.length for row in rows]
+            run.feed(rows, counts, noise=True)
+            for row, length in zip(rows, before, strict=True):
+                row.length = length
+            continue
+        run.feed(rows, counts)
+        for row in rows:
+            if run.random.random() < 0.2:
+                row.length = run.random.randint(len(row.embeds), row.length)
+    for row in run.rows:
+        assert len(row.seen) == row.total
+        assert run.agrees(row)
+
+
+def test_one_by_one_equals_blocks(bench):
+    one, block = bench(seed=3), bench(seed=3)
+    for run, size in ((one, 1), (block, 5)):
+        run.prefill()
+        for _ in range(0, ANSWER, size):
+            run.feed(run.rows, [size] * len(run.rows))
+    for a, b in zip(one.rows, block.rows, strict=True):
+        assert one.agrees(a)
+        assert block.agrees(b)
+        for position, logits in a.seen.items():
+            assert torch.allclose(logits, b.seen[position], atol=1e-5, rtol=1e-5)
+
+
+def test_a_slot_used_before_gives_the_same_as_a_fresh_one(bench):
+    run = bench(seed=5)
+    run.prefill()
+    first, second = run.rows[:2]
+    run.feed([first], [ANSWER])
+    second.slot, second.length, second.seen = first.slot, 0, {}
+    while second.length < second.total:
+        run.feed([second], [min(7, second.total - second.length)])
+    assert run.agrees(second)
+
+
+class Unmasked(SlotCache):
+    """A cache whose mask hides nothing, to see whether the comparison notices."""
+
+    def place(self, slots, starts, counts, query_length):
+        return torch.ones_like(super().place(slots, starts, counts, query_length))
+
+
+@pytest.mark.parametrize("fault", ["none", "position by one", "left-over visible", "wrong slot"])
+def test_the_comparison_notices_every_fault(bench, fault):
+    run = bench(seed=11)
+    language = run.language
+    if fault == "left-over visible":
+        shape = {"layers": language.num_layers, "slots": run.cache.slots, "max_len": run.cache.max_len}
+        unmasked = Unmasked(**shape, kv_heads=language.kv_heads, head_dim=language.head_dim)
+        unmasked.keys, unmasked.values = run.cache.keys, run.cache.values
+    run.prefill()
+    rows = sorted(run.rows, key=lambda row: row.length)[:: len(run.rows) - 1]  # the shortest and the longest
+    short, long = rows
+    assert short.length < long.length
+    for _ in range(ANSWER - 1):
+        if fault == "left-over visible":
+            run.feed([short, long], [1, 1], cache=unmasked)
+        elif fault == "wrong slot":
+            run.feed(rows, [1, 1], slots=[long.slot, short.slot])
+        else:
+            run.feed(rows, [1, 1], shift=1 if fault == "position by one" else 0)
+    assert run.agrees(short) is (fault == "none")
+
+
+def test_what_does_not_fit_a_slot_is_refused(pair):
+    language = pair[0].language
+    cache = language.new_cache(2, 8)
+    with pytest.raises(InputError, match="row end"):
+        cache.place([0], [6], [3], 3)
+    with pytest.raises(InputError, match="slots"):
+        cache.place([1, 1], [0, 0], [1, 1], 1)
+    with pytest.raises(InputError, match="slot"):
+        cache.place([2], [0], [1], 1)
+    with pytest.raises(ConfigError, match="max_len"):
+        language.new_cache(1, language.max_positions + 1)
+    with pytest.raises(InputError, match="token_ids"):
+        language.embed(torch.tensor([language.vocab_size]))
+
+
+def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inputs):
+    model, library = pair
+    pixels = model.pixels(frames)
+    prompt = model.prompts.build("Which way?", num_visual=None, frames=pixels.frames, grid=pixels.grid)
+    embeds = model.embed_prompt(prompt, model.projector.project(model.vision.encode(pixels)))
+    language, cache = model.language, model.language.new_cache(3, 256)
+    positions, length, tokens = prompt.position_ids[..., None, :], 0, []
+    while len(tokens) < 24:
+        hidden = language.forward(
+            embeds[None], slots=[1], starts=[length], counts=[len(embeds)], positions=positions, cache=cache
+        )
+        length += len(embeds)
+        tokens.append(int(language.logits(hidden[0, -1]).argmax()))
+        embeds = language.embed(torch.tensor(tokens[-1:]))
+        at = torch.tensor([[prompt.next_position + len(tokens) - 1]])
+        positions = at.expand(3, 1, 1) if language.position_axes == 3 else at
+    beyond = list(range(language.vocab_size, library.get_output_embeddings().weight.shape[0]))
+    inputs = video_inputs(model, pixels, prompt.input_ids)
+    theirs = library.generate(
+        **inputs,
+        max_new_tokens=24,
+        min_new_tokens=24,
+        do_sample=False,
+        suppress_tokens=[*beyond, *language.eos_token_ids],
+    )[0, len(prompt.input_ids) :].tolist()
+    assert not set(theirs) & set(beyond)
+    assert len(set(theirs)) > 2
+    upto = next((i for i, token in enumerate(tokens) if token in language.eos_token_ids), len(tokens))
+    assert upto >= 4
+    assert tokens[:upto] == theirs[:upto]
+
+
+def test_bytes_are_those_of_the_tensors(pair):
+    language = pair[0].language
+    cache = language.new_cache(3, 31)
+    assert cache.nbytes == 3 * 32 * language.kv_bytes_per_token
+    assert language.weight_bytes == pair[0].weight_bytes["language"]
