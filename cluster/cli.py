@@ -84,7 +84,9 @@ def _generate(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer.to_dict()))
     else:
-        print(answer.colored() if _color() else answer.text)
+        from cascade_runtime.api.answer import legend
+
+        print(f"{answer.colored()}\n{legend(answer.levels)}" if _color() else answer.text)
         print(_summary(answer), file=sys.stderr)
     return OK
 

@@ -97,6 +97,14 @@ def test_generate_asks_what_the_options_say(fake_client, recording, capsys):
     assert "2 tokens in 40 ms" in err and "light 1, mid 0, heavy 1" in err and "light->mid accepted 50%" in err
 
 
+def test_a_terminal_gets_tokens_in_the_colour_of_their_stage(fake_client, recording, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_color", lambda: True)
+    assert cli.main(["generate", str(recording), "-q", "What moves?"]) == cli.OK
+    answer, legend = capsys.readouterr().out.splitlines()
+    assert answer == ANSWER.colored() and "a" in answer and "\x1b[" in answer
+    assert all(level in legend for level in ANSWER.levels)
+
+
 def test_generate_json_is_one_line_that_holds_the_answer(fake_client, recording, capsys):
     assert cli.main(["generate", str(recording), "-q", "What moves?", "--json"]) == cli.OK
     out = capsys.readouterr().out
