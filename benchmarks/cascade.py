@@ -1,0 +1,232 @@
+"""How fast is the cascade, beside its own target and beside the library's own decoding, on the same checkpoints?
+
+    python -m benchmarks.cascade [--scenes N] [--rounds N] [--no-ray] [--set stages.light.checkpoint=...]
+
+Every contestant answers the same questions about the same simulated scenes, greedily, turn about, in one run:
+transformers `generate` and assisted generation (light drafts for heavy; it drafts without seeing the video), the
+target alone, light->heavy and light->mid->heavy, in one process and as Ray stages. All answers of a question must
+have the same token ids, else the benchmark says so and fails. One thread per model; Ray stages overlap, so they use
+as many cores as there are. Medians over questions and rounds; time is from the request (recording in memory) to the
+last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cascade_runtime.api import Answer, EdgeReport
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import Recipe, SamplingParams, load_recipe
+from cascade_runtime.decoding.level import checkpoint_path
+from cascade_runtime.events import Events
+from cascade_runtime.models import load_checkpoint
+from cascade_runtime.training.scenes import simulate_scene
+from cascade_runtime.vision.event_branch import render
+
+QUESTIONS = (
+    "What are the key elements in this scene?",
+    "Describe what the camera sees.",
+    "Which way does it move?",
+    "How fast is the motion?",
+)
+SAMPLING = SamplingParams(max_tokens=96)
+FIRST_SCENE = 5_000_000  # far from the seeds of training
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer of one contestant."""
+
+    tokens: tuple[int, ...]
+    total_s: float
+    ttft_s: float | None
+    edges: tuple[EdgeReport, ...] = ()
+
+
+@dataclass
+class Contestant:
+    """A way to answer; `runs` by question."""
+
+    name: str
+    ask: Callable[[Events, str], Run]
+    runs: dict[int, list[Run]] = field(default_factory=dict)
+
+    def tokens_per_s(self) -> float:
+        """Median over questions and rounds."""
+        return statistics.median(len(run.tokens) / run.total_s for runs in self.runs.values() for run in runs)
+
+    def ttft_ms(self) -> float | None:
+        times = [1000 * run.ttft_s for runs in self.runs.values() for run in runs if run.ttft_s is not None]
+        return statistics.median(times) if times else None
+
+    def edges(self) -> list[EdgeReport]:
+        """Each edge's counts summed over the first round."""
+        reports = [run.edges for runs in self.runs.values() for run in runs[:1]]
+        return [_sum([edges[k] for edges in reports]) for k in range(len(reports[0]))] if reports else []
+
+
+def _sum(reports: Sequence[EdgeReport]) -> EdgeReport:
+    width = max(len(report.drafted) for report in reports)
+
+    def total(counts: list[tuple[int, ...]]) -> tuple[int, ...]:
+        return tuple(sum(count[j] for count in counts if j < len(count)) for j in range(width))
+
+    drafted, accepted = total([r.drafted for r in reports]), total([r.accepted for r in reports])
+    return EdgeReport(reports[0].edge, sum(report.passes for report in reports), drafted, accepted)
+
+
+def _asker(client: CascadeClient, speculate: bool) -> Callable[[Events, str], Run]:
+    def ask(events: Events, question: str) -> Run:
+        answer = client.generate(events, question, sampling=SAMPLING, speculate=speculate)
+        assert isinstance(answer, Answer)
+        times = answer.timings
+        return Run(answer.token_ids, times.total_ms / 1000, times.ttft_ms / 1000, answer.edges)
+
+    return ask
+
+
+def library(recipe: Recipe, drafter: str | None) -> Contestant:
+    """The library's own class and `generate` on the target's directory, given the very same pixels and prompt."""
+    from transformers import LlavaOnevisionForConditionalGeneration as Onevision
+
+    path = checkpoint_path(recipe.target)
+    front = load_checkpoint(path, parts=("projector",))
+    model = Onevision.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    extra: dict[str, Any] = {}
+    if drafter is not None:
+        light = checkpoint_path(recipe.stage(drafter))
+        extra["assistant_model"] = Onevision.from_pretrained(light, dtype=torch.float32, local_files_only=True).eval()
+
+    @torch.inference_mode()
+    def ask(events: Events, question: str) -> Run:
+        start = time.perf_counter()
+        rule, options = front.pixels.event_representation
+        window = events.densest_window(100_000) if events.duration_us >= 100_000 else events
+        pixels = front.pixels(render(window, rule, options))
+        prompt = front.prompts.build(question, num_visual=None, frames=pixels.frames)
+        out = model.generate(
+            input_ids=prompt.input_ids[None],
+            attention_mask=torch.ones_like(prompt.input_ids[None]),
+            pixel_values_videos=pixels.values[None],
+            do_sample=False,
+            max_new_tokens=SAMPLING.max_tokens,
+            **extra,
+        )
+        return Run(tuple(out[0, len(prompt.input_ids) :].tolist()), time.perf_counter() - start, None)
+
+    return Contestant(f"transformers {'assisted (' + drafter + ')' if drafter else 'generate'}", ask)
+
+
+def contestants(recipe: Recipe, use_ray: bool, stack: ExitStack) -> Iterator[Contestant]:
+    """Everyone, loaded."""
+    light, target = recipe.cascade.levels[0], recipe.cascade.levels[-1]
+    two = without_middle(recipe)
+    yield library(recipe, None)
+    yield library(recipe, light)
+    for where, label in (("in-process", "in process"), ("ray", "on Ray")):
+        if where == "ray" and not use_ray:
+            continue
+        three = stack.enter_context(CascadeClient(target=where, recipe=recipe))
+        yield Contestant(f"{target} alone, {label}", _asker(three, False))
+        two_levels = stack.enter_context(CascadeClient(target=where, recipe=two))
+        yield Contestant(f"{light}->{target}, {label}", _asker(two_levels, True))
+        yield Contestant(f"{'->'.join(recipe.cascade.levels)}, {label}", _asker(three, True))
+
+
+def without_middle(recipe: Recipe) -> Recipe:
+    """The recipe with its lightest and heaviest level only."""
+    cascade = recipe.cascade
+    levels = (cascade.levels[0], cascade.levels[-1])
+    two = replace(cascade, levels=levels, num_draft_tokens=(cascade.num_draft_tokens[0],))
+    return replace(recipe, cascade=two, stages=(recipe.stages[0], recipe.stages[-1]))
+
+
+def compete(everyone: Sequence[Contestant], tasks: Sequence[tuple[Events, str]], rounds: int) -> bool:
+    """All tasks, turn about, after one task to warm up. Whether all answers of each task were the same."""
+    for contestant in everyone:
+        contestant.ask(*tasks[0])
+    same = True
+    for index, (events, question) in enumerate(tasks):
+        for _ in range(rounds):
+            for contestant in everyone:
+                contestant.runs.setdefault(index, []).append(contestant.ask(events, question))
+        said = {run.tokens for contestant in everyone for run in contestant.runs[index]}
+        if len(said) > 1:
+            same = False
+            print(f"task {index} ({question}): {len(said)} different answers")
+    return same
+
+
+def main() -> None:
+    """Run, print the table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-ray", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    args = parser.parse_args()
+    recipe = load_recipe("three_level", args.set)
+    torch.set_num_threads(1)
+    scenes = [simulate_scene(FIRST_SCENE + seed).events for seed in range(args.scenes)]
+    tasks = [(events, QUESTIONS[(i + j) % len(QUESTIONS)]) for i, events in enumerate(scenes) for j in range(2)]
+    with ExitStack() as stack:
+        everyone = list(contestants(recipe, not args.no_ray, stack))
+        same = compete(everyone, tasks, args.rounds)
+    report(everyone, recipe, len(tasks), args.rounds, same)
+
+
+def report(everyone: Sequence[Contestant], recipe: Recipe, tasks: int, rounds: int, same: bool) -> None:
+    """The table, and the JSON line last."""
+    import transformers
+
+    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"
+    print(
+        f"\n{machine}; torch {torch.__version__}, transformers {transformers.__version__}; one thread per model; fp32"
+    )
+    print(f"{tasks} questions x {rounds} rounds, greedy; num_draft_tokens {recipe.cascade.num_draft_tokens}")
+    base = everyone[0].tokens_per_s()
+    print(f"\n{'':<34}{'tokens/s':>9}{'vs generate':>13}{'TTFT ms':>9}  mean acceptance length, hazard per position")
+    rows = {}
+    for one in everyone:
+        ttft = one.ttft_ms()
+        edges = {edge.edge: edge for edge in one.edges()}
+        told = "; ".join(
+            f"{name} {edge.mean_acceptance_length:.2f} [{' '.join(f'{h:.2f}' for h in edge.hazards)}]"
+            for name, edge in edges.items()
+            if edge.passes
+        )
+        print(
+            f"{one.name:<34}{one.tokens_per_s():>9.1f}{one.tokens_per_s() / base:>12.2f}x"
+            f"{'-' if ttft is None else format(ttft, '.0f'):>9}  {told}"
+        )
+        rows[one.name] = {
+            "tokens_per_s": round(one.tokens_per_s(), 2),
+            "ttft_ms": ttft and round(ttft, 1),
+            "edges": {
+                name: {
+                    "mean_acceptance_length": round(e.mean_acceptance_length, 3),
+                    "hazards": [round(h, 3) for h in e.hazards],
+                }
+                for name, e in edges.items()
+                if e.passes
+            },
+        }
+    print("\nall answers identical" if same else "\nANSWERS DIFFER")
+    print(json.dumps({"machine": machine, "identical": same, "rows": rows}))
+    if not same:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
