@@ -28,7 +28,7 @@ PACKAGES = ("torch", "transformers", "ray", "numpy", "pyarrow", "safetensors", "
 EXTRAS = {
     "events": ("eventcv",),
     "dsec": ("h5py", "hdf5plugin"),
-    "video": ("av", "PIL"),
+    "video": ("av",),
     "dev": ("pytest", "hypothesis", "ruff"),
 }
 FAMILY = Path(cascade_runtime.__file__).parent / "family"  # not asked of models.family: that needs a torch that works
