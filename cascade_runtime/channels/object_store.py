@@ -1,0 +1,260 @@
+"""Channels through Ray's object store: a frame lies in a mutable object, a doorbell on a unix socket says so.
+
+    send: credit -> write slot k -> doorbell (4 bytes) ....... doorbell -> read slot k, copy, release -> credit -> recv
+
+A ring of `capacity` mutable objects per direction, each written by one process and read by one. The credits of the
+stream channel underneath say which are free and its doorbells which are full, so neither end ever waits inside Ray's
+channel (whose blocked reader burns a core), peer death is the socket's EOF, and `wait_any` polls as ever. One node.
+
+The one file that uses Ray's mutable objects: alpha, private below the `Channel` class (Ray 2.60). That class is avoided
+because it wants actor handles of both ends, pickles itself to travel, and grows by silently making new objects. Found
+by experiment, and what is done about each:
+
+- A mutable object is never freed before its writer's process ends. Slots are pooled per peer process and used again.
+- Only the process that has read it from the first write on may read it ("Reader missed a value"), so the slots shared
+  with a process that died stay unused: capacity x max_frame_bytes per death of a peer (4 MB by default), until this
+  process ends. A full store raises `CapacityError`: fall back to `stream`.
+- A slot left unread cannot be written; one that may be is tried first, and skipped while its reader still owes.
+- To register as the reader of an object that is not there kills the process, and no call tells beforehand (an unsealed
+  object of somebody else's does not "exist" to Ray). Ids come only from a peer that proved the secret, and the peer is
+  seen to be alive before each registration: it would have to die, and Ray to notice, within those microseconds.
+- A slot whose writer died is still read safely: the reader's registration pins it.
+- Ray leaves two 32-byte semaphores a slot in /dev/shm when a writer is killed.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from secrets import token_bytes
+from typing import Any
+
+import ray
+from ray._private.worker import global_worker
+from ray.exceptions import ObjectStoreFullError, RayChannelError, RayChannelTimeoutError, RaySystemError
+from ray.experimental.channel.shared_memory_channel import _create_channel_ref
+
+from cascade_runtime.channels import stream_listener
+from cascade_runtime.channels.base import ChannelSpec
+from cascade_runtime.channels.stream import StreamChannel
+from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, ConfigError, DeadlineExceeded
+
+MAX_CAPACITY = 1024
+_TOKEN_BYTES = 16
+_ID_BYTES = 28
+_ENTRY_BYTES = _ID_BYTES + 1  # an object id, and whether it holds a probe to be read away first
+_SLOT_TIMEOUT_MS = 1000  # a slot is free or full when it is touched: this much only if the peer breaks the protocol
+_PROCESS = token_bytes(_TOKEN_BYTES)
+
+
+@dataclass
+class _Slot:
+    """One mutable object that this process writes. suspect: its last frame may be unread."""
+
+    ref: ray.ObjectRef[Any]
+    suspect: bool = False
+
+
+class _SlotPool:
+    """The slots of this process that no channel uses, by peer process and size."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: dict[tuple[bytes, int], list[_Slot]] = {}
+
+    def take(self, peer: bytes, size_bytes: int, count: int) -> tuple[list[_Slot], bytes]:
+        """`count` writable slots, and the entries that tell the peer about them."""
+        with self._lock:
+            free = self._free.setdefault((peer, size_bytes), [])
+            slots: list[_Slot] = []
+            entries = bytearray()
+            for slot in list(free):
+                if len(slots) == count:
+                    break
+                probed = slot.suspect
+                if probed and not _try_probe(slot.ref):
+                    continue
+                free.remove(slot)
+                slots.append(slot)
+                entries += slot.ref.binary() + bytes([probed])
+            while len(slots) < count:
+                slots.append(_Slot(_new_object(size_bytes)))
+                entries += slots[-1].ref.binary() + b"\0"
+            return slots, bytes(entries)
+
+    def give_back(self, peer: bytes, size_bytes: int, slots: list[_Slot]) -> None:
+        """Slots that no channel of this process will write again."""
+        with self._lock:
+            self._free.setdefault((peer, size_bytes), []).extend(slots)
+
+
+_pool = _SlotPool()
+
+
+class ObjectStoreChannel(StreamChannel):
+    """One end, over a socket whose ends have proved themselves; agrees with the peer on slots before it is usable."""
+
+    def __init__(self, spec: ChannelSpec, sock: socket.socket, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        self._peer = _exchange(sock, _PROCESS, deadline)
+        self._slots, entries = _pool.take(self._peer, spec.max_frame_bytes, spec.capacity)
+        self._slot_bytes, self._given_back = spec.max_frame_bytes, False
+        try:
+            self._theirs = _register(sock, _exchange(sock, entries, deadline))
+        except (ChannelError, DeadlineExceeded):
+            self._give_back(suspects=spec.capacity, sent=0)
+            raise
+        self._packed = self._unpacked = 0
+        super().__init__(spec, sock, max_wire_bytes=1)
+
+    def pack(self, frame: bytes) -> bytes:
+        slot = self._slots[self._packed % len(self._slots)]
+        try:
+            _write(slot.ref, frame, _SLOT_TIMEOUT_MS)
+        except (RayChannelError, RayChannelTimeoutError, RaySystemError) as error:
+            self._end(f"its slot could not be written ({type(error).__name__})")
+            raise ChannelClosed(f"link {self.spec.link!r}: {self._reason}") from error
+        self._packed += 1
+        return b""
+
+    def unpack(self, payload: bytes) -> bytes:
+        ref = self._theirs[self._unpacked % len(self._theirs)]
+        try:
+            frame = _read(ref, self.spec.max_frame_bytes)
+        except (RayChannelError, RayChannelTimeoutError, RaySystemError, ChannelError) as error:
+            self._inbox.clear()
+            self._end(f"its slot could not be read ({type(error).__name__})")
+            raise ChannelClosed(f"link {self.spec.link!r}: {self._reason}") from error
+        self._unpacked += 1
+        return frame
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            self._give_back(suspects=self.spec.capacity - self._credits, sent=self._packed)
+
+    def _give_back(self, suspects: int, sent: int) -> None:
+        if self._given_back:
+            return
+        self._given_back = True
+        for k in range(sent - suspects, sent):  # sent, and not credited: perhaps unread
+            self._slots[k % len(self._slots)].suspect = True
+        _pool.give_back(self._peer, self._slot_bytes, self._slots)
+
+
+class ObjectStoreListener(stream_listener.StreamListener):
+    """Listens on a unix socket of this node; both ends must be processes of one Ray node."""
+
+    def __init__(self, spec: ChannelSpec) -> None:
+        if spec.address:
+            raise ConfigError("channel.address", spec.address, "empty: an object-store channel stays on its node")
+        if spec.capacity > MAX_CAPACITY:
+            raise ConfigError("channel.capacity", spec.capacity, f"1 to {MAX_CAPACITY} for object-store channels")
+        super().__init__(spec)
+
+    def accept(self, timeout_s: float) -> ObjectStoreChannel:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            sock = self.accept_socket(deadline - time.monotonic())
+            try:
+                return ObjectStoreChannel(self.spec, sock, deadline - time.monotonic())
+            except (ChannelError, DeadlineExceeded):
+                sock.close()
+                self.refused["slots"] += 1
+
+
+def connect(spec: ChannelSpec, timeout_s: float) -> ObjectStoreChannel:
+    """Join the listener of `spec`. Raises `ChannelError`, `DeadlineExceeded`, `CapacityError` (the store is full)."""
+    deadline = time.monotonic() + timeout_s
+    sock = stream_listener.connect_socket(spec, timeout_s)
+    try:
+        return ObjectStoreChannel(spec, sock, deadline - time.monotonic())
+    except (ChannelError, DeadlineExceeded, CapacityError):
+        sock.close()
+        raise
+
+
+def _exchange(sock: socket.socket, mine: bytes, deadline: float) -> bytes:
+    """Send a message and receive one of the same size."""
+    sock.settimeout(max(deadline - time.monotonic(), 1e-3))
+    try:
+        sock.sendall(mine)
+        theirs = bytearray()
+        while len(theirs) < len(mine):
+            sock.settimeout(max(deadline - time.monotonic(), 1e-3))
+            piece = sock.recv(len(mine) - len(theirs))
+            if not piece:
+                raise ChannelError("the peer left before the slots were agreed on")
+            theirs += piece
+        return bytes(theirs)
+    except TimeoutError:
+        raise DeadlineExceeded("the peer did not agree on slots in time") from None
+    except OSError as error:
+        raise ChannelError(f"the peer left before the slots were agreed on ({error.strerror})") from None
+
+
+def _register(sock: socket.socket, entries: bytes) -> list[ray.ObjectRef[Any]]:
+    """Become the reader of the peer's slots."""
+    refs: list[ray.ObjectRef[Any]] = []
+    for at in range(0, len(entries), _ENTRY_BYTES):
+        ref = ray.ObjectRef(entries[at : at + _ID_BYTES])
+        _check_alive(sock)
+        _core().experimental_channel_register_reader(ref)
+        if entries[at + _ID_BYTES]:
+            try:
+                _read(ref, 0)
+            except (RayChannelError, RayChannelTimeoutError, RaySystemError) as error:
+                raise ChannelError(f"the peer's probe could not be read ({type(error).__name__})") from error
+        refs.append(ref)
+    return refs
+
+
+def _check_alive(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    try:
+        if sock.recv(1, socket.MSG_PEEK):
+            return
+    except BlockingIOError:
+        return
+    except OSError:
+        pass
+    raise ChannelError("the peer died before its slots were registered")
+
+
+def _try_probe(ref: ray.ObjectRef[Any]) -> bool:
+    """Write an empty value; False when the last one is still unread."""
+    try:
+        _write(ref, b"", 0)
+    except (RayChannelError, RayChannelTimeoutError, RaySystemError):
+        return False
+    return True
+
+
+def _core() -> Any:
+    worker: Any = global_worker
+    worker.check_connected()
+    return worker.core_worker
+
+
+def _new_object(size_bytes: int) -> ray.ObjectRef[Any]:
+    try:
+        ref = _create_channel_ref(None, size_bytes)
+    except ObjectStoreFullError as error:
+        raise CapacityError(f"the object store has no room for a slot of {size_bytes} bytes") from error
+    _core().experimental_channel_register_writer(ref, {})
+    return ref
+
+
+def _write(ref: ray.ObjectRef[Any], data: bytes, timeout_ms: int) -> None:
+    serialized = global_worker.get_serialization_context().serialize(bytes(data))
+    _core().experimental_channel_put_serialized(serialized, ref, 1, timeout_ms)
+
+
+def _read(ref: ray.ObjectRef[Any], max_bytes: int) -> bytes:
+    """Copy what the slot holds and release it (when the buffer is dropped, on return)."""
+    buffer, metadata, *_ = _core().get_objects([ref], _SLOT_TIMEOUT_MS)[0]
+    if metadata != b"RAW" or (buffer is not None and len(buffer) > max_bytes):
+        raise ChannelError("the peer wrote something that is not a frame")
+    return b"" if buffer is None else buffer.to_pybytes()

@@ -1,0 +1,209 @@
+"""Counts of speculation, in vLLM's names plus the `edge` they belong to, and what follows from them.
+
+An edge is a pair of neighbouring stages, "light-mid": the first drafts, the second verifies. One draft is one verified
+block; positions count from 0 within it. Example: a block of 4 of which 2 were accepted adds
+
+    num_drafts 1   num_draft_tokens 4   num_accepted_tokens 2
+    num_draft_tokens_per_pos [1 1 1 1]   num_accepted_tokens_per_pos [1 1 0 0]
+
+Acceptance is a run: position i is only *tested* when all before it were accepted. The hazard at i is the share of
+tested tokens there that were refused; it does not fall merely because earlier positions failed, as the plain
+per-position rate does. Here it is [0, 0, 1, -]: position 3 was never tested.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cascade_runtime.errors import InputError
+
+_PREFIX = "spec_decode_"
+
+
+@dataclass
+class EdgeCounters:
+    """Counters of one edge; they only rise. Not locked: one stage's loop writes them, others get `to_dict`."""
+
+    edge: str
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_bonus_tokens: int = 0
+    num_draft_tokens_per_pos: list[int] = field(default_factory=list)
+    num_accepted_tokens_per_pos: list[int] = field(default_factory=list)
+    num_tested_tokens_per_pos: list[int] = field(default_factory=list)
+
+    def observe(self, drafted: int, accepted: int, bonus: int = 1) -> None:
+        """One verified block: `accepted` of `drafted` tokens, and `bonus` tokens of the verifier's own (0 at an end).
+
+        Raises `InputError` unless 0 <= accepted <= drafted and bonus >= 0. A pass without drafts is not a draft:
+        observe(0, 0) counts nothing.
+        """
+        if not 0 <= accepted <= drafted or bonus < 0:
+            raise InputError("acceptance", (drafted, accepted, bonus), "0 <= accepted <= drafted, bonus >= 0")
+        if not drafted:
+            return
+        self._widen(drafted)
+        self.num_drafts += 1
+        self.num_draft_tokens += drafted
+        self.num_accepted_tokens += accepted
+        self.num_bonus_tokens += bonus
+        for position in range(drafted):
+            self.num_draft_tokens_per_pos[position] += 1
+        for position in range(accepted):
+            self.num_accepted_tokens_per_pos[position] += 1
+        for position in range(min(accepted + 1, drafted)):
+            self.num_tested_tokens_per_pos[position] += 1
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted share of all drafted tokens; nan before the first draft."""
+        return _ratio(self.num_accepted_tokens, self.num_draft_tokens)
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens won per verified block, the verifier's own (bonus or correction) included; nan before the first."""
+        return _ratio(self.num_accepted_tokens + self.num_bonus_tokens, self.num_drafts)
+
+    @property
+    def acceptance_rate_per_pos(self) -> list[float]:
+        """vLLM's: accepted at a position over the number of drafts (of any length)."""
+        return [_ratio(count, self.num_drafts) for count in self.num_accepted_tokens_per_pos]
+
+    @property
+    def acceptance_hazard_per_pos(self) -> list[float]:
+        """Chance that a token at a position is refused, given that all before it were accepted; nan if never tested."""
+        return [
+            _ratio(tested - accepted, tested)
+            for tested, accepted in zip(self.num_tested_tokens_per_pos, self.num_accepted_tokens_per_pos, strict=True)
+        ]
+
+    def merge(self, other: EdgeCounters) -> EdgeCounters:
+        """The sum of two counters of the same edge, as a new one; of different edges raises `InputError`."""
+        if other.edge != self.edge:
+            raise InputError("edge", other.edge, f"counters of {self.edge!r}")
+        merged = EdgeCounters(
+            self.edge,
+            self.num_drafts + other.num_drafts,
+            self.num_draft_tokens + other.num_draft_tokens,
+            self.num_accepted_tokens + other.num_accepted_tokens,
+            self.num_bonus_tokens + other.num_bonus_tokens,
+        )
+        for part in (self, other):
+            merged._widen(len(part.num_draft_tokens_per_pos))
+            for name in _PER_POS:
+                into = getattr(merged, name)
+                for position, count in enumerate(getattr(part, name)):
+                    into[position] += count
+        return merged
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON: every count and every derived figure under vLLM's name, None where it is not defined yet."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        per_pos = {name: list(getattr(self, name)) for name in _PER_POS}
+        return {
+            "edge": self.edge,
+            **{_PREFIX + name: value for name, value in (counts | per_pos).items()},
+            "acceptance_rate": _plain(self.acceptance_rate),
+            "mean_acceptance_length": _plain(self.mean_acceptance_length),
+            "acceptance_rate_per_pos": [_plain(value) for value in self.acceptance_rate_per_pos],
+            "acceptance_hazard_per_pos": [_plain(value) for value in self.acceptance_hazard_per_pos],
+        }
+
+    def _widen(self, positions: int) -> None:
+        for name in _PER_POS:
+            counts = getattr(self, name)
+            counts.extend([0] * (positions - len(counts)))
+
+
+_COUNTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_bonus_tokens")
+_PER_POS = ("num_draft_tokens_per_pos", "num_accepted_tokens_per_pos", "num_tested_tokens_per_pos")
+
+
+def edge_counters(snapshot: Mapping[str, Any]) -> EdgeCounters:
+    """The counters that `to_dict` wrote. Raises `InputError` when a count is missing."""
+    try:
+        counters = EdgeCounters(str(snapshot["edge"]))
+        for name in _COUNTS:
+            setattr(counters, name, int(snapshot[_PREFIX + name]))
+        for name in _PER_POS:
+            setattr(counters, name, [int(count) for count in snapshot[_PREFIX + name]])
+        return counters
+    except KeyError as error:
+        raise InputError("metrics", error.args[0], "a snapshot of EdgeCounters.to_dict") from None
+
+
+class Histogram:
+    """Counts of values in buckets with fixed upper bounds (inclusive), Prometheus style, and a quantile estimate."""
+
+    def __init__(self, name: str, bounds: Sequence[float]) -> None:
+        if not bounds or list(bounds) != sorted(set(bounds)):
+            raise InputError("histogram.bounds", list(bounds), "at least one bound, rising")
+        self.name = name
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.total = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many values were observed."""
+        return sum(self.counts)
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` of all lie, linear within a bucket; inf above the bounds, nan when empty."""
+        if not 0 <= share <= 1:
+            raise InputError("quantile", share, "0 to 1")
+        wanted = share * self.count
+        if not self.count:
+            return math.nan
+        below = 0
+        for index, count in enumerate(self.counts[:-1]):
+            if count and below + count >= wanted:
+                low = self.bounds[index - 1] if index else min(0.0, self.bounds[0])
+                return low + (self.bounds[index] - low) * (wanted - below) / count
+            below += count
+        return math.inf
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The sum of two histograms of the same name and bounds, as a new one."""
+        if (other.name, other.bounds) != (self.name, self.bounds):
+            raise InputError("histogram", (other.name, other.bounds), f"{self.name!r} with bounds {self.bounds}")
+        merged = Histogram(self.name, self.bounds)
+        merged.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        merged.total = self.total + other.total
+        return merged
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON: bounds, counts (the last is above all bounds), sum and count."""
+        return {
+            "name": self.name,
+            "bounds": list(self.bounds),
+            "counts": list(self.counts),
+            "sum": self.total,
+            "count": self.count,
+        }
+
+
+def merge_edges(counters: Iterable[EdgeCounters]) -> dict[str, EdgeCounters]:
+    """Counters of several stages and runs, summed per edge."""
+    merged: dict[str, EdgeCounters] = {}
+    for one in counters:
+        merged[one.edge] = merged[one.edge].merge(one) if one.edge in merged else one.merge(EdgeCounters(one.edge))
+    return merged
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value

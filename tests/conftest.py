@@ -1,0 +1,41 @@
+"""Fixtures of the whole suite: one Ray cluster for all tests that need one, and the recordings beside the checkout."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray cluster, started once (about ten seconds) and stopped at the end. Mark its tests `ray`."""
+    import ray
+
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace=f"tests-{uuid.uuid4().hex}",
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """`../shared/data` beside the checkout: recordings that are not part of the project. Skips where absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no recordings at {folder}")
+    return folder
