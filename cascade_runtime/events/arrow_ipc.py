@@ -79,23 +79,27 @@ def _decompressed_bytes(metadata: memoryview, body: memoryview) -> int:
     if kind is None or header is None or struct.unpack_from("<B", metadata, kind)[0] != _RECORD_BATCH:
         raise ValueError("a record batch message without its header")
     batch = header + struct.unpack_from("<I", metadata, header)[0]
-    compression = table_field(metadata, batch, 3)
+    compressed = table_field(metadata, batch, 3) is not None
     vector = table_field(metadata, batch, 2)
-    if compression is None or vector is None:
-        return len(body)
+    if vector is None:
+        return 0
     vector += struct.unpack_from("<I", metadata, vector)[0]
     (count,) = struct.unpack_from("<I", metadata, vector)
-    if count * 16 > len(metadata):
+    if vector + 4 + count * 16 > len(metadata):
         raise ValueError("more buffers than the message has room for")
     total = 0
     for offset, length in struct.iter_unpack("<qq", metadata[vector + 4 : vector + 4 + 16 * count]):
         if offset < 0 or length < 0 or offset + length > len(body):
             raise ValueError("a buffer outside the message body")
-        if length:
-            if length < 8:
-                raise ValueError("a compressed buffer without its size")
-            (announced,) = struct.unpack_from("<q", body, offset)
-            if announced < -1:
-                raise ValueError("a compressed buffer of negative size")
-            total += length if announced == -1 else announced
+        total += _announced_bytes(body, offset, length) if compressed and length else length
     return total
+
+
+def _announced_bytes(body: memoryview, offset: int, length: int) -> int:
+    """A compressed buffer begins with its decompressed size; -1 says that it was left as it is."""
+    if length < 8:
+        raise ValueError("a compressed buffer without its size")
+    (announced,) = struct.unpack_from("<q", body, offset)
+    if announced < -1:
+        raise ValueError("a compressed buffer of negative size")
+    return length if announced == -1 else announced

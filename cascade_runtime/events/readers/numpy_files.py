@@ -11,6 +11,7 @@ must equal the bytes that are there, and pickles go through object_pickle.py.
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,15 @@ from cascade_runtime.events.readers.object_pickle import load_arrays
 from cascade_runtime.events.readers.source import Source
 
 _MAX_ENTRIES = 64
+_HEADER_ERRORS = (  # numpy parses a header as Python source
+    ValueError,
+    TypeError,
+    SyntaxError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    tokenize.TokenError,
+)
 _NPZ_ENTRIES = ("event_bins", "event_data", "events", "width", "height", "t_offset_us")
 
 
@@ -77,7 +87,7 @@ def _parse_npy(source: Source, data: bytes, where: str) -> object:
         if dtype.itemsize == 0 or count * dtype.itemsize != len(body):
             raise ValueError(f"shape {shape} of {dtype} does not match {len(body)} bytes of data")
         return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, SyntaxError, AttributeError, KeyError, RecursionError) as error:
+    except _HEADER_ERRORS as error:
         raise source.error(where, str(error)[:300]) from error
 
 
