@@ -4,7 +4,8 @@
     source.py       ReadLimits, and the open file with its bounds
     columns.py      columns as files hold them -> Events: sensor size, units, polarity, order, limits
     numpy_files.py  .npy and .npz (EventGPT, EventBench, plain), with object_pickle.py for their pickles
-    arrow_files.py  Arrow IPC and Parquet      text.py    RPG text, CSV        forty_bit.py  N-Caltech101 / N-MNIST .bin
+    arrow_files.py  Arrow IPC and Parquet, with parquet_pages.py for its sizes
+    text.py    RPG text, CSV        forty_bit.py  N-Caltech101 / N-MNIST .bin
     raw_header.py   Prophesee headers, then    evt2.py    and evt3.py
     aedat4.py       iniVation AEDAT4           rosbag.py  ROS 1 bags (EventPacket evt3, dvs_msgs/EventArray)
     eventcv_files.py  AEDAT2 and DAT through eventcv ([events])      dsec_hdf5.py  DSEC / MVSEC HDF5 ([dsec])

@@ -18,6 +18,7 @@ from cascade_runtime.errors import InputError
 from cascade_runtime.events.array import Events
 from cascade_runtime.events.arrow_ipc import read_batches
 from cascade_runtime.events.readers.columns import pick_columns, to_events
+from cascade_runtime.events.readers.parquet_pages import check_pages
 from cascade_runtime.events.readers.source import Source
 
 _BATCH_ROWS = 1 << 18
@@ -43,6 +44,8 @@ def read_parquet(source: Source) -> Events:
         source.check_expanded(sum(group.total_byte_size for group in groups), "footer")
         schema = file.schema_arrow
         names = pick_columns(source, schema.names)
+        leaves = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        check_pages(source, metadata, [number for number, leaf in enumerate(leaves) if leaf.split(".")[0] in names])
         batches, rows = [], 0
         for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
             rows += batch.num_rows
