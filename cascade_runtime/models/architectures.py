@@ -80,16 +80,19 @@ def read_config(family: str, fields: dict[str, Any]) -> Any:
     fields = _without(fields, _NEVER_TAKEN)
     if fields.get("model_type", family) != family:
         raise ConfigError("model_type", fields["model_type"], f"{family!r}, as architectures says")
+    for part in (fields, fields.get("text_config"), fields.get("vision_config")):
+        for name in ("num_hidden_layers", "depth"):  # before the library builds a list of that length
+            if isinstance(part, dict) and name in part and not _is_layer_count(part[name]):
+                raise ConfigError(name, part[name], f"an integer in 1..{MAX_LAYERS}")
     allowed = f"a valid {CONFIGS[family].__name__}"
     try:
-        config = CONFIGS[family].from_dict(fields)
+        return CONFIGS[family].from_dict(fields)
     except Exception as error:  # the library's strict dataclasses raise many types of their own
         raise ConfigError("config.json", f"{type(error).__name__}: {error}", allowed) from error
-    vision = config.vision_config
-    layers = (config.text_config.num_hidden_layers, getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0)))
-    if not all(isinstance(count, int) and 1 <= count <= MAX_LAYERS for count in layers):
-        raise ConfigError("num_hidden_layers", layers, f"1..{MAX_LAYERS} in text and vision")
-    return config
+
+
+def _is_layer_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_LAYERS
 
 
 def _without(fields: Any, names: frozenset[str]) -> Any:

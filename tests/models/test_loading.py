@@ -249,11 +249,11 @@ SPOILS = {
     "config not JSON": (lambda d: (d / "config.json").write_text("{"), "config.json"),
     "config a list": (lambda d: (d / "config.json").write_text("[]"), "a JSON object"),
     "endless layers": (
-        spoil_config(text_config={"model_type": "qwen2", "num_hidden_layers": 10**8, "layer_types": []}),
-        "config.json|num_hidden_layers",
+        spoil_config(text_config={"model_type": "qwen2", "num_hidden_layers": 10**12}),
+        "num_hidden_layers",
     ),
     "endless vision": (
-        spoil_config(vision_config={"model_type": "siglip_vision_model", "num_hidden_layers": 10**8}),
+        spoil_config(vision_config={"model_type": "siglip_vision_model", "num_hidden_layers": 10**12}),
         "num_hidden_layers",
     ),
     "oversized file": (lambda d: (d / "tokenizer.json").write_bytes(b" " * (1 + (64 << 20))), "at most 67108864 bytes"),

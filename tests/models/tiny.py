@@ -38,7 +38,12 @@ def tiny_tokenizer(family: str, *, vocab: int = 320) -> PreTrainedTokenizerFast:
     specials = LLAMA_SPECIALS if llama else QWEN_VL_SPECIALS if family == "qwen2_vl" else QWEN_SPECIALS
     if llama:
         tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        if (
+            family == "video_llava"
+        ):  # Llama's older form: a space before every stretch of text; the newer: before the first
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
