@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import torch
-from cascade_runtime.tracing import Tracer
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
@@ -30,19 +30,19 @@ class AdapterVerifierStage:
         """Facts for the launcher."""
         return {"name": "adapter", "space": self.verifier.space, "shared": self.verifier.shared}
 
-    def align(self, request_id: str, view: EventView) -> VisualFeatures:
+    def align(self, handle: int, view: EventView) -> VisualFeatures:
         """Event features in the target tower's space."""
         start = time.monotonic_ns()
         assert view.features is not None
         aligned = self.verifier.align(view.features)
-        self.tracer.record("align", start, time.monotonic_ns(), request_id)
+        self.tracer.record("align", start, time.monotonic_ns(), handle)
         return aligned
 
-    def dense(self, request_id: str, view: EventView, level: int = -1) -> VisualFeatures:
+    def dense(self, handle: int, view: EventView, level: int = -1) -> VisualFeatures:
         """The features that one level's own tower (the target's, unless said otherwise) makes of the frames."""
         start = time.monotonic_ns()
         dense = self.verifier.dense(view.frames, view.source, level)
-        self.tracer.record("dense", start, time.monotonic_ns(), request_id)
+        self.tracer.record("dense", start, time.monotonic_ns(), handle)
         return dense
 
     def predict(self, view: EventView) -> GateDecision:
@@ -59,7 +59,7 @@ class AdapterVerifierStage:
         """Frame by frame, aligned where accepted and dense elsewhere."""
         return aligned.choose_frames(decision.accepted, dense)
 
-    def trace(self) -> Any:
+    def trace(self) -> Trace:
         """The recorded spans."""
         return self.tracer.snapshot()
 

@@ -17,16 +17,17 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.target import Progress
-from cascade_runtime.api import Answer, EdgeReport, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.level import load_front
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
+from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)
@@ -181,23 +182,23 @@ class Controller:
         or None.
         """
         request, adapter = course.request, self.stages.adapter
-        view = self.stages.encoder.start("view", request.request_id, request.events)
+        view = self.stages.encoder.start("view", course.handle, request.events)
         course.own = {
-            level: adapter.start("dense", request.request_id, view, level)
+            level: adapter.start("dense", course.handle, view, level)
             for level, shared in enumerate(self.shared[:-1])
             if not shared
         }
         if self.recipe.adapter is None:
-            dense = adapter.start("dense", request.request_id, view)
+            dense = adapter.start("dense", course.handle, view)
             drafting = self._start_drafters(course, dense)
             self._admit_target(course, dense)
             self._finish_drafters(course, drafting)
             return None
-        aligned = adapter.start("align", request.request_id, view)
+        aligned = adapter.start("align", course.handle, view)
         if self.recipe.cascade.mode == "aligned":
             self._admit_aligned(course, view, aligned)
             return None
-        dense = adapter.start("dense", request.request_id, view)
+        dense = adapter.start("dense", course.handle, view)
         drafting = self._start_drafters(course, aligned)  # before the target has seen anything
         self._admit_target(course, dense)
         self._finish_drafters(course, drafting)
@@ -215,16 +216,16 @@ class Controller:
 
     def _admit_aligned(self, course: _Course, view: Any, aligned: Any) -> None:
         """Mode "aligned": the target waits for the gate, and sees aligned features wherever it accepts them."""
-        adapter, request_id = self.stages.adapter, course.request.request_id
+        adapter = self.stages.adapter
         drafting = self._start_drafters(course, aligned)
         features = aligned
         if self.recipe.gate.policy == "predicted":
             decision = adapter.start("predict", view)
             course.decision = self._call(adapter, decision, course)
             if not all(course.decision.accepted):
-                features = adapter.start("mix", aligned, adapter.start("dense", request_id, view), decision)
+                features = adapter.start("mix", aligned, adapter.start("dense", course.handle, view), decision)
         else:
-            dense = adapter.start("dense", request_id, view)
+            dense = adapter.start("dense", course.handle, view)
             decision = adapter.start("judge", view, aligned, dense)
             course.decision = self._call(adapter, decision, course)
             if not all(course.decision.accepted):
@@ -291,7 +292,7 @@ class Controller:
             if progress.finish_reason is not None:
                 return progress
 
-    def _release(self, course: _Course) -> tuple[EdgeReport, ...]:
+    def _release(self, course: _Course) -> tuple[EdgeCounters, ...]:
         """Free the request's slot on every stage; the edges' reports come back with it."""
         stages = [*self.stages.drafters, self.stages.target]
         references = [stage.start("release", course.handle) for stage in stages]
@@ -303,7 +304,7 @@ class Controller:
                 log.warning("request %s: %s did not confirm its release: %s", course.request.request_id, name, error)
         return tuple(report for report in reports if report is not None)
 
-    def _answer(self, course: _Course, progress: Progress, edges: tuple[EdgeReport, ...]) -> Answer:
+    def _answer(self, course: _Course, progress: Progress, edges: tuple[EdgeCounters, ...]) -> Answer:
         request = course.request
         stopper = Stopper(self.tokenizer, self.ends, request.sampling)
         return Answer(
@@ -323,9 +324,3 @@ class Controller:
             target_passes=progress.passes,
             notes=tuple(course.notes),
         )
-
-
-def traces(stages: Mapping[str, StageHandle], timeout_s: float) -> dict[str, Any]:
-    """Every stage's recorded spans by stage name."""
-    references = {name: stage.start("trace") for name, stage in stages.items()}
-    return {name: stages[name].result(reference, timeout_s) for name, reference in references.items()}

@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import torch
-from cascade_runtime.tracing import Tracer
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.events import Events
+from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.event_branch import EventBranch, EventView
 
 
@@ -26,14 +26,14 @@ class EventEncoderStage:
         """Facts for the launcher."""
         return {"name": "encoder", "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
 
-    def view(self, request_id: str, events: Events) -> EventView:
+    def view(self, handle: int, events: Events) -> EventView:
         """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""
         start = time.monotonic_ns()
         view = self.branch.view(events)
-        self.tracer.record("encode", start, time.monotonic_ns(), request_id)
+        self.tracer.record("encode", start, time.monotonic_ns(), handle)
         return view
 
-    def trace(self) -> Any:
+    def trace(self) -> Trace:
         """The recorded spans."""
         return self.tracer.snapshot()
 

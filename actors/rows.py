@@ -7,8 +7,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from cascade_runtime.api import EdgeTally
 from cascade_runtime.decoding.decoder import Row
+from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Standing
 
 _PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
@@ -22,7 +22,7 @@ class ActiveRow:
     request_id: str
     row: Row
     standing: Standing
-    tally: EdgeTally
+    edge: EdgeCounters
     expect_drafts: bool
     since: float = field(default_factory=time.monotonic)  # the last pass or the last hint
     heard: float = field(default_factory=time.monotonic)  # the last word from downstream

@@ -29,11 +29,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import torch
-from cascade_runtime.tracing import Tracer
 
 from actors.host import host
 from actors.rows import ActiveRow
-from cascade_runtime.api import EdgeReport, EdgeTally
 from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
@@ -48,7 +46,9 @@ from cascade_runtime.errors import (
     StageError,
 )
 from cascade_runtime.messages import DraftBlock, Verdict, decode, encode
+from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Standing, Work
+from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
@@ -76,12 +76,11 @@ class LanguageStage:
         self.need = gammas[index - 1] if index else 0  # drafts a row waits for before a pass
         self.block = 1 if self.is_target else gammas[index]  # tokens sent downstream at once
         self.tracer = Tracer(self.name)
-        self.edge = f"{recipe.stages[index - 1].name}->{self.name}" if index else self.name
-        self.totals = EdgeTally()
+        self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}-{self.name}" if index else self.name)
         self.rows: dict[int, ActiveRow] = {}
         self.refused = 0
         self._early: OrderedDict[int, DraftBlock] = OrderedDict()
-        self._reports: OrderedDict[int, EdgeReport] = OrderedDict()
+        self._reports: OrderedDict[int, EdgeCounters] = OrderedDict()
         self._upstream: Channel | None = None
         self._downstream: Channel | None = None
         self._listener: Listener | None = None
@@ -140,7 +139,7 @@ class LanguageStage:
         """
         self._command(lambda: self._admit(handle, request_id, question, features, sampling, expect_drafts))
 
-    def release(self, handle: int) -> EdgeReport | None:
+    def release(self, handle: int) -> EdgeCounters | None:
         """Forget a request, finished or not; its slot is free when this returns. Says what its edge did for it."""
         self._command(lambda: self._forget(handle))
         return self._reports.pop(handle, None)
@@ -157,12 +156,12 @@ class LanguageStage:
             "slots": decoder.cache.slots,
             "early_blocks": len(self._early),
             "refused_messages": self.refused,
-            "edge": self.totals.report(self.edge),
+            "edge": self.totals.to_dict(),
             "upstream_alive": self._upstream is not None,
             "downstream_alive": self._downstream is not None,
         }
 
-    def trace(self) -> Any:
+    def trace(self) -> Trace:
         """The recorded spans."""
         return self.tracer.snapshot()
 
@@ -314,7 +313,7 @@ class LanguageStage:
         what = "draft" if not self.index else "verify"
         for one, work, chosen in zip(batch, works, choices, strict=True):
             name = what if one.passes else "prefill"
-            self.tracer.record(name, start, end, one.request_id, drafts=len(work.drafts), rows=len(batch))
+            self.tracer.record(name, start, end, one.handle, drafts=len(work.drafts), rows=len(batch))
             if NOT_FINITE in chosen:
                 self._fail(one, "the model's logits are not finite")
             else:
@@ -323,9 +322,8 @@ class LanguageStage:
     def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
         settled = one.standing.settle(work, chosen)
         assert settled is not None  # messages are taken between passes only
-        if self.index and settled.drafted:
-            one.tally.count(settled.drafted, settled.accepted)
-            self.totals.count(settled.drafted, settled.accepted)
+        for counters in (one.edge, self.totals) if self.index else ():
+            counters.observe(settled.drafted, settled.accepted, len(settled.added) - settled.accepted)
         one.ran(settled.drafted, self.need, time.monotonic())
 
     def _publish(self, one: ActiveRow) -> None:
@@ -376,7 +374,7 @@ class LanguageStage:
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
             window=None if self.is_target else self.recipe.cascade.window,
         )
-        one = ActiveRow(handle, request_id, row, standing, EdgeTally(), expect_drafts)
+        one = ActiveRow(handle, request_id, row, standing, EdgeCounters(self.totals.edge), expect_drafts)
         self.rows[handle] = one
         early = self._early.pop(handle, None)
         if early is not None:
@@ -388,7 +386,7 @@ class LanguageStage:
         if one is not None:
             self.level.decoder.release(one.row)
             if self.index:
-                self._reports[handle] = one.tally.report(self.edge)
+                self._reports[handle] = one.edge
                 while len(self._reports) > _REPORTS:
                     self._reports.popitem(last=False)
 

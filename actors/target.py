@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from actors.rows import ActiveRow
 from actors.stage import LanguageStage
-from cascade_runtime.api import EdgeReport
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import StageError
+from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Work
 from cascade_runtime.vision.features import VisualFeatures
 
@@ -73,7 +73,7 @@ class Target(LanguageStage):
         super()._admit(handle, request_id, question, features, sampling, expect_drafts)
         self._outboxes.setdefault(handle, _Outbox(self.level.stopper(sampling), _NOTHING))
 
-    def release(self, handle: int) -> EdgeReport | None:
+    def release(self, handle: int) -> EdgeCounters | None:
         """Forget a request and its answer."""
         outbox = self._outboxes.pop(handle, None)
         if outbox is not None and outbox.progress.finish_reason is None:

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 
-from cascade_runtime.api import Answer, EdgeReport
+from cascade_runtime.api import Answer
 from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
 from cascade_runtime.decoding.level import checkpoint_path
 from cascade_runtime.events import Events
+from cascade_runtime.metrics import EdgeCounters, merge_edges
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.training.scenes import simulate_scene
 from cascade_runtime.vision.event_branch import render
@@ -51,7 +52,7 @@ class Run:
     tokens: tuple[int, ...]
     total_s: float
     ttft_s: float | None
-    edges: tuple[EdgeReport, ...] = ()
+    edges: tuple[EdgeCounters, ...] = ()
 
 
 @dataclass
@@ -70,20 +71,9 @@ class Contestant:
         times = [1000 * run.ttft_s for runs in self.runs.values() for run in runs if run.ttft_s is not None]
         return statistics.median(times) if times else None
 
-    def edges(self) -> list[EdgeReport]:
-        """Each edge's counts summed over the first round."""
-        reports = [run.edges for runs in self.runs.values() for run in runs[:1]]
-        return [_sum([edges[k] for edges in reports]) for k in range(len(reports[0]))] if reports else []
-
-
-def _sum(reports: Sequence[EdgeReport]) -> EdgeReport:
-    width = max(len(report.drafted) for report in reports)
-
-    def total(counts: list[tuple[int, ...]]) -> tuple[int, ...]:
-        return tuple(sum(count[j] for count in counts if j < len(count)) for j in range(width))
-
-    drafted, accepted = total([r.drafted for r in reports]), total([r.accepted for r in reports])
-    return EdgeReport(reports[0].edge, sum(report.passes for report in reports), drafted, accepted)
+    def edges(self) -> dict[str, EdgeCounters]:
+        """Each edge's counters, summed over everything."""
+        return merge_edges(edge for runs in self.runs.values() for run in runs for edge in run.edges)
 
 
 def _asker(client: CascadeClient, speculate: bool) -> Callable[[Events, str], Run]:
@@ -200,11 +190,10 @@ def report(everyone: Sequence[Contestant], recipe: Recipe, tasks: int, rounds: i
     rows = {}
     for one in everyone:
         ttft = one.ttft_ms()
-        edges = {edge.edge: edge for edge in one.edges()}
+        edges = {name: edge for name, edge in one.edges().items() if edge.num_drafts}
         told = "; ".join(
-            f"{name} {edge.mean_acceptance_length:.2f} [{' '.join(f'{h:.2f}' for h in edge.hazards)}]"
+            f"{name} {edge.mean_acceptance_length:.2f} [{' '.join(f'{h:.2f}' for h in edge.acceptance_hazard_per_pos)}]"
             for name, edge in edges.items()
-            if edge.passes
         )
         print(
             f"{one.name:<34}{one.tokens_per_s():>9.1f}{one.tokens_per_s() / base:>12.2f}x"
@@ -213,14 +202,7 @@ def report(everyone: Sequence[Contestant], recipe: Recipe, tasks: int, rounds: i
         rows[one.name] = {
             "tokens_per_s": round(one.tokens_per_s(), 2),
             "ttft_ms": ttft and round(ttft, 1),
-            "edges": {
-                name: {
-                    "mean_acceptance_length": round(e.mean_acceptance_length, 3),
-                    "hazards": [round(h, 3) for h in e.hazards],
-                }
-                for name, e in edges.items()
-                if e.passes
-            },
+            "edges": [edge.to_dict() for edge in edges.values()],
         }
     print("\nall answers identical" if same else "\nANSWERS DIFFER")
     print(json.dumps({"machine": machine, "identical": same, "rows": rows}))

@@ -13,13 +13,14 @@ here: overlap is what `actors/` are for.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cascade_runtime.api import Answer, EdgeTally, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
@@ -27,6 +28,7 @@ from cascade_runtime.decoding.level import Level, check_one_vocabulary
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CascadeError, StageError
 from cascade_runtime.events import Events
+from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
@@ -40,7 +42,7 @@ class _Live:
     seen: Seen
     rows: list[Row | None]
     stopper: Stopper
-    tallies: list[EdgeTally]
+    edges: list[EdgeCounters]
     started: float
     answer: Tokens = field(default_factory=list)
     passes: int = 0
@@ -172,10 +174,11 @@ class Engine:
         accepted = 0
         while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
             accepted += 1
-        if k and draft:
-            one.tallies[k - 1].count(len(draft), accepted)
         kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
-        return kept if one.ended(kept) else [*kept, (choices[accepted], 1 << k)]
+        ended = one.ended(kept)
+        if k:
+            one.edges[k - 1].observe(len(draft), accepted, bonus=0 if ended else 1)
+        return kept if ended else [*kept, (choices[accepted], 1 << k)]
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()
@@ -190,8 +193,9 @@ class Engine:
                 if row is not None:
                     level.decoder.release(row)
             raise
-        tallies = [EdgeTally() for _ in self.levels[1:]]
-        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), tallies, started)
+        names = [level.name for level in self.levels]
+        edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
+        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started)
 
     def _release(self, one: _Live) -> None:
         for level, row in zip(self.levels, one.rows, strict=True):
@@ -201,17 +205,16 @@ class Engine:
     def _answer(self, one: _Live) -> Answer:
         tokens = [token for token, _ in one.answer]
         total_ms = 1000 * (time.perf_counter() - one.started)
-        names = [level.name for level in self.levels]
         return Answer(
             request_id=one.request.request_id,
             text=one.stopper.text(tokens),
             token_ids=tuple(tokens),
             pieces=one.stopper.pieces(tokens),
             finish_reason=one.finish or "length",
-            levels=tuple(names),
+            levels=tuple(level.name for level in self.levels),
             masks=tuple(mask for _, mask in one.answer),
             timings=Timings(one.first_token_ms, total_ms, one.seen.spans),
-            edges=tuple(tally.report(f"{a}->{b}") for tally, a, b in zip(one.tallies, names, names[1:], strict=False)),
+            edges=tuple(one.edges),
             gate=one.seen.gate,
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,

@@ -165,7 +165,7 @@ def _summary(answer: Answer) -> str:
         f"{answer.target_passes} target passes",
         f"said by {shares}",
     ]
-    parts += [f"{edge.edge} accepted {edge.acceptance:.0%}" for edge in answer.edges]
+    parts += [f"{edge.edge} accepted {edge.acceptance_rate:.0%}" for edge in answer.edges if edge.num_drafts]
     return " | ".join([*parts, *answer.notes])
 
 

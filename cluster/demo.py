@@ -99,8 +99,8 @@ def _result(comparison: Comparison, color: bool) -> str:
     ]
     for edge in cascade.edges:
         lines.append(
-            f"{edge.edge:<13} accepted {edge.acceptance:.0%} of {sum(edge.drafted)} drafts it looked at, "
-            f"{edge.mean_acceptance_length:.1f} tokens a pass"
+            f"{edge.edge:<13} accepted {edge.num_accepted_tokens} of {edge.num_draft_tokens} draft tokens, "
+            f"{edge.mean_acceptance_length:.1f} tokens a verified block"
         )
     if cascade.gate is not None:
         lines.append(f"gate          cosine per frame {cascade.gate['cosines']}: {cascade.gate['verdicts']}")
@@ -111,8 +111,8 @@ def _row(name: str, answers: list[Answer]) -> str:
     count, time_ms = len(answers[0].token_ids), median_ms(answers)
     ttft_ms = statistics.median(answer.timings.ttft_ms for answer in answers)
     return (
-        f"{name:<13} {count} tokens in {time_ms:.0f} ms, {1000 * count / time_ms:.0f} tokens/s, first after {ttft_ms:.0f} ms, "
-        f"{answers[0].target_passes} passes of {answers[0].levels[-1]}"
+        f"{name:<13} {count} tokens in {time_ms:.0f} ms, {1000 * count / time_ms:.0f} tokens/s, "
+        f"first after {ttft_ms:.0f} ms, {answers[0].target_passes} passes of {answers[0].levels[-1]}"
     )
 
 

@@ -6,59 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cascade_runtime.messages import acceptors, producer
+from cascade_runtime.metrics import EdgeCounters
 
 _COLOURS = (32, 33, 31, 36, 35, 34, 37, 90)  # green for the lightest stage, then yellow, red, cyan ...
-
-
-@dataclass(frozen=True)
-class EdgeReport:
-    """One edge, one request: of the drafts a verifier looked at, how many it kept, by position in its block.
-
-    drafted[j], accepted[j]: how often position j was looked at (everything before it kept) and kept. passes: verifier
-    passes.
-    """
-
-    edge: str
-    passes: int
-    drafted: tuple[int, ...]
-    accepted: tuple[int, ...]
-
-    @property
-    def acceptance(self) -> float:
-        """Kept over looked-at; 0 where nothing was drafted."""
-        return sum(self.accepted) / max(sum(self.drafted), 1)
-
-    @property
-    def hazards(self) -> tuple[float, ...]:
-        """Per position: 1 - accepted/drafted, given that everything before it was kept."""
-        return tuple(1 - kept / looked for kept, looked in zip(self.accepted, self.drafted, strict=True) if looked)
-
-    @property
-    def mean_acceptance_length(self) -> float:
-        """Tokens per verifier pass, the verifier's own included."""
-        return 1 + sum(self.accepted) / max(self.passes, 1)
-
-
-@dataclass
-class EdgeTally:
-    """Counts what one edge does; `report` says it."""
-
-    passes: int = 0
-    drafted: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-
-    def count(self, drafted: int, accepted: int) -> None:
-        """One verifier pass: positions up to the first miss were looked at, those before it kept."""
-        self.passes += 1
-        while len(self.drafted) < drafted:
-            self.drafted.append(0)
-            self.accepted.append(0)
-        for position in range(min(accepted + 1, drafted)):
-            self.drafted[position] += 1
-            self.accepted[position] += position < accepted
-
-    def report(self, edge: str) -> EdgeReport:
-        return EdgeReport(edge, self.passes, tuple(self.drafted), tuple(self.accepted))
 
 
 @dataclass(frozen=True)
@@ -85,7 +35,7 @@ class Answer:
     levels: tuple[str, ...]
     masks: tuple[int, ...]
     timings: Timings
-    edges: tuple[EdgeReport, ...] = ()
+    edges: tuple[EdgeCounters, ...] = ()
     gate: dict[str, object] | None = None
     mode: str = "strict"
     target_passes: int = 0
@@ -127,14 +77,7 @@ class Answer:
             "total_ms": round(self.timings.total_ms, 2),
             "tokens_per_s": round(self.tokens_per_s, 2),
             "target_passes": self.target_passes,
-            "edges": {
-                edge.edge: {
-                    "acceptance": round(edge.acceptance, 4),
-                    "mean_acceptance_length": round(edge.mean_acceptance_length, 3),
-                    "hazards": [round(hazard, 4) for hazard in edge.hazards],
-                }
-                for edge in self.edges
-            },
+            "edges": [edge.to_dict() for edge in self.edges],
             "spans": [list(span) for span in self.timings.spans],
             "notes": list(self.notes),
         }
