@@ -139,14 +139,10 @@ class AsyncCascadeClient:
         await self.close()
 
     @staticmethod
-    def request(
-        events: EventsLike, prompt: str, sampling: SamplingParams | None, request_id: str | None
-    ) -> GenerateRequest:
+    def request(events: EventsLike, prompt: str, sampling: SamplingParams | None, speculate: bool) -> GenerateRequest:
         """The validated request for a recording and a question."""
-        named = {} if request_id is None else {"request_id": request_id}
-        return GenerateRequest(
-            events=to_events(events), question=prompt, sampling=sampling or SamplingParams(), **named
-        )
+        sampling = sampling or SamplingParams()
+        return GenerateRequest(events=to_events(events), question=prompt, sampling=sampling, speculate=speculate)
 
 
 class CascadeClient:
