@@ -45,12 +45,12 @@ def connect(spec: ChannelSpec, timeout_s: float) -> Channel:
 
 
 def choose_backend(requested: str, same_process: bool, same_node: bool) -> str:
-    """The backend for a link whose ends lie so. "auto": local in a process, stream on a node and across nodes.
+    """The backend for a link whose ends lie so. "auto": local in a process, object_store on a node, else stream.
 
     Raises `ConfigError` when the requested one does not reach.
     """
     if requested == "auto":
-        return "local" if same_process else "stream"
+        return "local" if same_process else "object_store" if same_node else "stream"
     if requested not in BACKENDS:
         raise ConfigError("channels.backend", requested, f"auto, {', '.join(BACKENDS)}")
     if requested == "local" and not same_process:

@@ -14,7 +14,8 @@ by experiment, and what is done about each:
 - Only the process that has read it from the first write on may read it ("Reader missed a value"), so the slots shared
   with a process that died stay unused: capacity x max_frame_bytes per death of a peer (4 MB by default), until this
   process ends. A full store raises `CapacityError`: fall back to `stream`.
-- A slot left unread cannot be written; one that may be is tried first, and skipped while its reader still owes.
+- A slot left unread cannot be written, so the reader empties the suspect ones when they are agreed on again. An older
+  link that had not drained them ends there.
 - To register as the reader of an object that is not there kills the process, and no call tells beforehand (an unsealed
   object of somebody else's does not "exist" to Ray). Ids come only from a peer that proved the secret, and the peer is
   seen to be alive before each registration: it would have to die, and Ray to notice, within those microseconds.
@@ -44,7 +45,7 @@ from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, C
 MAX_CAPACITY = 1024
 _TOKEN_BYTES = 16
 _ID_BYTES = 28
-_ENTRY_BYTES = _ID_BYTES + 1  # an object id, and whether it holds a probe to be read away first
+_ENTRY_BYTES = _ID_BYTES + 1  # an object id, and whether it may hold a frame nobody will ask for
 _SLOT_TIMEOUT_MS = 1000  # a slot is free or full when it is touched: this much only if the peer breaks the protocol
 _PROCESS = token_bytes(_TOKEN_BYTES)
 
@@ -65,24 +66,16 @@ class _SlotPool:
         self._free: dict[tuple[bytes, int], list[_Slot]] = {}
 
     def take(self, peer: bytes, size_bytes: int, count: int) -> tuple[list[_Slot], bytes]:
-        """`count` writable slots, and the entries that tell the peer about them."""
+        """`count` slots, and the entries that tell the peer about them. Raises `CapacityError`: the store is full."""
         with self._lock:
             free = self._free.setdefault((peer, size_bytes), [])
-            slots: list[_Slot] = []
-            entries = bytearray()
-            for slot in list(free):
-                if len(slots) == count:
-                    break
-                probed = slot.suspect
-                if probed and not _try_probe(slot.ref):
-                    continue
-                free.remove(slot)
-                slots.append(slot)
-                entries += slot.ref.binary() + bytes([probed])
-            while len(slots) < count:
-                slots.append(_Slot(_new_object(size_bytes)))
-                entries += slots[-1].ref.binary() + b"\0"
-            return slots, bytes(entries)
+            slots, free[:] = free[:count], free[count:]
+        try:
+            slots += [_Slot(_new_object(size_bytes)) for _ in range(count - len(slots))]
+        except CapacityError:
+            self.give_back(peer, size_bytes, slots)
+            raise
+        return slots, b"".join(slot.ref.binary() + bytes([slot.suspect]) for slot in slots)
 
     def give_back(self, peer: bytes, size_bytes: int, slots: list[_Slot]) -> None:
         """Slots that no channel of this process will write again."""
@@ -91,6 +84,8 @@ class _SlotPool:
 
 
 _pool = _SlotPool()
+_readers: dict[bytes, ObjectStoreChannel] = {}  # by object id: the link that may read it
+_readers_lock = threading.Lock()
 
 
 class ObjectStoreChannel(StreamChannel):
@@ -100,12 +95,14 @@ class ObjectStoreChannel(StreamChannel):
         deadline = time.monotonic() + timeout_s
         self._peer = _exchange(sock, _PROCESS, deadline)
         self._slots, entries = _pool.take(self._peer, spec.max_frame_bytes, spec.capacity)
-        self._slot_bytes, self._given_back = spec.max_frame_bytes, False
+        self.slot_bytes, self._given_back = spec.max_frame_bytes, False
         try:
-            self._theirs = _register(sock, _exchange(sock, entries, deadline))
+            self._theirs = _register(self, sock, _exchange(sock, entries, deadline))
         except (ChannelError, DeadlineExceeded):
             self._give_back(suspects=spec.capacity, sent=0)
             raise
+        for slot in self._slots:
+            slot.suspect = False
         self._packed = self._unpacked = 0
         super().__init__(spec, sock, max_wire_bytes=1)
 
@@ -122,7 +119,10 @@ class ObjectStoreChannel(StreamChannel):
     def unpack(self, payload: bytes) -> bytes:
         ref = self._theirs[self._unpacked % len(self._theirs)]
         try:
-            frame = _read(ref, self.spec.max_frame_bytes)
+            with _readers_lock:
+                if _readers.get(ref.binary()) is not self:
+                    raise ChannelError("a newer link between these processes has taken the slot over")
+                frame = _read(ref, self.spec.max_frame_bytes, _SLOT_TIMEOUT_MS)
         except (RayChannelError, RayChannelTimeoutError, RaySystemError, ChannelError) as error:
             self._inbox.clear()
             self._end(f"its slot could not be read ({type(error).__name__})")
@@ -132,6 +132,10 @@ class ObjectStoreChannel(StreamChannel):
 
     def close(self) -> None:
         super().close()
+        with _readers_lock:
+            for ref in self._theirs:
+                if _readers.get(ref.binary()) is self:
+                    del _readers[ref.binary()]
         with self._lock:
             self._give_back(suspects=self.spec.capacity - self._credits, sent=self._packed)
 
@@ -141,7 +145,7 @@ class ObjectStoreChannel(StreamChannel):
         self._given_back = True
         for k in range(sent - suspects, sent):  # sent, and not credited: perhaps unread
             self._slots[k % len(self._slots)].suspect = True
-        _pool.give_back(self._peer, self._slot_bytes, self._slots)
+        _pool.give_back(self._peer, self.slot_bytes, self._slots)
 
 
 class ObjectStoreListener(stream_listener.StreamListener):
@@ -195,19 +199,23 @@ def _exchange(sock: socket.socket, mine: bytes, deadline: float) -> bytes:
         raise ChannelError(f"the peer left before the slots were agreed on ({error.strerror})") from None
 
 
-def _register(sock: socket.socket, entries: bytes) -> list[ray.ObjectRef[Any]]:
-    """Become the reader of the peer's slots."""
+def _register(reader: ObjectStoreChannel, sock: socket.socket, entries: bytes) -> list[ray.ObjectRef[Any]]:
+    """Become the reader of the peer's slots, and empty those that an earlier link left full."""
     refs: list[ray.ObjectRef[Any]] = []
-    for at in range(0, len(entries), _ENTRY_BYTES):
-        ref = ray.ObjectRef(entries[at : at + _ID_BYTES])
-        _check_alive(sock)
-        _core().experimental_channel_register_reader(ref)
-        if entries[at + _ID_BYTES]:
-            try:
-                _read(ref, 0)
-            except (RayChannelError, RayChannelTimeoutError, RaySystemError) as error:
-                raise ChannelError(f"the peer's probe could not be read ({type(error).__name__})") from error
-        refs.append(ref)
+    with _readers_lock:
+        for at in range(0, len(entries), _ENTRY_BYTES):
+            ref: ray.ObjectRef[Any] = ray.ObjectRef(entries[at : at + _ID_BYTES])
+            _check_alive(sock)
+            _core().experimental_channel_register_reader(ref)
+            _readers[ref.binary()] = reader
+            if entries[at + _ID_BYTES]:
+                try:
+                    _read(ref, reader.slot_bytes, 0)
+                except RayChannelTimeoutError:
+                    pass  # it was empty
+                except (RayChannelError, RaySystemError) as error:
+                    raise ChannelError(f"the peer's slot could not be emptied ({type(error).__name__})") from error
+            refs.append(ref)
     return refs
 
 
@@ -221,15 +229,6 @@ def _check_alive(sock: socket.socket) -> None:
     except OSError:
         pass
     raise ChannelError("the peer died before its slots were registered")
-
-
-def _try_probe(ref: ray.ObjectRef[Any]) -> bool:
-    """Write an empty value; False when the last one is still unread."""
-    try:
-        _write(ref, b"", 0)
-    except (RayChannelError, RayChannelTimeoutError, RaySystemError):
-        return False
-    return True
 
 
 def _core() -> Any:
@@ -252,9 +251,9 @@ def _write(ref: ray.ObjectRef[Any], data: bytes, timeout_ms: int) -> None:
     _core().experimental_channel_put_serialized(serialized, ref, 1, timeout_ms)
 
 
-def _read(ref: ray.ObjectRef[Any], max_bytes: int) -> bytes:
+def _read(ref: ray.ObjectRef[Any], max_bytes: int, timeout_ms: int) -> bytes:
     """Copy what the slot holds and release it (when the buffer is dropped, on return)."""
-    buffer, metadata, *_ = _core().get_objects([ref], _SLOT_TIMEOUT_MS)[0]
+    buffer, metadata, *_ = _core().get_objects([ref], timeout_ms)[0]
     if metadata != b"RAW" or (buffer is not None and len(buffer) > max_bytes):
         raise ChannelError("the peer wrote something that is not a frame")
     return b"" if buffer is None else buffer.to_pybytes()
