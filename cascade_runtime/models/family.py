@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import AddedToken as SpecialToken
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -168,6 +168,16 @@ def save_model(model: LlavaOnevisionForConditionalGeneration, tokenizer: Tokeniz
             "event_representation": {"name": "activity", "frames": FRAMES, "size": FRAME_SIZE},
         },
     )
+
+
+def read_model(directory: str | Path) -> tuple[LlavaOnevisionForConditionalGeneration, Tokenizer]:
+    """A saved member as the library's own unchanged class, float32, with its tokenizer: for training and evaluation."""
+    hub_logging.disable_progress_bar()
+    try:
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    finally:
+        hub_logging.enable_progress_bar()
+    return model.eval(), Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
 
 
 def write_random_family(directory: str | Path, *, seed: int = 0, vocab_size: int = 512) -> None:

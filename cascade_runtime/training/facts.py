@@ -36,8 +36,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "balance": BALANCES,
     "region": REGIONS,
 }
-_RATE_GAPS = ((0.17, 0.21), (0.55, 0.68), (1.7, 2.1))
-_ON_GAPS = ((0.43, 0.46), (0.54, 0.57))
+_RATE_GAPS = ((0.16, 0.21), (0.52, 0.68), (1.65, 2.15))
+_ON_GAPS = ((0.41, 0.46), (0.54, 0.59))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def region_class(counts: Sequence[int] | NDArray[np.integer]) -> int:
     first, second = np.sort(values)[::-1][:2] / max(values.sum(), 1.0)
     if first < 0.2:
         return REGIONS.index("everywhere")
-    if first > 0.22 and first > 1.12 * second:
+    if first > 0.22 and first > 1.25 * second:
         return int(np.argmax(values))
     return AMBIGUOUS
 

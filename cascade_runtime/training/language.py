@@ -77,6 +77,10 @@ class Packer:
 
     def pack(self, rows: list[list[tuple[str, str]]]) -> Packed:
         """rows: per clip its (question, answer) pairs."""
+        return self.pack_ids([[(question, self.encode(answer)) for question, answer in pairs] for pairs in rows])
+
+    def pack_ids(self, rows: list[list[tuple[str, list[int]]]]) -> Packed:
+        """Like `pack`, with the answers as token ids without the end."""
         packed = [self._row(pairs) for pairs in rows]
         length = max(len(ids) for ids, *_ in packed)
         fill = (self.end, 0, -1, IGNORED)
@@ -87,12 +91,12 @@ class Packer:
         ]
         return Packed(*tensors)
 
-    def _row(self, pairs: list[tuple[str, str]]) -> tuple[list[int], list[int], list[int], list[int]]:
+    def _row(self, pairs: list[tuple[str, list[int]]]) -> tuple[list[int], list[int], list[int], list[int]]:
         ids, start = list(self.prefix), len(self.prefix)
         positions, branch, targets = list(range(start)), [0] * start, [IGNORED] * start
         for number, (question, answer) in enumerate(pairs, 1):
             asked = [*self.encode(question), *self.turn]
-            said = [*self.encode(answer), self.end]
+            said = [*answer, self.end]
             fed = asked + said[:-1]
             ids += fed
             positions += range(start, start + len(fed))
@@ -112,19 +116,30 @@ def project(model: Any, raw_BFPC: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens, model.model.image_newline.expand(batch, 1, -1)], dim=1)
 
 
-def answer_loss(model: Any, packed: Packed, raw: torch.Tensor, video_id: int) -> tuple[torch.Tensor, float]:
-    """(mean cross entropy over answer tokens, share of them predicted right)."""
+def hidden_states(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> torch.Tensor:
+    """The decoder's last hidden states (B, L, D) over a packed batch."""
     text = model.model.language_model
     embeds = text.embed_tokens(packed.ids)
-    visual = (packed.ids == video_id)[..., None]
-    embeds = embeds.masked_scatter(visual, project(model, raw))
-    hidden = text(
+    embeds = embeds.masked_scatter((packed.ids == packer.video)[..., None], project(model, raw))
+    return text(
         inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.positions, use_cache=False
     ).last_hidden_state
+
+
+def answer_loss(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> tuple[torch.Tensor, float]:
+    """(mean cross entropy over answer tokens, share of them predicted right)."""
+    hidden = hidden_states(model, packed, raw, packer)
     chosen = packed.targets != IGNORED
     logits, target = model.lm_head(hidden[chosen]), packed.targets[chosen]
     right = float((logits.detach().argmax(-1) == target).float().mean())
     return F.cross_entropy(logits, target), right
+
+
+@torch.inference_mode()
+def choices(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> torch.Tensor:
+    """(B, L) the token that the model would choose after each position, among the tokenizer's entries."""
+    logits = model.lm_head(hidden_states(model, packed, raw, packer))
+    return logits[..., : packer.tokenizer.get_vocab_size()].argmax(-1)
 
 
 Clips = Iterator[tuple[torch.Tensor, list[list[tuple[str, str]]]]]
@@ -157,7 +172,7 @@ def train_language(
         raw, pairs = next(clips)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
-        loss, right = answer_loss(model, packer.pack(pairs), raw, packer.video)
+        loss, right = answer_loss(model, packer.pack(pairs), raw, packer)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -11,10 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cascade_runtime.training.facts import AMBIGUOUS, CLASSES, SUBJECTS, Facts
+from cascade_runtime.training.facts import AMBIGUOUS, CLASSES, Facts
 
 KINDS = ("subject", "count", "direction", "speed", "region", "rate", "balance", "describe")
-ASKED = {kind: (kind,) for kind in KINDS[:-1]} | {"describe": ("subject", "direction", "speed", "region", "rate", "balance")}
+ASKED = {kind: (kind,) for kind in KINDS[:-1]} | {
+    "describe": ("subject", "direction", "speed", "region", "rate", "balance")
+}
 """The facts an answer of each kind is graded on; "direction" and "speed" only where something moves."""
 
 _DIRECTION_TEXT = (
@@ -177,7 +179,11 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
             "In this scene nothing moves. There is only sensor noise {region}, {balance}, and the event rate is {rate}.",
         ),
         (
-            ("What is happening in this recording?", "What is happening in the scene?", "What can be observed in the scene?"),
+            (
+                "What is happening in this recording?",
+                "What is happening in the scene?",
+                "What can be observed in the scene?",
+            ),
             "The event camera sees {what} at a {speed} pace, heading {direction}. At a {rate} event rate, "
             "most events lie {region}, and {balance}.",
             "The event camera sees only sensor noise. At a {rate} event rate, the events lie {region}, and {balance}.",
@@ -266,16 +272,16 @@ def read_facts(text: str) -> dict[str, int]:
     return stated
 
 
-def grade(kind: str, text: str, facts: Facts) -> bool:
-    """Whether an answer states every fact its question asks for, rightly. Where nothing moves that is what it has to say."""
+def grade(kind: str, text: str, facts: Facts) -> float:
+    """The share of the facts asked for that an answer states rightly: 0 or 1 but for descriptions, which are asked for six.
+
+    Where nothing moves, questions about motion are answered by saying so.
+    """
     stated = read_facts(text)
     asked = [name for name in ASKED[kind] if getattr(facts, name) >= 0]
-    if facts.name("subject") == "nothing":
-        moving = ("subject", "count", "direction", "speed")
-        if kind in moving and stated.get("subject") != SUBJECTS.index("nothing"):
-            return False
-        asked = [name for name in asked if name not in moving]
-    return all(stated.get(name) == getattr(facts, name) for name in asked)
+    if facts.name("subject") == "nothing" and kind in ("count", "direction", "speed"):
+        asked = ["subject"]
+    return sum(stated.get(name) == getattr(facts, name) for name in asked) / len(asked)
 
 
 def _subject_text(facts: Facts) -> tuple[str, bool]:

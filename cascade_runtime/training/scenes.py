@@ -235,7 +235,9 @@ def _film_texture(batch: SceneBatch, rng: np.random.Generator, time: NDArray[np.
     y = (_GRID - focus[:, 1:])[:, None, :] * scale[:, :, None] - shift_y[:, :, None]
     wave_x = ax * x[:, :, None] + phase[..., None]  # (n, T, WAVES, SIDE)
     wave_y = ay * y[:, :, None]
-    left = np.concatenate([np.cos(wave_y), np.sin(wave_y)], 2) * np.concatenate([strength, strength], 1)[:, None, :, None]
+    left = (
+        np.concatenate([np.cos(wave_y), np.sin(wave_y)], 2) * np.concatenate([strength, strength], 1)[:, None, :, None]
+    )
     right = np.concatenate([np.cos(wave_x), -np.sin(wave_x)], 2)
     field = np.matmul(left.astype(np.float32).swapaxes(2, 3), right.astype(np.float32))
     sharp = rng.uniform(0.8, 3.0, (n, 1, 1, 1)).astype(np.float32)
@@ -247,7 +249,9 @@ def _envelope(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
     """(n, SIDE, SIDE) in 0..1: half of the views are textured all over, the others mostly around one of nine places."""
     spot = (np.stack([rng.integers(0, 3, n), rng.integers(0, 3, n)]) + rng.uniform(0.35, 0.65, (2, n))) * SIDE / 3
     width = rng.uniform(0.14, 0.22, (n, 1, 1)) * SIDE
-    distance = (_GRID[None, None, :] - spot[0][:, None, None]) ** 2 + (_GRID[None, :, None] - spot[1][:, None, None]) ** 2
+    distance = (_GRID[None, None, :] - spot[0][:, None, None]) ** 2 + (
+        _GRID[None, :, None] - spot[1][:, None, None]
+    ) ** 2
     bump = np.exp(-distance / (2 * width**2))
     floor = np.where(rng.random(n) < 0.5, 1.0, rng.uniform(0.0, 0.15, n))[:, None, None]
     return (floor + (1 - floor) * bump).astype(np.float32)

@@ -28,14 +28,15 @@ from cascade_runtime.training.pool import augment, chunk_path, read_chunk
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """How long and how fast: `clips` seen in all, one cycle of a cosine with warm-up."""
+    """How long and how fast: `clips` seen in all, one cycle of a cosine with warm-up. weights: of each fact's loss."""
 
     clips: int = 230_000
     batch: int = 64
     learning_rate: float = 1.2e-3
     warmup: float = 0.03
     weight_decay: float = 0.02
-    report_every: int = 16_384
+    weights: tuple[float, ...] = (1.0,) * len(CLASSES)
+    report_every: int = 8192
     seed: int = 1
 
 
@@ -67,22 +68,22 @@ def encode(tower: nn.Module, maps: torch.Tensor) -> torch.Tensor:
     return raw.view(n, frames, *raw.shape[1:])
 
 
-def probe_loss(logits: list[torch.Tensor], rows: NDArray[np.int8]) -> torch.Tensor:
-    """Mean over facts of the cross entropy over clips where the fact applies and is decided."""
+def probe_loss(logits: list[torch.Tensor], rows: NDArray[np.int8], weights: tuple[float, ...]) -> torch.Tensor:
+    """Weighted mean over facts of the cross entropy over clips where the fact applies and is decided."""
     target = torch.from_numpy(rows.astype(np.int64)).clamp(min=-1)
-    losses = [F.cross_entropy(z, target[:, k], ignore_index=-1) for k, z in enumerate(logits) if (target[:, k] >= 0).any()]
-    return torch.stack(losses).mean()
+    known = [k for k in range(len(logits)) if (target[:, k] >= 0).any()]
+    losses = [weights[k] * F.cross_entropy(logits[k], target[:, k], ignore_index=-1) for k in known]
+    return torch.stack(losses).sum() / sum(weights[k] for k in known)
 
 
 @torch.inference_mode()
 def probe_accuracy(tower: nn.Module, probe: FactProbe, maps: torch.Tensor, rows: NDArray[np.int8]) -> dict[str, float]:
     """Share right per fact, over clips where it applies and is decided."""
-    guesses = [
-        torch.stack([z.argmax(-1) for z in probe(encode(tower, part))], 1) for part in maps.split(64)
-    ]
+    guesses = [torch.stack([z.argmax(-1) for z in probe(encode(tower, part))], 1) for part in maps.split(64)]
     found = torch.cat(guesses).numpy()
     return {
-        name: round(float((found[:, k] == rows[:, k])[rows[:, k] >= 0].mean()), 4) for k, name in enumerate(Facts.names())
+        name: round(float((found[:, k] == rows[:, k])[rows[:, k] >= 0].mean()), 4)
+        for k, name in enumerate(Facts.names())
     }
 
 
@@ -100,13 +101,13 @@ def train_tower(
     held_out: tuple[torch.Tensor, NDArray[np.int8]],
     config: TowerConfig,
     *,
+    probe: FactProbe,
     progress: Callable[[str], None] = print,
     snapshot: Callable[[nn.Module, FactProbe], None] | None = None,
 ) -> dict[str, float]:
-    """Train `tower` in place over the chunks that exist, round and round; returns held-out accuracy per fact."""
+    """Train `tower` and `probe` in place over the chunks that exist, round and round; returns held-out accuracy per fact."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 5])
-    probe = FactProbe()
     decay = [p for m in (tower, probe) for p in m.parameters() if p.dim() > 1]
     plain = [p for m in (tower, probe) for p in m.parameters() if p.dim() <= 1]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -122,7 +123,7 @@ def train_tower(
             turned, facts = augment(maps[torch.from_numpy(pick)], rows[pick], rng)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
-            loss = probe_loss(probe(encode(tower, turned)), facts)
+            loss = probe_loss(probe(encode(tower, turned)), facts, config.weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(decay + plain, 1.0)
