@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_runtime.errors import InputError
@@ -57,6 +57,7 @@ def test_impossible_blocks_are_refused(bad: tuple[int, int, int]) -> None:
         EdgeCounters("e").observe(*bad)
 
 
+@settings(max_examples=50, deadline=None)
 @given(BLOCKS, BLOCKS)
 def test_merging_is_counting_everything_in_one_place(
     first: list[tuple[int, int]], second: list[tuple[int, int]]
@@ -69,6 +70,7 @@ def test_merging_is_counting_everything_in_one_place(
     }
 
 
+@settings(max_examples=50, deadline=None)
 @given(BLOCKS)
 def test_the_hazard_is_one_minus_the_chance_to_go_on(blocks: list[tuple[int, int]]) -> None:
     counters = counted("e", blocks)
@@ -80,6 +82,7 @@ def test_the_hazard_is_one_minus_the_chance_to_go_on(blocks: list[tuple[int, int
             assert math.isnan(hazard)
 
 
+@settings(max_examples=50, deadline=None)
 @given(BLOCKS)
 def test_counters_survive_json_under_the_names_of_vllm(blocks: list[tuple[int, int]]) -> None:
     counters = counted("light-mid", blocks)

@@ -44,6 +44,7 @@ def test_a_recorded_hello_is_worthless_against_the_next_challenge() -> None:
     assert hello.refusal(SPEC, second, said) == "secret"
 
 
+@settings(deadline=None)
 @given(st.integers(0, hello.HELLO_BYTES - 1), st.integers(1, 255))
 def test_no_byte_of_a_hello_can_be_changed(at: int, flip: int) -> None:
     challenged = hello.challenge()
