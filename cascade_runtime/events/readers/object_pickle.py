@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MAX_OPCODES = 2_000_000
-_MAX_STRING_BYTES = 4096
+_MAX_LINE_BYTES = 4096
 _ALLOWED = {
     **{(f"numpy.{core}.multiarray", name): name for core in ("core", "_core") for name in ("_reconstruct", "scalar")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): "_frombuffer" for core in ("core", "_core")},
@@ -94,15 +94,10 @@ class _Machine:
         return self.take(self.number(kind))
 
     def text(self, kind: str) -> str:
-        raw = self.counted(kind)
-        return str(raw, "utf-8", "surrogatepass") if len(raw) <= _MAX_STRING_BYTES else self.long_text(raw)
-
-    def long_text(self, raw: memoryview) -> str:
-        """Protocol 2 carries array bytes as latin-1 text for `_codecs.encode`."""
-        return str(raw, "utf-8", "surrogatepass")
+        return str(self.counted(kind), "utf-8", "surrogatepass")
 
     def line(self) -> str:
-        end = bytes(self.data[self.at : self.at + _MAX_STRING_BYTES]).find(b"\n")
+        end = bytes(self.data[self.at : self.at + _MAX_LINE_BYTES]).find(b"\n")
         if end < 0:
             raise ValueError(f"unterminated pickle line at offset {self.at}")
         return str(self.take(end + 1)[:-1], "ascii")

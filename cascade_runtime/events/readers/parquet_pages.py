@@ -16,8 +16,8 @@ _MAX_DEPTH = 8
 
 
 def check_pages(source: Source, metadata: Any, columns: list[int]) -> None:
-    """Raises EventFormatError unless the pages of `columns`, together, stay within max_expanded_bytes. Raises ValueError
-    for headers that are none.
+    """Raises EventFormatError unless the pages of `columns` together stay within max_expanded_bytes, and ValueError for
+    headers that are none.
     """
     total = 0
     for group in range(metadata.num_row_groups):
