@@ -14,12 +14,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from cascade_runtime.api import Answer, EdgeReport, Timings
+from cascade_runtime.api import Answer, Timings
 from cascade_runtime.errors import CapacityError, PromptTooLong
 from cascade_runtime.events import Events, write_events
+from cascade_runtime.metrics import EdgeCounters
 from cluster import cli, doctor
 
 ROOT = Path(__file__).parents[1]
+EDGE = EdgeCounters("light->mid")
+EDGE.observe(drafted=2, accepted=1)
 ANSWER = Answer(
     request_id="r",
     text="a car",
@@ -29,7 +32,7 @@ ANSWER = Answer(
     levels=("light", "mid", "heavy"),
     masks=(0b111, 0b100),
     timings=Timings(ttft_ms=12.0, total_ms=40.0),
-    edges=(EdgeReport("light->mid", 1, (2,), (1,)),),
+    edges=(EDGE,),
     target_passes=1,
 )
 
