@@ -24,10 +24,10 @@ from typing import Any, Protocol
 from actors.target import Progress
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
-from cascade_runtime.decoding.level import load_front
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
 from cascade_runtime.metrics import EdgeCounters
+from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)

@@ -17,20 +17,8 @@ from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row, check_f
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
-from cascade_runtime.models.family import family_path
+from cascade_runtime.models.stage_source import checkpoint_path, pick_device
 from cascade_runtime.vision.features import VisualFeatures
-
-
-def checkpoint_path(stage: StageConfig) -> str:
-    """The directory a stage loads: a bundled family member or a directory of the user's."""
-    return str(family_path(stage.family_member) if stage.family_member else stage.path)
-
-
-def pick_device(device: str) -> str:
-    """A recipe's device; "auto" is the first GPU if there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(eq=False)
@@ -94,13 +82,6 @@ class Level:
 
     def stopper(self, sampling: SamplingParams) -> Stopper:
         return Stopper(self.model.tokenizer, self.ends, sampling)
-
-
-def load_front(stage: StageConfig) -> Any:
-    """What must be known of a checkpoint outside its stage: tokenizer, frame rule, feature space; no language
-    weights.
-    """
-    return load_checkpoint(checkpoint_path(stage), parts=("projector",))
 
 
 def check_one_vocabulary(tags: dict[str, str]) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from cascade_runtime.config import GateConfig, Recipe
-from cascade_runtime.decoding.level import checkpoint_path, load_front, pick_device
 from cascade_runtime.errors import FeatureSpaceError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import load_adapter
+from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision, decide, frame_cosines, random_baseline
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from cascade_runtime.config import Recipe
-from cascade_runtime.decoding.level import checkpoint_path, load_front, pick_device
 from cascade_runtime.events import Events
 from cascade_runtime.events.representations import represent
 from cascade_runtime.models.event_encoder import load_event_encoder
+from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
 from cascade_runtime.vision.features import VisualFeatures, source_hash
 
 WINDOW_US = 100_000

@@ -1,0 +1,162 @@
+"""The pipeline on real Ray actors: the engine's tokens over mixed requests, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.client import AsyncCascadeClient, CascadeClient
+from cascade_runtime.config import Recipe, SamplingParams
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import CascadeError, ConfigError, InputError, PromptTooLong, StageError
+
+pytestmark = pytest.mark.ray
+REQUESTS = 200
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+def ray_recipe(family: Path, backend: str = "auto") -> Recipe:
+    return toy_recipe(family, ["random", "noisy"], [2, 4], channels={"backend": backend})
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, family: Path) -> Iterator[CascadeClient]:
+    with CascadeClient("ray", recipe=ray_recipe(family)) as client:
+        yield client
+
+
+def pipeline(client: CascadeClient) -> Any:
+    return client._async._transport.pipeline  # type: ignore[attr-defined]
+
+
+def test_200_mixed_requests_get_the_engines_tokens_and_leave_nothing_behind(
+    client: CascadeClient, family: Path
+) -> None:
+    from ray.util.state import list_objects
+
+    requests = toy_requests(REQUESTS, seed=11, max_tokens=12)
+    expected = Engine.load(toy_recipe(family, [])).generate(requests)
+
+    async def ask() -> list[Answer | CascadeError]:
+        answers: dict[int, Answer | CascadeError] = {}
+        async for index, update in client._async._transport.run(requests, 120.0, False):
+            if not isinstance(update, str):
+                answers[index] = update
+        return [answers[index] for index in range(REQUESTS)]
+
+    answers = client._wait(ask())
+    assert [getattr(a, "token_ids", a) for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
+    edges = [edge for answer in answers for edge in answer.edges]  # type: ignore[union-attr]
+    assert {edge.edge for edge in edges} == {"level0-level1", "level1-target"}
+    assert sum(e.num_draft_tokens for e in edges) > sum(e.num_accepted_tokens for e in edges) > 0
+    stats = pipeline(client).stats()
+    assert stats["controller"] == {"running": 0, "waiting": 0, "draining": False}
+    for name in ("level0", "level1", "target"):
+        assert (stats[name]["free_slots"], stats[name]["active_rows"]) == (4, 0)
+        assert stats[name]["passes"] > 0 and stats[name]["refused_messages"] == 0
+    del list_objects
+
+
+def test_streams_in_rounds_and_answers_as_the_target_alone(client: CascadeClient) -> None:
+    sampling = SamplingParams(max_tokens=60, ignore_eos=True)
+    *pieces, answer = client.stream(toy_events(), "What moves?", sampling=sampling)
+    assert isinstance(answer, Answer) and len(pieces) > 2 and "".join(pieces) == answer.text
+    alone = client.generate(toy_events(), "What moves?", sampling=sampling, speculate=False)
+    assert alone.token_ids == answer.token_ids and set(alone.produced_by) == {"target"}
+    assert 0 < answer.timings.ttft_ms <= answer.timings.total_ms
+
+
+def test_lists_keep_their_order_and_carry_their_errors(client: CascadeClient) -> None:
+    answers = client.generate([toy_events(1), toy_events(2)], ["What?", "where " * 400], progress=False)
+    assert isinstance(answers[0], Answer) and isinstance(answers[1], PromptTooLong)
+
+
+def test_errors_arrive_typed_and_whole(client: CascadeClient) -> None:
+    with pytest.raises(PromptTooLong, match="KV slot"):
+        client.generate(toy_events(), "where " * 400)
+    with pytest.raises(InputError, match="question"):
+        client.generate(toy_events(), "")
+
+
+def test_leaving_a_stream_cancels_the_request(client: CascadeClient) -> None:
+    stream = client.stream(toy_events(), "What moves?", sampling=SamplingParams(max_tokens=200, ignore_eos=True))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    end = time.monotonic() + 10
+    while pipeline(client).stats()["controller"]["running"] and time.monotonic() < end:
+        time.sleep(0.05)
+    stats = pipeline(client).stats()
+    assert stats["controller"]["running"] == 0 and stats["target"]["free_slots"] == 4
+
+
+def test_a_killed_drafter_costs_time_and_no_token(ray_cluster: None, family: Path) -> None:
+    import ray
+
+    with CascadeClient("ray", recipe=ray_recipe(family, "stream")) as client:
+        request = {"sampling": SamplingParams(max_tokens=40, temperature=0.7, seed=4)}
+        before = client.generate(toy_events(), "What moves?", **request)
+        ray.kill(pipeline(client).stages["level1"].actor)
+        after = client.generate(toy_events(), "What moves?", **request)
+        assert after.token_ids == before.token_ids
+        assert any("level1" in note for note in after.notes)
+        ray.kill(pipeline(client).stages["target"].actor)
+        with pytest.raises(StageError, match="died"):
+            client.generate(toy_events(), "What moves?", **request)
+
+
+def test_closing_leaves_no_actor_and_no_placement_group(ray_cluster: None, family: Path) -> None:
+    import ray
+    from ray.util import list_named_actors, placement_group_table
+
+    client = CascadeClient("ray", recipe=ray_recipe(family, "object_store"))
+    assert pipeline(client).backends == ("object_store", "object_store")
+    actors = [stage.actor for stage in (*pipeline(client).stages.values(), pipeline(client).controller)]
+    assert isinstance(client.generate(toy_events(), "What?"), Answer)
+    group = pipeline(client).group.id.hex()
+    client.close()
+    client.close()
+    for actor in actors:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.stats.remote() if hasattr(actor, "stats") else actor.info.remote(), timeout=10)
+    assert placement_group_table()[group]["state"] == "REMOVED"
+    assert list_named_actors() == []
+
+
+def test_what_the_cluster_cannot_hold_is_refused_by_name(ray_cluster: None, family: Path) -> None:
+    recipe = toy_recipe(family, [], deadlines={"start_s": 3.0})
+    greedy = {"checkpoint": str(family / "target"), "num_gpus": 2.0}
+    from cascade_runtime.config import recipe_from_dict
+
+    asked = recipe_from_dict(
+        {
+            "cascade": {"name": "big", "levels": ["target"], "num_draft_tokens": []},
+            "stages": {"target": greedy},
+            "deadlines": {"start_s": 3.0},
+        }
+    )
+    with pytest.raises(ConfigError, match="cluster has free"):
+        CascadeClient("ray", recipe=asked)
+    assert recipe.deadlines.start_s == asked.deadlines.start_s
+
+
+def test_the_async_client_answers_side_by_side(ray_cluster: None, family: Path) -> None:
+    async def ask() -> list[Answer]:
+        async with AsyncCascadeClient("ray", recipe=toy_recipe(family, ["noisy"])) as client:
+            return await asyncio.gather(*(client.generate(toy_events(k), "What moves?") for k in range(4)))
+
+    answers = asyncio.run(ask())
+    expected = Engine.load(toy_recipe(family, [])).generate(
+        [GenerateRequest(events=toy_events(k), question="What moves?") for k in range(4)]
+    )
+    assert [a.token_ids for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
