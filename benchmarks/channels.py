@@ -3,8 +3,9 @@
     python -m benchmarks.channels [--rounds 2000]
 
 Two Ray actors echo a frame through each backend turn about (three passes, the medians are pooled), after a warm-up.
-"idle" is the CPU time of both processes while their readers are blocked for two seconds, over those two seconds. The
-tracer's cost per span is measured in this process. The last line is JSON.
+"idle" is the CPU time of both processes while their readers are blocked for two seconds, over those two seconds, beside
+that of two actors that merely sleep (Ray's own threads). The tracer's CPU time per span is measured in this process.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -59,9 +60,12 @@ class Peer:
             times.append((time.perf_counter_ns() - start) / 1000)
         return times
 
-    def idle_cpu_share(self) -> float:
+    def idle_cpu_share(self, reading: bool) -> float:
         start = time.process_time()
-        assert self.channel.recv(IDLE_S) is None
+        if not reading:
+            time.sleep(IDLE_S)
+        elif self.channel.recv(IDLE_S) is not None:
+            raise RuntimeError("a frame on an idle link")
         return (time.process_time() - start) / IDLE_S
 
     def close(self) -> None:
@@ -101,18 +105,21 @@ def actor_call_round_trips_us(a: Any, rounds: int) -> dict[int, list[float]]:
 
 
 def idle_share(a: Any, b: Any, backend: str) -> float:
+    """Cores that both ends burn with blocked readers; with no link at all for the bare actors."""
+    if backend not in BACKENDS:
+        return sum(ray.get([a.idle_cpu_share.remote(False), b.idle_cpu_share.remote(False)]))
     open_link(a, b, backend)
-    share = sum(ray.get([a.idle_cpu_share.remote(), b.idle_cpu_share.remote()]))
+    share = sum(ray.get([a.idle_cpu_share.remote(True), b.idle_cpu_share.remote(True)]))
     ray.get([a.close.remote(), b.close.remote()])
     return share
 
 
 def span_cost_ns(spans: int = 100_000) -> float:
     tracer = Tracer("bench")
-    start = time.perf_counter_ns()
+    start = time.process_time_ns()
     for k in range(spans):
         tracer.record("extend", k, k + 1, 7, drafted=4)
-    return (time.perf_counter_ns() - start) / spans
+    return (time.process_time_ns() - start) / spans
 
 
 def main() -> None:
@@ -141,7 +148,7 @@ def main() -> None:
                 times = actor_call_round_trips_us(a, max(rounds // 10, 1))
             for size_bytes, values in times.items():
                 pooled.setdefault(backend, {}).setdefault(size_bytes, []).extend(values)
-    idle = {backend: idle_share(a, b, backend) for backend in BACKENDS}
+    idle = {backend: idle_share(a, b, backend) for backend in pooled}
     ray.shutdown()
 
     print(f"{'round trip, us (p50 / p99)':<18} " + " ".join(f"{size:>15} B" for size in SIZES_BYTES) + "   idle, cores")
@@ -149,9 +156,9 @@ def main() -> None:
     for backend, by_size in pooled.items():
         cells = {size: (statistics.median(v), statistics.quantiles(v, n=100)[98]) for size, v in by_size.items()}
         result[backend] = {f"{size}_bytes": {"p50_us": p50, "p99_us": p99} for size, (p50, p99) in cells.items()}
-        result[backend]["idle_cores"] = idle.get(backend)
+        result[backend]["idle_cores"] = idle[backend]
         row = " ".join(f"{f'{p50:.0f} / {p99:.0f}':>17}" for p50, p99 in cells.values())
-        print(f"{backend:<26} {row}   {idle.get(backend, float('nan')):.4f}")
+        print(f"{backend:<26} {row}   {idle[backend]:.4f}")
     cost = span_cost_ns()
     print(f"one span recorded: {cost:.0f} ns")
     versions = {"ray": ray.__version__, "python": platform.python_version(), "cores": os.cpu_count()}

@@ -5,7 +5,7 @@
     tracer.record("extend", start_ns, end_ns, request=7, drafted=4, accepted=3)
     json.dump(chrome_trace([tracer.snapshot(), other.snapshot()]), file)     # chrome://tracing, ui.perfetto.dev
 
-A record is one tuple written into a preallocated list (under a microsecond, no lock: benchmarks/channels.py measures
+A record is one tuple written into a preallocated list (about a microsecond, no lock: benchmarks/channels.py measures
 it), so it may stay on; when the ring is full the oldest spans are overwritten and counted. Clocks are
 `time.monotonic_ns`, the same for all processes of a machine; snapshots also carry the wall clock,
 and stages on other machines are placed by that (as good as NTP: do not read causality across machines from it).
