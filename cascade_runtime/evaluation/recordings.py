@@ -1,9 +1,10 @@
 """Real recordings: what a model says beside what the events themselves say.
 
 Three facts are computed from the events of the window that the model sees, with the training's own definitions: busiest
-region, event rate per pixel and window, ON share; where one falls into a gap between two classes it is not graded. The direction of
-motion is the dominant translation found by contrast maximisation (`events/facts.py`), graded exactly and within 45 degrees, where
-one stands out. What moves, how many and how fast is not graded: no reference can be computed.
+region, event rate per pixel and window, ON share; where one falls into a gap between two classes it is not graded.
+The direction of motion is the dominant translation found by contrast maximisation (`events/facts.py`), graded exactly
+and within 45 degrees, where one stands out. What moves, how many and how fast is not graded: no reference can be
+computed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Recording:
-    """A real recording as the models see it. facts: class per fact, AMBIGUOUS or missing where there is no reference."""
+    """A real recording as the models see it. facts: class per fact, missing where there is no reference."""
 
     name: str
     maps: torch.Tensor

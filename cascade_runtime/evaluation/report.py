@@ -22,10 +22,12 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class FamilyReport:
-    """Shares in 0..1. `simulated`: model -> question kind (or "overall") -> accuracy; `aligned`: the same, seen through the adapter.
+    """Shares in 0..1. `simulated`: model -> question kind (or "overall") -> accuracy; `aligned`: the same, seen
+    through the adapter.
 
     agreement: "light on dense" and so on -> share of heavy's greedy tokens (on dense features) that the model chooses.
-    recordings: file -> model -> {"answers": {kind: text}, "stated": {fact: class or None}}, with "computed" facts beside.
+    recordings: file -> model -> {"answers": {kind: text}, "stated": {fact: class or None}}, with "computed" facts
+    beside.
     """
 
     scenes: int

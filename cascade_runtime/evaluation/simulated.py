@@ -1,8 +1,9 @@
 """Held-out simulated scenes: are the answers right, and would heavy have said the same?
 
-The scenes come from seeds that training never uses, without the turns of `training/pool.py`, so they are what the simulator gives.
-Accuracy is graded against the scene's facts (`training/questions.grade`). Agreement is teacher-forced on heavy's own greedy
-answers: the share of its tokens that another model would have chosen at the same place, which is what a verifier accepts.
+The scenes come from seeds that training never uses, without the turns of `training/pool.py`, so they are what the
+simulator gives. Accuracy is graded against the scene's facts (`training/questions.grade`). Agreement is
+teacher-forced on heavy's own greedy answers: the share of its tokens that another model would have chosen at the same
+place, which is what a verifier accepts.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""The event encoder and the adapter: a small tower over event frames, and the way from its features into a target's own.
+"""The event encoder and the adapter: a small tower over event frames, and the way from its features into a target's
+own.
 
     frames (F, 3, S, S) -> EventEncoder -> (F, P, De) -> Adapter -> (F, P, Dv)     in the target tower's raw space
                                               |
-                                              +-> Adapter.predicted_cosine -> (F,)  what the gate may expect, without dense features
+                                              +-> Adapter.predicted_cosine -> (F,)  what the gate may expect, without
+                                              dense features
 
-A directory holds model.safetensors and config.json and nothing is unpickled. `EventEncoder.space` is a tag made from weights and
-configuration; an adapter names the space it reads (`source_space`) and the tower it was fitted to (`target_space`), so that a
-stage can refuse a pair that was not trained together.
+A directory holds model.safetensors and config.json and nothing is unpickled. `EventEncoder.space` is a tag made from
+weights and configuration; an adapter names the space it reads (`source_space`) and the tower it was fitted to
+(`target_space`), so that a stage can refuse a pair that was not trained together.
 """
 
 from __future__ import annotations
@@ -122,7 +124,7 @@ class Adapter(nn.Module):
         return self.skip(features) + self.down(F.gelu(self.up(features)))
 
     def predicted_cosine(self, features: torch.Tensor) -> torch.Tensor:
-        """(F,) in -1..1: the mean cosine over patches that `forward` is expected to reach against the dense features."""
+        """(F,) in -1..1: the mean cosine over patches that `forward` should reach against dense features."""
         features = self._expect(features)
         summary = torch.cat([features.mean(1), features.std(1)], dim=-1)
         return torch.tanh(self.gate_down(F.gelu(self.gate_up(summary))))[:, 0]
@@ -147,7 +149,9 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
 def load_event_encoder(
     path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto"
 ) -> EventEncoder:
-    """An encoder ready to run; dtype "auto" is float32 on CPU, else as stored. Raises ConfigError naming what is wrong."""
+    """An encoder ready to run; dtype "auto" is float32 on CPU, else as stored. Raises ConfigError naming what is
+    wrong.
+    """
     fields, weights = _read(path, "cascade_event_encoder")
     names = ("size", "patch", "width", "layers", "heads")
     settings = {name: fields.get(name) for name in names}

@@ -1,12 +1,15 @@
-"""The bundled family: three LLaVA-OneVision models of one tokenizer, an event encoder and an adapter, small enough for one CPU core.
+"""The bundled family: three LLaVA-OneVision models of one tokenizer, an event encoder and an adapter, small enough
+for one CPU core.
 
     light     1 layer    drafts
-    mid       5 layers   verifies drafts, drafts for heavy        family_path("heavy") -> a directory in the Hugging Face format
+    mid       5 layers   verifies drafts, drafts for heavy        family_path("heavy") -> a directory in the Hugging
+    Face format
     heavy    20 layers   the target                               under cascade_runtime/family/, written by training/
 
-On a CPU a step costs about one millisecond a layer, so depth is what sets the 20 : 5 : 1 apart; width is shared. The SigLIP tower
-looks at two 64 x 64 `activity` frames, which become 33 visual tokens. As in the published family `lm_head` has more rows than
-the tokenizer has entries, and light's has fewer than the others'. Run as a program it writes the family with random weights:
+On a CPU a step costs about one millisecond a layer, so depth is what sets the 20 : 5 : 1 apart; width is shared. The
+SigLIP tower looks at two 64 x 64 `activity` frames, which become 33 visual tokens. As in the published family
+`lm_head` has more rows than the tokenizer has entries, and light's has fewer than the others'. Run as a program it
+writes the family with random weights:
 
     python -m cascade_runtime.models.family OUT_DIR
 """
@@ -62,7 +65,9 @@ def family_path(member: str) -> Path:
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1500) -> Tokenizer:
-    """A byte-level BPE tokenizer learnt from `texts`: any text encodes, with Qwen's special tokens at the end of the ids."""
+    """A byte-level BPE tokenizer learnt from `texts`: any text encodes, with Qwen's special tokens at the end of the
+    ids.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

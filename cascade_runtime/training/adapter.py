@@ -1,8 +1,9 @@
-"""Step 4: the event encoder and its adapter learn the heavy tower's raw features, and the gate's head learns how well they do.
+"""Step 4: the event encoder and its adapter learn the heavy tower's raw features, and the gate's head learns how well
+they do.
 
-Loss per patch: one minus the cosine, plus the squared error relative to the spread of the tower's features. A part of the clips is
-spoilt (blanked cells, foreign noise, shuffled places), so that the gate's head sees failures too: it regresses the mean cosine of a
-frame, which it must tell from event features alone.
+Loss per patch: one minus the cosine, plus the squared error relative to the spread of the tower's features. A part of
+the clips is spoilt (blanked cells, foreign noise, shuffled places), so that the gate's head sees failures too: it
+regresses the mean cosine of a frame, which it must tell from event features alone.
 """
 
 from __future__ import annotations

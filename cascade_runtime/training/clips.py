@@ -47,7 +47,7 @@ def from_facts(pool: Path, chunks: range, see: See, *, batch: int, pairs: int, s
 
 
 def _draw_pairs(facts: Facts, pairs: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """`pairs` question-answer pairs about one clip; descriptions, the longest, come up one and a half times as often."""
+    """`pairs` question-answer pairs about one clip; descriptions come up one and a half times as often."""
     known = list(ask(facts))
     weight = np.array([1.5 if wording.kind == "describe" else 1.0 for wording, _ in known])
     chosen = rng.choice(len(known), min(pairs, len(known)), replace=False, p=weight / weight.sum())

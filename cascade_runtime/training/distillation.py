@@ -1,8 +1,8 @@
 """Step 5: light and mid learn heavy's own words. A drafter is worth what it agrees with its verifier, right or wrong.
 
-Heavy answers questions about clips greedily, from its own dense features, and the answers are kept with the clips (`said`). The
-students read the same clips through dense features or, half of the time, through the event encoder and the adapter, because in a
-cascade drafters start from aligned features while the dense ones are still being made.
+Heavy answers questions about clips greedily, from its own dense features, and the answers are kept with the clips
+(`said`). The students read the same clips through dense features or, half of the time, through the event encoder and
+the adapter, because in a cascade drafters start from aligned features while the dense ones are still being made.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def let_heavy_speak(
     seed: int,
     progress: Callable[[str], None] = print,
 ) -> Said:
-    """Heavy's greedy answers to `pairs` questions about each of `clips` turned clips, clips about every kind of fact."""
+    """Heavy's greedy answers to `pairs` questions about each of `clips` turned clips."""
     rng = np.random.default_rng([seed, 17])
     kept: list[torch.Tensor] = []
     told: list[list[tuple[str, str]]] = []

@@ -1,8 +1,9 @@
 """The facts that questions are about: seven, each one of a few classes with a gap between neighbours.
 
-`AMBIGUOUS` marks a measured value inside a gap; `NONE` a fact that does not apply (no direction where nothing moves). All values are
-relative to the view and the window: speed is the share of the view crossed, rate is events per pixel of the sensor.
-`turn` says what becomes of the facts when a recording is flipped, rotated, reversed in time or inverted in contrast.
+`AMBIGUOUS` marks a measured value inside a gap; `NONE` a fact that does not apply (no direction where nothing moves).
+All values are relative to the view and the window: speed is the share of the view crossed, rate is events per pixel
+of the sensor. `turn` says what becomes of the facts when a recording is flipped, rotated, reversed in time or
+inverted in contrast.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def _between(value: float, gaps: Sequence[tuple[float, float]]) -> int:
 
 
 def turn(rows: NDArray[np.integer], *, flip: bool, quarter: int, reverse: bool, invert: bool) -> NDArray[np.int8]:
-    """Facts (n, 7) after flipping left-right, then `quarter` clockwise quarter turns, reversing time, inverting contrast."""
+    """Facts (n, 7) after flipping left-right, then `quarter` clockwise quarter turns, reversing time, inverting
+    contrast.
+    """
     out = np.array(rows, dtype=np.int8)
     names = Facts.names()
     direction = np.arange(len(DIRECTIONS))

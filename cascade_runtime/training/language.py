@@ -1,11 +1,13 @@
 """Steps 2, 3 and 5: language models learn to answer. Many question-answer pairs of one clip share its visual prefix.
 
     <|im_start|>user [33 visual] \n | question 1 <|im_end|> <|im_start|>assistant\n answer 1 <|im_end|>
-                                    | question 2 ...                               each branch sees the prefix and itself
+                                    | question 2 ...                               each branch sees the prefix and
+                                    itself
 
-The visual prefix costs as much as two answers, so a 4-D mask lets K pairs share one; positions restart at the prefix in each branch
-and so are those of a lone question. Only answer tokens are trained on. `grow` makes a deep model of a shallow trained one without
-changing what it computes: copied blocks are put in between, their two output projections zero.
+The visual prefix costs as much as two answers, so a 4-D mask lets K pairs share one; positions restart at the prefix
+in each branch and so are those of a lone question. Only answer tokens are trained on. `grow` makes a deep model of a
+shallow trained one without changing what it computes: copied blocks are put in between, their two output projections
+zero.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of B rows of length L. branch: 0 for the prefix, 1.. for pairs, -1 for padding; targets: IGNORED elsewhere."""
+    """A batch of B rows of length L. branch: 0 for the prefix, 1.. for pairs, -1 for padding; targets: IGNORED
+    elsewhere.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor

@@ -8,9 +8,10 @@
     mid       the ancestor, taught by heavy                                 distillation.py
     light     one layer, first from facts, then taught by heavy
 
-The bundled weights were made with FULL on a machine of two cores shared with other work; family/README.md has times and results.
-There the ancestor and heavy began on snapshots of the tower while it was still being trained, which saves waiting and, since every
-snapshot is a teacher of the next, costs nothing in accuracy; here each step waits for the one before.
+The bundled weights were made with FULL on a machine of two cores shared with other work; family/README.md has times
+and results. There the ancestor and heavy began on snapshots of the tower while it was still being trained, which
+saves waiting and, since every snapshot is a teacher of the next, costs nothing in accuracy; here each step waits for
+the one before.
 """
 
 from __future__ import annotations

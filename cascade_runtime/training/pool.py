@@ -2,8 +2,8 @@
 
     runs/pool/chunk_00007.npz    maps (n, 2, 3, 64, 64) float16, rows (n, 7) int8; the same for the same number
 
-Chunks from HELD_OUT on are never trained on. `augment` turns each clip into one of 32: flips, quarter turns, time reversal and
-inverted contrast change the maps and the facts together, exactly.
+Chunks from HELD_OUT on are never trained on. `augment` turns each clip into one of 32: flips, quarter turns, time
+reversal and inverted contrast change the maps and the facts together, exactly.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Questions about a scene and their answers, made from its facts; and the facts read back from an answer.
 
 Each of the eight kinds has several wordings of the question, and every wording has an answer of its own wording, so an
-answer is fixed by (facts, question) while the English varies. An answer states the fact that was asked for and two or three
-more. `read_facts` finds the facts that a text states, whatever its wording: it grades both training targets and models.
+answer is fixed by (facts, question) while the English varies. An answer states the fact that was asked for and two or
+three more. `read_facts` finds the facts that a text states, whatever its wording: it grades both training targets and
+models.
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         ),
         (
             ("Count the objects in the scene.", "Give me the number of objects."),
-            "I count {count} {objects}: {what} moving {direction}. The activity is mainly {region}, at a {rate} event rate.",
+            "I count {count} {objects}: {what} moving {direction}. The activity is mainly {region}, at a {rate} "
+            "event rate.",
             "I count no objects: only sensor noise. The activity is spread {region}, at a {rate} event rate.",
         ),
         (
             ("Is there more than one object?", "Is it a single object or several?"),
-            "The view contains {count} {objects}, and the event rate is {rate}. The motion is {speed} and goes {direction}.",
+            "The view contains {count} {objects}, and the event rate is {rate}. The motion is {speed} and goes "
+            "{direction}.",
             "The view contains no objects, only sensor noise, and the event rate is {rate}.",
         ),
     ),
@@ -118,7 +121,8 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("Where is the activity?", "Where in the view is the activity?"),
             "Most of the activity is {region}. It comes from {what} moving {direction}, and the event rate is {rate}.",
-            "The little activity there is lies {region}. It comes only from sensor noise, and the event rate is {rate}.",
+            "The little activity there is lies {region}. It comes only from sensor noise, and the event rate is "
+            "{rate}.",
         ),
         (
             ("Which part of the image is the busiest?", "Which region has the most events?"),
@@ -135,7 +139,8 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("How high is the event rate?", "What is the event rate?"),
             "The event rate is {rate}. The events come from {what} at a {speed} pace, mainly {region}.",
-            "The event rate is {rate}. The events come only from sensor noise, which is spread {region}, and {balance}.",
+            "The event rate is {rate}. The events come only from sensor noise, which is spread {region}, and "
+            "{balance}.",
         ),
         (
             ("How many events does the sensor produce?", "How much activity is there?"),
@@ -176,7 +181,8 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
             ("Describe the scene.", "Describe what you see in the scene.", "Can you describe the scene?"),
             "In this scene {what} {moves} {direction}. The pace is {speed}, the activity is mainly {region}, "
             "{balance}, and the event rate is {rate}.",
-            "In this scene nothing moves. There is only sensor noise {region}, {balance}, and the event rate is {rate}.",
+            "In this scene nothing moves. There is only sensor noise {region}, {balance}, and the event rate is "
+            "{rate}.",
         ),
         (
             (
@@ -197,7 +203,8 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
             ("What is the main activity in this scene?", "What is the primary feature of the scene?"),
             "The main activity comes from {what}, which {moves} {direction} at a {speed} pace. It is found {region} "
             "with a {rate} event rate, and {balance}.",
-            "There is no main activity, only sensor noise. It is found {region} with a {rate} event rate, and {balance}.",
+            "There is no main activity, only sensor noise. It is found {region} with a {rate} event rate, and "
+            "{balance}.",
         ),
     ),
 }
@@ -273,7 +280,8 @@ def read_facts(text: str) -> dict[str, int]:
 
 
 def grade(kind: str, text: str, facts: Facts) -> float:
-    """The share of the facts asked for that an answer states rightly: 0 or 1 but for descriptions, which are asked for six.
+    """The share of the facts asked for that an answer states rightly: 0 or 1 but for descriptions, which are asked
+    for six.
 
     Where nothing moves, questions about motion are answered by saying so.
     """

@@ -1,13 +1,13 @@
 """Procedural scenes seen by a simulated event camera, and what is true of them.
 
-    draw(rng, n) -> SceneBatch      n scenes of one kind: what moves, where it starts, how it moves, the sensor's thresholds
-    film(batch) -> log intensities  (n, STEPS + 1, SIDE, SIDE), smooth in time, edges anti-aliased
+    draw(rng, n) -> SceneBatch      n scenes of one kind: what moves, where it starts, how it moves, the sensor's
+    thresholds film(batch) -> log intensities  (n, STEPS + 1, SIDE, SIDE), smooth in time, edges anti-aliased
     expose(...) -> EventBatch       every threshold crossing as an event, and the sensor's noise
 
-A scene is one of: nothing but noise, a texture carried past or towards a moving camera, or one to three equal shapes (disk,
-square, triangle, bar) crossing a still background the same way. Values keep a gap between the classes of a fact; where a measured
-fact (rate, balance, busiest region) still falls into a gap it is AMBIGUOUS, and such a scene asks no question about it.
-Many scenes are filmed at once; `simulate_scene` is the same code for one.
+A scene is one of: nothing but noise, a texture carried past or towards a moving camera, or one to three equal shapes
+(disk, square, triangle, bar) crossing a still background the same way. Values keep a gap between the classes of a
+fact; where a measured fact (rate, balance, busiest region) still falls into a gap it is AMBIGUOUS, and such a scene
+asks no question about it. Many scenes are filmed at once; `simulate_scene` is the same code for one.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def film(batch: SceneBatch) -> NDArray[np.float32]:
 
 
 def expose(batch: SceneBatch, logs: NDArray[np.float32]) -> EventBatch:
-    """ESIM's rule (Rebecq et al. 2018): an event whenever a pixel's log intensity has moved one threshold, at the interpolated time.
+    """ESIM's rule (Rebecq et al. 2018): an event whenever a pixel's log intensity has moved one threshold, at the
+    interpolated time.
 
     Thresholds vary by 4 % from pixel to pixel; noise adds events at random places and times, and a few hot pixels.
     """
@@ -211,7 +212,8 @@ def _noise(batch: SceneBatch, rng: np.random.Generator) -> tuple[NDArray, NDArra
 
 
 def _film_texture(batch: SceneBatch, rng: np.random.Generator, time: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A sum of plane waves pushed through tanh, so that it has edges: carried along, or scaled about a point near the centre.
+    """A sum of plane waves pushed through tanh, so that it has edges: carried along, or scaled about a point near the
+    centre.
 
     cos(a x + b y + c) is separable into products of one-dimensional waves, so a frame is one small matrix product.
     """

@@ -1,9 +1,9 @@
 """Step 1: the vision tower learns to see, by classifying the seven facts.
 
-Language alone never taught a small tower to look (losses fall on templates first), so the tower is trained on the facts themselves,
-each read off the raw features by one attention query and a small head. The heads are thrown away; what stays is that every
-fact lies in the raw features within reach of one attention layer, which is what a language model has. Held-out accuracy per
-fact says when to go on.
+Language alone never taught a small tower to look (losses fall on templates first), so the tower is trained on the
+facts themselves, each read off the raw features by one attention query and a small head. The heads are thrown away;
+what stays is that every fact lies in the raw features within reach of one attention layer, which is what a language
+model has. Held-out accuracy per fact says when to go on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from cascade_runtime.training.pool import augment, chunk_path, read_chunk
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
-    """How long and how fast: `clips` seen in all, one cycle of a cosine with warm-up. weights: of each fact's loss."""
+    """How long and how fast: `clips` seen in all, one cycle of a cosine with warm-up. weights: of each fact's
+    loss; plain: weight of the linear probe's loss.
+    """
 
     clips: int = 230_000
     batch: int = 64
@@ -36,12 +38,19 @@ class TowerConfig:
     warmup: float = 0.03
     weight_decay: float = 0.02
     weights: tuple[float, ...] = (1.0,) * len(CLASSES)
+    plain: float = 0.0
     report_every: int = 8192
     seed: int = 1
 
 
 class FactProbe(nn.Module):
-    """Raw features (n, frames, P, Dv) to one (n, classes) tensor of logits per fact."""
+    """Raw features (n, frames, P, Dv) to one (n, classes) tensor of logits per fact, in two ways.
+
+    `forward` looks with one attention query per fact and a small network: it asks whether the fact is there.
+    `plainly` is linear in the mean over frames and patches: it asks for the fact in the form that a language model
+    learns to read soonest. (A language model on features trained by `forward` alone stayed at .62 for regions that
+    the probe knew at .89.)
+    """
 
     def __init__(self, width: int = TOWER_WIDTH, frames: int = 2) -> None:
         super().__init__()
@@ -51,6 +60,11 @@ class FactProbe(nn.Module):
             nn.Sequential(nn.Linear(2 * frames * width, 128), nn.GELU(), nn.Linear(128, len(names)))
             for names in CLASSES.values()
         )
+        self.plain = nn.ModuleList(nn.Linear(width, len(names)) for names in CLASSES.values())
+
+    def plainly(self, raw_nFPD: torch.Tensor) -> list[torch.Tensor]:
+        mean = self.norm(raw_nFPD).mean((1, 2))
+        return [head(mean) for head in self.plain]
 
     def forward(self, raw_nFPD: torch.Tensor) -> list[torch.Tensor]:
         x = self.norm(raw_nFPD)
@@ -62,7 +76,9 @@ class FactProbe(nn.Module):
 
 
 def encode(tower: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-    """Raw features (n, F, P, Dv) of activity maps (n, F, 3, S, S): the hidden states that vision_feature_layer = -1 selects."""
+    """Raw features (n, F, P, Dv) of activity maps (n, F, 3, S, S): the hidden states that vision_feature_layer = -1
+    selects.
+    """
     n, frames = maps.shape[:2]
     raw = tower(maps.flatten(0, 1).float(), output_hidden_states=True).hidden_states[-1]
     return raw.view(n, frames, *raw.shape[1:])
@@ -77,8 +93,10 @@ def probe_loss(logits: list[torch.Tensor], rows: NDArray[np.int8], weights: tupl
 
 
 @torch.inference_mode()
-def probe_accuracy(tower: nn.Module, probe: FactProbe, maps: torch.Tensor, rows: NDArray[np.int8]) -> dict[str, float]:
-    """Share right per fact, over clips where it applies and is decided."""
+def probe_accuracy(
+    tower: nn.Module, probe: Callable[..., list[torch.Tensor]], maps: torch.Tensor, rows: NDArray[np.int8]
+) -> dict[str, float]:
+    """Share right per fact, over clips where it applies and is decided. probe: a `FactProbe` or its `plainly`."""
     guesses = [torch.stack([z.argmax(-1) for z in probe(encode(tower, part))], 1) for part in maps.split(64)]
     found = torch.cat(guesses).numpy()
     return {
@@ -105,7 +123,9 @@ def train_tower(
     progress: Callable[[str], None] = print,
     snapshot: Callable[[nn.Module, FactProbe], None] | None = None,
 ) -> dict[str, float]:
-    """Train `tower` and `probe` in place over the chunks that exist, round and round; returns held-out accuracy per fact."""
+    """Train `tower` and `probe` in place over the chunks that exist, round and round; returns held-out accuracy per
+    fact.
+    """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 5])
     decay = [p for m in (tower, probe) for p in m.parameters() if p.dim() > 1]
@@ -123,7 +143,10 @@ def train_tower(
             turned, facts = augment(maps[torch.from_numpy(pick)], rows[pick], rng)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
-            loss = probe_loss(probe(encode(tower, turned)), facts, config.weights)
+            raw = encode(tower, turned)
+            loss = probe_loss(probe(raw), facts, config.weights)
+            if config.plain:
+                loss = loss + config.plain * probe_loss(probe.plainly(raw), facts, config.weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(decay + plain, 1.0)
@@ -135,6 +158,8 @@ def train_tower(
             since = 0
             accuracy = probe_accuracy(tower, probe, *held_out)
             speed = seen / (time.perf_counter() - start)
+            if config.plain:
+                accuracy |= {f"{k} plain": v for k, v in probe_accuracy(tower, probe.plainly, *held_out).items()}
             progress(f"tower {seen} clips, {speed:.0f}/s, loss {np.mean(losses[-100:]):.3f}, {json.dumps(accuracy)}")
             if snapshot is not None:
                 snapshot(tower, probe)
