@@ -1,0 +1,139 @@
+"""The client: what it takes, what it gives back, what it refuses. In process; `tests/cluster` asks the same over
+Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_family import toy_events, toy_recipe, write_toy_family
+
+from cascade_runtime.api import Answer
+from cascade_runtime.client import AsyncCascadeClient, CascadeClient, to_events
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import ConfigError, DeadlineExceeded, EventFormatError, InputError
+from cascade_runtime.events import write_events
+from cascade_runtime.messages import producer
+
+SAMPLING = SamplingParams(max_tokens=20, temperature=0.8, seed=5)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def client(family: Path) -> Iterator[CascadeClient]:
+    with CascadeClient(recipe=toy_recipe(family, ["random", "noisy"])) as client:
+        yield client
+
+
+def test_every_way_to_hand_over_a_recording_is_the_same_recording(tmp_path: Path) -> None:
+    events = toy_events()
+    write_events(tmp_path / "a.npz", events)
+    columns = {"t": events.t, "x": events.x, "y": events.y, "p": events.p}
+    structured = np.zeros(len(events), [("t", "i8"), ("x", "u2"), ("y", "u2"), ("p", "u1")])
+    for name, column in columns.items():
+        structured[name] = column
+    sized = {**columns, "width": 128, "height": 96}
+    for source in (events, tmp_path / "a.npz", str(tmp_path / "a.npz"), events.to_record_batch(), sized):
+        assert to_events(source) == events
+    for source in (columns, structured):  # no sensor size: the smallest that holds the events
+        loose = to_events(source)
+        assert (loose.width, loose.height) == (int(events.x.max()) + 1, int(events.y.max()) + 1)
+        assert np.array_equal(loose.t, events.t)
+
+
+def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"also y, p"):
+        to_events({"t": [0], "x": [0]})
+    with pytest.raises(InputError, match="Events, a path"):
+        to_events(3)  # type: ignore[arg-type]
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nonsense")
+    with pytest.raises(EventFormatError):
+        to_events(tmp_path / "bad.npz")
+
+
+def test_an_answer_says_who_said_what(client: CascadeClient, family: Path) -> None:
+    answer = client.generate(toy_events(), "What moves?", sampling=SAMPLING)
+    alone = client.generate(toy_events(), "What moves?", sampling=SAMPLING, speculate=False)
+    assert answer.token_ids == alone.token_ids and answer.text == alone.text
+    assert set(alone.produced_by) == {"target"} and alone.target_passes == len(alone.token_ids)
+    assert len(answer.produced_by) == len(answer.accepted_by) == len(answer.pieces) == len(answer.token_ids)
+    for mask, by, accepted in zip(answer.masks, answer.produced_by, answer.accepted_by, strict=True):
+        assert by == answer.levels[producer(mask)]
+        assert by == "target" or accepted[-1] == "target"
+    assert answer.produced_by.count("target") <= answer.target_passes
+    told = answer.to_dict()
+    assert told["token_ids"] == list(answer.token_ids) and told["mode"] == "strict"
+    assert [span[1] for span in answer.timings.spans] == ["encode", "align", "dense", "gate"]
+    assert answer.gate is not None and len(answer.gate["cosines"]) == 2  # type: ignore[arg-type]
+    coloured = answer.colored()
+    assert coloured.count("\x1b[0m") == len(answer.pieces)
+
+
+def test_a_stream_ends_in_its_answer_and_may_be_left(client: CascadeClient) -> None:
+    *pieces, answer = client.stream(toy_events(), "What moves?", sampling=SAMPLING)
+    assert isinstance(answer, Answer) and "".join(pieces) == answer.text
+    stream = client.stream(toy_events(), "What moves?", sampling=SamplingParams(max_tokens=200, ignore_eos=True))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert client.generate(toy_events(), "What moves?", sampling=SAMPLING).token_ids == answer.token_ids
+
+
+def test_a_list_shows_its_progress_and_keeps_errors_in_place(
+    client: CascadeClient, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sources = [toy_events(1), str(tmp_path / "missing.npz"), toy_events(2)]
+    answers = client.generate(sources, "What moves?", sampling=SAMPLING)
+    assert [type(answer) for answer in answers[::2]] == [Answer, Answer]
+    assert isinstance(answers[1], InputError)
+    assert "3/3" in capsys.readouterr().err
+    single = client.generate(toy_events(2), "What moves?", sampling=SAMPLING)
+    assert answers[2].token_ids == single.token_ids  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="prompts"):
+        client.generate(sources, ["one", "two"])
+
+
+def test_a_request_that_takes_too_long_is_given_up(family: Path) -> None:
+    slow = SamplingParams(max_tokens=200, ignore_eos=True)
+    recipe = toy_recipe(family, ["noisy"])
+    with CascadeClient(recipe=recipe, timeout_s=0.01) as client, pytest.raises(DeadlineExceeded):
+        client.generate(toy_events(), "What?", sampling=slow)
+
+
+def test_the_async_twin_answers_the_same(family: Path, client: CascadeClient) -> None:
+    async def ask() -> list[Answer]:
+        async with AsyncCascadeClient(recipe=toy_recipe(family, ["noisy"])) as twin:
+            one = await twin.generate(toy_events(), "What moves?", sampling=SAMPLING)
+            last = [update async for update in twin.stream(toy_events(), "What moves?", sampling=SAMPLING)][-1]
+            return [one, last]  # type: ignore[list-item]
+
+    expected = client.generate(toy_events(), "What moves?", sampling=SAMPLING)
+    assert [answer.token_ids for answer in asyncio.run(ask())] == [expected.token_ids] * 2
+
+
+def test_unknown_targets_and_recipes_are_refused_with_what_there_is(family: Path) -> None:
+    with pytest.raises(ConfigError, match="in-process, ray"):
+        CascadeClient("slurm", recipe=toy_recipe(family, []))
+    with pytest.raises(ConfigError, match="three_level"):
+        CascadeClient(recipe="four_level")
+
+
+def test_closing_twice_is_fine(family: Path) -> None:
+    client = CascadeClient(recipe=toy_recipe(family, []))
+    client.close()
+    client.close()
+
+
+def test_the_engine_behind_the_client_is_the_reference(client: CascadeClient, family: Path) -> None:
+    request = AsyncCascadeClient.request(toy_events(3), "Where?", SAMPLING, True)
+    (expected,) = Engine.load(toy_recipe(family, [])).generate([request])
+    answer = client.generate(toy_events(3), "Where?", sampling=SAMPLING)
+    assert isinstance(expected, Answer) and answer.token_ids == expected.token_ids
