@@ -13,7 +13,7 @@ import torch
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, load_adapter, load_event_encoder
 from cascade_runtime.models.family import MEMBERS, build_model, build_tokenizer, read_model
-from cascade_runtime.training.adapter import AdapterConfig, spoil, train_adapter
+from cascade_runtime.training.adapter import AdapterConfig, adapter_quality, spoil, train_adapter
 from cascade_runtime.training.language import (
     IGNORED,
     LanguageConfig,
@@ -148,9 +148,10 @@ def test_the_adapter_comes_closer_to_the_tower(pool) -> None:
     tower = build_model("light", build_tokenizer(["x"], 300)).model.vision_tower.eval()
     encoder, adapter = EventEncoder(width=32, layers=1), Adapter(source_dim=32, target_dim=128, hidden=64)
     maps, _ = read_chunk(pool, 0)
+    before = adapter_quality(encoder, adapter, tower, maps)
     config = AdapterConfig(clips=640, learning_rate=3e-3, report_every=10_000)
     quality = train_adapter(encoder, adapter, tower, pool, range(1), maps, config, progress=lambda line: None)
-    assert quality["cosine"] > 0.8 and quality["gate_error"] < 0.2
+    assert quality["cosine"] > before["cosine"] + 0.4 and quality["gate_error"] < 0.25
 
 
 def test_spoiling_damages_some_clips_and_leaves_the_rest() -> None:
