@@ -143,7 +143,7 @@ class Controller:
             gate = self._admit(course)
             progress = yield from self._follow(course, stream=stream)
             if gate is not None:
-                course.decision = self._call(self.stages.adapter, gate, course)
+                self._decide(course, gate)
             yield self._answer(course, progress, self._release(course))
         except BaseException:
             self._release(course)
@@ -177,6 +177,10 @@ class Controller:
     def _call(self, stage: StageHandle, reference: Any, course: _Course) -> Any:
         return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
 
+    def _decide(self, course: _Course, reference: Any) -> GateDecision:
+        course.decision = decision = self._call(self.stages.adapter, reference, course)
+        return decision
+
     def _admit(self, course: _Course) -> Any:
         """Start everything that can run at once. Returns the reference of a gate decision that nobody waits for,
         or None.
@@ -207,8 +211,7 @@ class Controller:
         else:
             decision = adapter.start("judge", view, aligned, dense)
         if len(self.names) > 1 and request.speculate:
-            course.decision = self._call(adapter, decision, course)
-            if not all(course.decision.accepted):
+            if not all(self._decide(course, decision).accepted):
                 mixed = adapter.start("mix", aligned, dense, decision)
                 self._finish_drafters(course, self._start_drafters(course, mixed))
             return None
@@ -221,14 +224,12 @@ class Controller:
         features = aligned
         if self.recipe.gate.policy == "predicted":
             decision = adapter.start("predict", view)
-            course.decision = self._call(adapter, decision, course)
-            if not all(course.decision.accepted):
+            if not all(self._decide(course, decision).accepted):
                 features = adapter.start("mix", aligned, adapter.start("dense", course.handle, view), decision)
         else:
             dense = adapter.start("dense", course.handle, view)
             decision = adapter.start("judge", view, aligned, dense)
-            course.decision = self._call(adapter, decision, course)
-            if not all(course.decision.accepted):
+            if not all(self._decide(course, decision).accepted):
                 features = adapter.start("mix", aligned, dense, decision)
         self._admit_target(course, features)
         self._finish_drafters(course, drafting)

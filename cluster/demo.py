@@ -49,7 +49,8 @@ def median_ms(answers: list[Answer]) -> float:
 
 def compare(ask: Callable[[bool], Answer], rounds: int = ROUNDS) -> Comparison:
     """`ask(speculate)` once each to warm up, then turn about."""
-    ask(False), ask(True)
+    for speculate in (False, True):
+        ask(speculate)
     alone, cascade = [], []
     for _ in range(rounds):
         alone.append(ask(False))
