@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client import AsyncCascadeClient, CascadeClient
-from cascade_runtime.config import Recipe, SamplingParams
+from cascade_runtime.config import Recipe, SamplingParams, recipe_from_dict
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, ConfigError, InputError, PromptTooLong, StageError
 
@@ -40,11 +41,22 @@ def pipeline(client: CascadeClient) -> Any:
     return client._async._transport.pipeline  # type: ignore[attr-defined]
 
 
+def stored_objects() -> int:
+    """Objects in the store of this cluster's nodes."""
+    import ray
+    from ray._private.internal_api import memory_summary
+
+    summary = memory_summary(address=ray.get_runtime_context().gcs_address, stats_only=True)
+    found = re.search(r"(\d+) objects", summary)
+    assert found, summary
+    return int(found[1])
+
+
 def test_200_mixed_requests_get_the_engines_tokens_and_leave_nothing_behind(
     client: CascadeClient, family: Path
 ) -> None:
-    from ray.util.state import list_objects
-
+    client.generate(toy_events(), "What?")  # whatever is kept for good is there from now on
+    before = stored_objects()
     requests = toy_requests(REQUESTS, seed=11, max_tokens=12)
     expected = Engine.load(toy_recipe(family, [])).generate(requests)
 
@@ -65,7 +77,10 @@ def test_200_mixed_requests_get_the_engines_tokens_and_leave_nothing_behind(
     for name in ("level0", "level1", "target"):
         assert (stats[name]["free_slots"], stats[name]["active_rows"]) == (4, 0)
         assert stats[name]["passes"] > 0 and stats[name]["refused_messages"] == 0
-    del list_objects
+    end = time.monotonic() + 10  # references are counted down asynchronously
+    while stored_objects() > before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert stored_objects() <= before
 
 
 def test_streams_in_rounds_and_answers_as_the_target_alone(client: CascadeClient) -> None:
@@ -133,21 +148,19 @@ def test_closing_leaves_no_actor_and_no_placement_group(ray_cluster: None, famil
     assert list_named_actors() == []
 
 
-def test_what_the_cluster_cannot_hold_is_refused_by_name(ray_cluster: None, family: Path) -> None:
-    recipe = toy_recipe(family, [], deadlines={"start_s": 3.0})
-    greedy = {"checkpoint": str(family / "target"), "num_gpus": 2.0}
-    from cascade_runtime.config import recipe_from_dict
-
-    asked = recipe_from_dict(
+@pytest.mark.parametrize("ask", [{"num_gpus": 2.0}, {"labels": {"tier": "edge"}}])
+def test_what_the_cluster_cannot_hold_is_refused_by_name(
+    ray_cluster: None, family: Path, ask: dict[str, object]
+) -> None:
+    recipe = recipe_from_dict(
         {
             "cascade": {"name": "big", "levels": ["target"], "num_draft_tokens": []},
-            "stages": {"target": greedy},
+            "stages": {"target": {"checkpoint": str(family / "target"), **ask}},
             "deadlines": {"start_s": 3.0},
         }
     )
     with pytest.raises(ConfigError, match="cluster has free"):
-        CascadeClient("ray", recipe=asked)
-    assert recipe.deadlines.start_s == asked.deadlines.start_s
+        CascadeClient("ray", recipe=recipe)
 
 
 def test_the_async_client_answers_side_by_side(ray_cluster: None, family: Path) -> None:
