@@ -37,9 +37,9 @@ from cascade_runtime.vision.event_branch import render
 
 QUESTIONS = (
     "What are the key elements in this scene?",
-    "Describe what the camera sees.",
-    "Which way does it move?",
-    "How fast is the motion?",
+    "What is happening in this recording?",
+    "Which way is it moving?",
+    "How high is the event rate?",
 )
 SAMPLING = SamplingParams(max_tokens=96)
 FIRST_SCENE = 5_000_000  # far from the seeds of training
