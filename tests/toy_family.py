@@ -83,6 +83,7 @@ def toy_recipe(
         **tables.pop("cascade", {}),  # type: ignore[dict-item]
     }
     recipe: dict[str, object] = {
+        "deadlines": {"start_s": 300.0},
         "cascade": cascade,
         "stages": {
             name: {"checkpoint": str(family / kind), "num_cpus": 0.2} for name, kind in zip(names, kinds, strict=True)
