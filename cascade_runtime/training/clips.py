@@ -43,7 +43,21 @@ def from_facts(pool: Path, chunks: range, see: See, *, batch: int, pairs: int, s
         for at in range(0, len(order) - batch + 1, batch):
             pick = order[at : at + batch]
             turned, facts = augment(maps[torch.from_numpy(pick)], rows[pick], rng)
-            yield see(turned), [_draw_pairs(Facts.from_row(row), pairs, rng) for row in facts]
+            yield see(turned), [_draw_pairs(Facts.from_row(row), pairs, rng) for row in facts], facts
+
+
+def only_seen(
+    pool: Path, chunks: range, see: See, *, batch: int, seed: int
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Endless batches of raw features and facts, ambiguous ones included, for `language.teach_reading`."""
+    rng = np.random.default_rng([seed, 23])
+    while True:
+        maps, rows = read_chunk(pool, int(rng.choice([c for c in chunks if chunk_path(pool, c).exists()])))
+        order = rng.permutation(len(rows))
+        for at in range(0, len(order) - batch + 1, batch):
+            pick = order[at : at + batch]
+            turned, facts = augment(maps[torch.from_numpy(pick)], rows[pick], rng)
+            yield see(turned), facts
 
 
 def _draw_pairs(facts: Facts, pairs: int, rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def from_answers(said: Said, see: See, see_aligned: See, *, batch: int, aligned:
         for at in range(0, len(order) - batch + 1, batch):
             pick = order[at : at + batch]
             eyes = see_aligned if rng.random() < aligned else see
-            yield eyes(said.maps[torch.from_numpy(pick)]), [said.pairs[i] for i in pick]
+            yield eyes(said.maps[torch.from_numpy(pick)]), [said.pairs[i] for i in pick], None
 
 
 def see_through(encoder: EventEncoder, adapter: Adapter) -> See:

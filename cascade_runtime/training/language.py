@@ -19,19 +19,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.models.family import VISUAL_TOKENS
-from cascade_runtime.training.tower import learning_rate
+from cascade_runtime.training.facts import CLASSES
+from cascade_runtime.training.tower import learning_rate, probe_loss
 
 IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """How long and how fast: `clips` seen in all, each with `pairs` question-answer pairs."""
+    """How long and how fast: `clips` seen in all, each with `pairs` question-answer pairs. reading: weight of the
+    loss of `FactReader`.
+    """
 
     clips: int
     batch: int = 8
@@ -39,6 +43,7 @@ class LanguageConfig:
     learning_rate: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.05
+    reading: float = 0.3
     report_every: int = 512
     seed: int = 2
 
@@ -146,8 +151,77 @@ def choices(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> to
     return logits[..., : packer.tokenizer.get_vocab_size()].argmax(-1)
 
 
-Clips = Iterator[tuple[torch.Tensor, list[list[tuple[str, str]]]]]
-"""Endless batches: raw features (B, F, P, Dv) and each clip's question-answer pairs."""
+class FactReader(nn.Module):
+    """A training aid: the seven facts, linearly, from the hidden state of the prefix's last token in an early block.
+
+    Answers alone teach reading slowly: a fact is one token in seven, and questions ask for few. With this loss the
+    lower third of the model gathers every fact in one place, where the upper blocks find them.
+    """
+
+    def __init__(self, model: Any, packer: Packer) -> None:
+        super().__init__()
+        self.last = len(packer.prefix) - 1
+        self.depth = max(2 * len(model.model.language_model.layers) // 5, 1)
+        self.norm = nn.LayerNorm(model.config.text_config.hidden_size)
+        self.heads = nn.ModuleList(nn.Linear(self.norm.normalized_shape[0], len(names)) for names in CLASSES.values())
+
+    def watch(self, model: Any) -> Callable[[], None]:
+        """Keep what block `depth` of `model` gives from now on; the returned function ends that."""
+
+        def keep(module: nn.Module, args: tuple[object, ...], output: Any) -> None:
+            self._seen = output[0] if isinstance(output, tuple) else output
+
+        return model.model.language_model.layers[self.depth - 1].register_forward_hook(keep).remove
+
+    def loss(self, rows: NDArray[np.int8]) -> torch.Tensor:
+        """Mean cross entropy over facts, after a forward pass of the watched model over clips with these facts."""
+        summary = self.norm(self._seen[:, self.last])
+        return probe_loss([head(summary) for head in self.heads], rows, (1.0,) * len(self.heads))
+
+
+def teach_reading(
+    model: Any,
+    reader: FactReader,
+    clips: Iterator[tuple[torch.Tensor, NDArray[np.int8]]],
+    packer: Packer,
+    config: LanguageConfig,
+    *,
+    progress: Callable[[str], None] = print,
+) -> None:
+    """Train projector, newline and the lower blocks on the visual prefix alone: many clips, no text, little cost."""
+    torch.manual_seed(config.seed)
+    text = model.model.language_model
+    blocks, text.layers = text.layers, text.layers[: reader.depth]
+    unwatch = reader.watch(model)
+    parts = (model.model.multi_modal_projector, text.layers, reader)
+    trained = [p for part in parts for p in part.parameters()] + [model.model.image_newline]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    start, seen, since, losses = time.perf_counter(), 0, 0, []
+    while seen < config.clips:
+        raw, rows = next(clips)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
+        packed = packer.pack([[]] * len(rows))
+        hidden_states(model, packed, raw, packer)
+        loss = reader.loss(rows)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        seen += len(rows)
+        since += len(rows)
+        if since >= config.report_every or seen >= config.clips:
+            since = 0
+            speed = seen / (time.perf_counter() - start)
+            progress(f"reading {seen} clips, {speed:.0f}/s, loss {np.mean(losses[-30:]):.3f}")
+    unwatch()
+    text.layers = blocks
+
+
+Clips = Iterator[tuple[torch.Tensor, list[list[tuple[str, str]]], NDArray[np.int8] | None]]
+"""Endless batches: raw features (B, F, P, Dv), each clip's question-answer pairs, and its facts where they are known.
+"""
 
 
 def train_language(
@@ -159,10 +233,13 @@ def train_language(
     name: str,
     progress: Callable[[str], None] = print,
     check: Callable[[Any], str] | None = None,
+    reader: FactReader | None = None,
 ) -> None:
     """Train projector, newline and language model in place; the tower is not touched."""
     torch.manual_seed(config.seed)
-    parts = (model.model.multi_modal_projector, model.model.language_model)
+    reader = reader or FactReader(model, packer)
+    unwatch = reader.watch(model)
+    parts = (model.model.multi_modal_projector, model.model.language_model, reader)
     trained = [p for part in parts for p in part.parameters()] + [model.model.image_newline]
     decay = [p for p in trained if p.dim() > 1]
     groups = [
@@ -170,15 +247,20 @@ def train_language(
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    start, seen, since, losses, rights = time.perf_counter(), 0, 0, [], []
+    start, seen, since, losses, rights, reads = time.perf_counter(), 0, 0, [], [], [0.0]
     model.train()
     while seen < config.clips:
-        raw, pairs = next(clips)
+        raw, pairs, facts = next(clips)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
         loss, right = answer_loss(model, packer.pack(pairs), raw, packer)
+        total = loss
+        if facts is not None and config.reading:
+            read = reader.loss(facts)
+            reads.append(float(read.detach()))
+            total = loss + config.reading * read
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        total.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -191,8 +273,9 @@ def train_language(
             checked = check(model) if check is not None else ""
             progress(
                 f"{name} {seen} clips, {speed:.1f}/s, loss {np.mean(losses[-30:]):.3f}, "
-                f"tokens right {np.mean(rights[-30:]):.4f} {checked}"
+                f"reading {np.mean(reads[-30:]):.3f}, tokens right {np.mean(rights[-30:]):.4f} {checked}"
             )
+    unwatch()
     model.eval()
 
 

@@ -2,7 +2,8 @@
 
     pool      simulate clips                                                pool.py, scenes.py
     tower     classify facts                                                tower.py
-    ancestor  a 5-layer model learns to answer from the tower's features    language.py, clips.py
+    reading   a 5-layer model gathers the facts from the visual prefix      language.teach_reading
+    ancestor  the same model learns to answer                               language.py, clips.py
     heavy     the ancestor grown to 20 layers learns on; the same tower     language.grow
     adapter   event encoder into the tower's space, gate head               adapter.py
     mid       the ancestor, taught by heavy                                 distillation.py
@@ -32,9 +33,17 @@ from cascade_runtime.models.event_encoder import (
 )
 from cascade_runtime.models.family import FRAME_SIZE, PATCH, TOWER_WIDTH, build_model, build_tokenizer, save_model
 from cascade_runtime.training.adapter import AdapterConfig, train_adapter
-from cascade_runtime.training.clips import from_facts, see_with
+from cascade_runtime.training.clips import from_facts, only_seen, see_with
 from cascade_runtime.training.distillation import from_answers, let_heavy_speak, see_through
-from cascade_runtime.training.language import Clips, LanguageConfig, Packer, grow, train_language
+from cascade_runtime.training.language import (
+    Clips,
+    FactReader,
+    LanguageConfig,
+    Packer,
+    grow,
+    teach_reading,
+    train_language,
+)
 from cascade_runtime.training.pool import CHUNK, HELD_OUT, read_chunk, write_chunk
 from cascade_runtime.training.questions import corpus
 from cascade_runtime.training.tower import FactProbe, TowerConfig, train_tower
@@ -50,6 +59,7 @@ class Plan:
     chunks: int
     chunk_clips: int
     tower: tuple[TowerConfig, ...]
+    reading: LanguageConfig
     ancestor: LanguageConfig
     heavy: LanguageConfig
     adapter: AdapterConfig
@@ -66,7 +76,10 @@ FULL = Plan(
     chunk_clips=CHUNK,
     tower=(
         TowerConfig(clips=110_000, learning_rate=1.2e-3, seed=1),
-        TowerConfig(clips=50_000, learning_rate=8e-4, warmup=0.02, weights=HARD_FACTS, seed=10),
+        TowerConfig(clips=46_000, learning_rate=8e-4, warmup=0.02, weights=HARD_FACTS, plain=1.0, seed=10),
+    ),
+    reading=LanguageConfig(
+        clips=16_000, batch=32, learning_rate=1.5e-3, weight_decay=0.02, report_every=3_200, seed=15
     ),
     ancestor=LanguageConfig(clips=5_000, batch=5, learning_rate=1.5e-3, seed=2),
     heavy=LanguageConfig(clips=2_400, batch=4, learning_rate=6e-4, seed=4),
@@ -88,6 +101,7 @@ QUICK = replace(
     chunks=4,
     chunk_clips=256,
     tower=tuple(_shrink(config, 2_000) for config in FULL.tower),
+    reading=_shrink(FULL.reading, 320),
     ancestor=_shrink(FULL.ancestor, 200),
     heavy=_shrink(FULL.heavy, 40),
     adapter=_shrink(FULL.adapter, 1_000),
@@ -123,13 +137,19 @@ def train_family(
         train_tower(tower, pool, chunks, held_out, config, probe=probe, progress=progress)
     see = see_with(tower)
 
-    def learn(model: Any, config: LanguageConfig, clips: Clips, name: str) -> None:
-        train_language(model, clips, packer, config, name=name, progress=progress)
+    def learn(model: Any, config: LanguageConfig, clips: Clips, name: str, reader: FactReader | None = None) -> None:
+        train_language(model, clips, packer, config, name=name, progress=progress, reader=reader)
+
+    def read(model: Any, config: LanguageConfig) -> FactReader:
+        reader = FactReader(model, packer)
+        seen = only_seen(pool, chunks, see, batch=config.batch, seed=config.seed)
+        teach_reading(model, reader, seen, packer, config, progress=progress)
+        return reader
 
     def facts(config: LanguageConfig) -> Clips:
         return from_facts(pool, chunks, see, batch=config.batch, pairs=config.pairs, seed=config.seed)
 
-    learn(ancestor, plan.ancestor, facts(plan.ancestor), "ancestor")
+    learn(ancestor, plan.ancestor, facts(plan.ancestor), "ancestor", read(ancestor, plan.reading))
     heavy = build_model("heavy", tokenizer)
     grow(ancestor, heavy)
     learn(heavy, plan.heavy, facts(plan.heavy), "heavy")

@@ -16,6 +16,7 @@ from cascade_runtime.models.family import MEMBERS, build_model, build_tokenizer,
 from cascade_runtime.training.adapter import AdapterConfig, adapter_quality, spoil, train_adapter
 from cascade_runtime.training.language import (
     IGNORED,
+    FactReader,
     LanguageConfig,
     Packer,
     answer_greedily,
@@ -23,6 +24,7 @@ from cascade_runtime.training.language import (
     choices,
     grow,
     project,
+    teach_reading,
     train_language,
 )
 from cascade_runtime.training.plan import QUICK, train_family
@@ -135,12 +137,27 @@ def test_a_model_learns_a_few_answers_by_heart(packer: Packer) -> None:
 
     def clips():
         while True:
-            yield raw, [[("What is moving?", answer)] for answer in answers]
+            yield raw, [[("What is moving?", answer)] for answer in answers], None
 
     config = LanguageConfig(clips=4 * 60, batch=4, learning_rate=3e-3, report_every=1000)
     train_language(model, clips(), packer, config, name="light", progress=lambda line: None)
     said = answer_greedily(model, packer, raw, ["What is moving?"] * 4)
     assert [packer.tokenizer.decode(ids) for ids in said] == answers
+
+
+def test_reading_is_learnt_from_the_prefix_alone(packer: Packer) -> None:
+    torch.manual_seed(5)
+    model = build_model("mid", packer.tokenizer)
+    reader = FactReader(model, packer)
+    rows = np.array([[2, 1, 0, 0, 0, 0, 0], [3, 2, 1, 1, 1, 1, 1], [4, 3, 2, 2, 2, 2, 2]], dtype=np.int8)
+    raw = torch.randn(3, 2, 64, 128)
+    top = model.model.language_model.layers[4].mlp.up_proj.weight.detach().clone()
+    lines: list[str] = []
+    config = LanguageConfig(clips=120, batch=3, learning_rate=2e-3, report_every=60)
+    teach_reading(model, reader, iter([(raw, rows)] * 40), packer, config, progress=lines.append)
+    assert float(lines[-1].split()[-1]) < 0.5 < 1.0
+    assert len(model.model.language_model.layers) == 5
+    assert torch.equal(model.model.language_model.layers[4].mlp.up_proj.weight, top)
 
 
 def test_the_adapter_comes_closer_to_the_tower(pool) -> None:
@@ -176,6 +193,7 @@ def test_a_tiny_plan_makes_a_family_that_loads(tmp_path) -> None:
         chunks=1,
         chunk_clips=64,
         tower=(few(TowerConfig(batch=16), 32),),
+        reading=few(QUICK.reading, 32),
         ancestor=few(QUICK.ancestor, 5),
         heavy=few(QUICK.heavy, 4),
         adapter=few(replace(QUICK.adapter, batch=16), 32),
@@ -195,5 +213,5 @@ def test_a_tiny_plan_makes_a_family_that_loads(tmp_path) -> None:
         loaded = load_checkpoint(tmp_path / member)
         assert loaded.vision is not None and loaded.vision.space == heavy.vision.space
     assert all((tmp_path / member).is_dir() for member in MEMBERS)
-    for step in ("pool", "tower", "ancestor", "heavy", "adapter", "mid", "light"):
+    for step in ("pool", "tower", "reading", "ancestor", "heavy", "adapter", "mid", "light"):
         assert any(line.startswith(step) for line in lines), step
