@@ -92,7 +92,7 @@ def region_class(counts: Sequence[int] | NDArray[np.integer]) -> int:
     first, second = np.sort(values)[::-1][:2] / max(values.sum(), 1.0)
     if first < 0.2:
         return REGIONS.index("everywhere")
-    if first > 0.22 and first > 1.25 * second:
+    if first > 0.24 and first > 1.5 * second:
         return int(np.argmax(values))
     return AMBIGUOUS
 

@@ -194,14 +194,14 @@ def test_a_tiny_plan_makes_a_family_that_loads(tmp_path) -> None:
         chunk_clips=64,
         tower=(few(TowerConfig(batch=16), 32),),
         reading=few(QUICK.reading, 32),
-        ancestor=few(QUICK.ancestor, 5),
+        light=few(QUICK.light, 6),
+        mid=few(QUICK.mid, 6),
         heavy=few(QUICK.heavy, 4),
         adapter=few(replace(QUICK.adapter, batch=16), 32),
         spoken_clips=8,
         spoken_pairs=1,
-        mid=few(QUICK.mid, 5),
-        light_facts=few(QUICK.light_facts, 8),
-        light=few(QUICK.light, 8),
+        mid_taught=few(QUICK.mid_taught, 6),
+        light_taught=few(QUICK.light_taught, 8),
     )
     lines: list[str] = []
     train_family(tmp_path, plan=plan, progress=lines.append)
@@ -213,5 +213,5 @@ def test_a_tiny_plan_makes_a_family_that_loads(tmp_path) -> None:
         loaded = load_checkpoint(tmp_path / member)
         assert loaded.vision is not None and loaded.vision.space == heavy.vision.space
     assert all((tmp_path / member).is_dir() for member in MEMBERS)
-    for step in ("pool", "tower", "reading", "ancestor", "heavy", "adapter", "mid", "light"):
+    for step in ("pool", "tower", "reading", "light", "mid", "heavy", "adapter", "mid, taught", "light, taught"):
         assert any(line.startswith(step) for line in lines), step
