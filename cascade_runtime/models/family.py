@@ -42,7 +42,7 @@ FRAMES, FRAME_SIZE, PATCH = 2, 64, 8
 TOWER_WIDTH = 128
 VISUAL_TOKENS = FRAMES * (FRAME_SIZE // PATCH // 2) ** 2 + 1
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-_ROW_MULTIPLE = {"light": 32, "mid": 64, "heavy": 128}
+_ROW_MULTIPLE = {"light": 8, "mid": 64, "heavy": 128}
 _HOME = Path(__file__).parent.parent / "family"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} {% for part in message['content'] %}"
