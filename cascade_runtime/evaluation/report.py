@@ -109,6 +109,10 @@ def on_recordings(
             entry[name] = {"answers": texts, "stated": stated}
             for fact, truth in recording.facts.items():
                 counts[name].setdefault(fact, []).append(stated[fact] == truth)
+            if "direction" in recording.facts:
+                described = read_facts(texts["describe"]).get("direction")
+                for label, said in (("direction within 45", stated["direction"]), ("described within 45", described)):
+                    counts[name].setdefault(label, []).append(real.near(said, recording.facts["direction"]))
         found[recording.name] = entry
     accuracy = {
         name: {fact: f"{sum(right)}/{len(right)}" for fact, right in facts.items()} for name, facts in counts.items()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cascade_runtime.evaluation import evaluate_family
-from cascade_runtime.evaluation.recordings import QUESTIONS, computed_facts, read_recordings
+from cascade_runtime.evaluation.recordings import QUESTIONS, computed_facts, near, read_recordings
 from cascade_runtime.evaluation.report import print_report
 from cascade_runtime.evaluation.simulated import agreement, answers, draw_exam, score
 from cascade_runtime.events import Events
@@ -77,6 +77,11 @@ def test_facts_computed_from_events_are_those_of_the_simulator() -> None:
             compared += 1
             agreed += computed["direction"] == scene.facts.direction
     assert compared >= 2 and agreed >= 0.7 * compared
+
+
+def test_near_directions_are_neighbours_round_the_circle() -> None:
+    assert [said for said in range(len(DIRECTIONS)) if near(said, 0)] == [0, 1, 7]
+    assert not near(None, 0)
 
 
 def test_computed_facts_of_a_hand_made_recording() -> None:
