@@ -114,8 +114,8 @@ def model_config(member: str, tokenizer: Tokenizer) -> LlavaOnevisionConfig:
     return LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=ids["<image>"],
-        video_token_id=ids["<video>"],
+        image_token_index=ids["<image>"],
+        video_token_index=ids["<video>"],
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]],
@@ -127,11 +127,8 @@ def build_model(member: str, tokenizer: Tokenizer) -> LlavaOnevisionForCondition
     """A model with random weights, float32; the seed is the caller's torch seed."""
     model = LlavaOnevisionForConditionalGeneration(model_config(member, tokenizer))
     torch.nn.init.normal_(model.model.image_newline, std=0.02)
-    config = model.generation_config
-    config.eos_token_id, config.pad_token_id = (
-        model.config.text_config.eos_token_id,
-        model.config.text_config.pad_token_id,
-    )
+    model.generation_config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
+    model.generation_config.pad_token_id = tokenizer.token_to_id("<|endoftext|>")
     return model
 
 

@@ -139,7 +139,8 @@ def answer_loss(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -
     """(mean cross entropy over answer tokens, share of them predicted right)."""
     hidden = hidden_states(model, packed, raw, packer)
     chosen = packed.targets != IGNORED
-    logits, target = model.lm_head(hidden[chosen]), packed.targets[chosen]
+    entries = packer.tokenizer.get_vocab_size()  # the head has more rows, which are never chosen
+    logits, target = model.lm_head(hidden[chosen])[:, :entries], packed.targets[chosen]
     right = float((logits.detach().argmax(-1) == target).float().mean())
     return F.cross_entropy(logits, target), right
 

@@ -49,6 +49,7 @@ def test_heavy_answers_and_light_says_the_same(exam) -> None:
     assert score(exam, packer, answers(light, packer, shuffled, exam.questions)).overall < 0.7  # it does look
 
 
+@torch.no_grad()
 def test_aligned_features_are_close_to_dense_ones(exam) -> None:
     heavy, _ = read_model(family_path("heavy"))
     encoder, adapter = load_event_encoder(family_path("event_encoder")), load_adapter(family_path("adapter"))
