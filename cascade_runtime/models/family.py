@@ -88,7 +88,7 @@ def model_config(member: str, tokenizer: Tokenizer) -> LlavaOnevisionConfig:
         raise ConfigError("family member", member, f"one of {', '.join(LAYERS)}")
     multiple = _ROW_MULTIPLE[member]
     rows = (tokenizer.get_vocab_size() // multiple + 1) * multiple
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
+    ids: dict[str, Any] = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     vision = SiglipVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=3 * TOWER_WIDTH,
