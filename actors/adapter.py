@@ -45,19 +45,21 @@ class AdapterVerifierStage:
         self.tracer.record("dense", start, time.monotonic_ns(), handle)
         return dense
 
-    def predict(self, view: EventView) -> GateDecision:
-        """The gate without dense features."""
-        assert view.features is not None
-        return self.verifier.predict(view.features)
+    def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
+        """The gate's decision on every frame, by the recipe's policy."""
+        return self.verifier.decide(view, aligned, dense)
 
-    def judge(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures) -> GateDecision:
-        """The gate with dense features to compare with."""
-        assert view.features is not None
-        return self.verifier.judge(view.features, aligned, dense)
-
-    def mix(self, aligned: VisualFeatures, dense: VisualFeatures, decision: GateDecision) -> VisualFeatures:
+    def fill(
+        self, view: EventView, aligned: VisualFeatures, decision: GateDecision, dense: VisualFeatures | None
+    ) -> VisualFeatures:
         """Frame by frame, aligned where accepted and dense elsewhere."""
-        return aligned.choose_frames(decision.accepted, dense)
+        return self.verifier.fill(view, aligned, decision, dense)
+
+    def correct(
+        self, view: EventView, aligned: VisualFeatures, decision: GateDecision, dense: VisualFeatures | None
+    ) -> VisualFeatures | None:
+        """What `fill` gives, or None where every frame was accepted: nothing to correct."""
+        return None if all(decision.accepted) else self.verifier.fill(view, aligned, decision, dense)
 
     def trace(self) -> Trace:
         """The recorded spans."""

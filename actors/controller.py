@@ -4,7 +4,7 @@ through it.
     view    = encoder.view(events)                          one immutable object each, put once, owned here, so that it
     aligned = adapter.align(view)  -> drafters.admit        outlives any stage that reads it
     dense   = adapter.dense(view)  -> target.admit          at the same time: drafting starts while the target still
-    verdict = adapter.judge(...)   -> drafters.admit again  encodes and prefills; a frame the gate refuses is replaced
+    verdict = adapter.decide(...)  -> drafters.revise       encodes and prefills; a frame the gate refuses is replaced
     target.take(...)               -> the answer            long polls, one per streamed round or one per answer
     release everywhere                                      whatever happened
 
@@ -17,22 +17,25 @@ import itertools
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from actors.rows import RowReport
 from actors.target import Progress
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
-from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 64
+_REPORT_S = 1.0  # how long an answer that is there waits for what drafters and gate have to tell
+_CANCELLED = 1024
 
 
 class StageHandle(Protocol):
@@ -63,9 +66,9 @@ class _Course:
     handle: int
     started: float
     deadline: float
-    notes: list[str] = field(default_factory=list)
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
-    decision: GateDecision | None = None
+    drafting: list[Any] = field(default_factory=list)  # references of the drafters' admissions
+    decision: Any = None  # reference of the gate's decision, or None
     cancelled: bool = False
 
     @property
@@ -94,6 +97,7 @@ class Controller:
         self._lock = threading.Lock()
         self._waiting = 0
         self._running: dict[str, _Course] = {}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
         self._draining = False
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
@@ -111,8 +115,11 @@ class Controller:
         """End a running request early; whoever waits for it gets `StageError`. Returns whether it was running."""
         with self._lock:
             course = self._running.get(request_id)
-        if course is None:
-            return False
+            if course is None:
+                self._cancelled[request_id] = None  # it may be on its way
+                while len(self._cancelled) > _CANCELLED:
+                    self._cancelled.popitem(last=False)
+                return False
         course.cancelled = True
         release = self.stages.target.start("release", course.handle)  # wakes whoever waits in `take`
         self.stages.target.result(release, self.recipe.deadlines.control_s)
@@ -140,24 +147,30 @@ class Controller:
         course = _Course(request, next(self._handles), started, started + limit)
         self._enter(course)
         try:
-            gate = self._admit(course)
+            self._admit(course)
             progress = yield from self._follow(course, stream=stream)
-            if gate is not None:
-                self._decide(course, gate)
-            yield self._answer(course, progress, self._release(course))
         except BaseException:
             self._release(course)
+            self._leave(course)
             raise
-        finally:
-            with self._lock:
-                self._running.pop(request.request_id, None)
-            self._slots.release()
+        received = time.monotonic()
+        reports = self._release(course)
+        self._leave(course)
+        yield self._answer(course, progress, received, reports)
+
+    def _leave(self, course: _Course) -> None:
+        with self._lock:
+            self._running.pop(course.request.request_id, None)
+        self._slots.release()
 
     def _enter(self, course: _Course) -> None:
         request_id = course.request.request_id
         with self._lock:
             if self._draining:
                 raise CapacityError("the pipeline is draining")
+            if request_id in self._cancelled:
+                del self._cancelled[request_id]
+                raise StageError("controller", request_id, "cancelled")
             if request_id in self._running:
                 raise InputError("request_id", request_id, "an id that is not being answered already")
             if self._waiting >= MAX_WAITING:
@@ -177,83 +190,45 @@ class Controller:
     def _call(self, stage: StageHandle, reference: Any, course: _Course) -> Any:
         return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
 
-    def _decide(self, course: _Course, reference: Any) -> GateDecision:
-        course.decision = decision = self._call(self.stages.adapter, reference, course)
-        return decision
-
-    def _admit(self, course: _Course) -> Any:
-        """Start everything that can run at once. Returns the reference of a gate decision that nobody waits for,
-        or None.
-        """
-        request, adapter = course.request, self.stages.adapter
-        view = self.stages.encoder.start("view", course.handle, request.events)
+    def _admit(self, course: _Course) -> None:
+        """Start everything that can run at once; wait for nothing but the target's admission."""
+        request, adapter, handle = course.request, self.stages.adapter, course.handle
+        strict = self.recipe.cascade.mode == "strict"
+        uses_events = self.recipe.adapter is not None and (request.speculate or not strict)
+        view = self.stages.encoder.start("view", handle, request.events, uses_events)
         course.own = {
-            level: adapter.start("dense", course.handle, view, level)
+            level: adapter.start("dense", handle, view, level)
             for level, shared in enumerate(self.shared[:-1])
-            if not shared
+            if not shared and request.speculate
         }
-        if self.recipe.adapter is None:
-            dense = adapter.start("dense", course.handle, view)
-            drafting = self._start_drafters(course, dense)
+        dense = None
+        if not uses_events:
+            dense = adapter.start("dense", handle, view)
+            self._admit_drafters(course, dense)
             self._admit_target(course, dense)
-            self._finish_drafters(course, drafting)
-            return None
-        aligned = adapter.start("align", course.handle, view)
-        if self.recipe.cascade.mode == "aligned":
-            self._admit_aligned(course, view, aligned)
-            return None
-        dense = adapter.start("dense", course.handle, view)
-        drafting = self._start_drafters(course, aligned)  # before the target has seen anything
-        self._admit_target(course, dense)
-        self._finish_drafters(course, drafting)
-        if self.recipe.gate.policy == "predicted":
-            decision = adapter.start("predict", view)
+            return
+        aligned = adapter.start("align", handle, view)
+        self._admit_drafters(course, aligned)  # drafting starts before the target has seen anything
+        if strict or self.recipe.gate.policy == "full":
+            dense = adapter.start("dense", handle, view)
+        course.decision = adapter.start("decide", view, aligned, dense)
+        if strict:
+            self._admit_target(course, dense)
         else:
-            decision = adapter.start("judge", view, aligned, dense)
-        if len(self.names) > 1 and request.speculate:
-            if not all(self._decide(course, decision).accepted):
-                mixed = adapter.start("mix", aligned, dense, decision)
-                self._finish_drafters(course, self._start_drafters(course, mixed))
-            return None
-        return decision
+            self._admit_target(course, adapter.start("fill", view, aligned, course.decision, dense))
+        if request.speculate:
+            better = adapter.start("correct", view, aligned, course.decision, dense)
+            for level, drafter in enumerate(self.stages.drafters):
+                if level not in course.own:
+                    drafter.start("revise", handle, better)
 
-    def _admit_aligned(self, course: _Course, view: Any, aligned: Any) -> None:
-        """Mode "aligned": the target waits for the gate, and sees aligned features wherever it accepts them."""
-        adapter = self.stages.adapter
-        drafting = self._start_drafters(course, aligned)
-        features = aligned
-        if self.recipe.gate.policy == "predicted":
-            decision = adapter.start("predict", view)
-            if not all(self._decide(course, decision).accepted):
-                features = adapter.start("mix", aligned, adapter.start("dense", course.handle, view), decision)
-        else:
-            dense = adapter.start("dense", course.handle, view)
-            decision = adapter.start("judge", view, aligned, dense)
-            if not all(self._decide(course, decision).accepted):
-                features = adapter.start("mix", aligned, dense, decision)
-        self._admit_target(course, features)
-        self._finish_drafters(course, drafting)
-        if features is not aligned:
-            self._finish_drafters(course, self._start_drafters(course, features))
-
-    def _start_drafters(self, course: _Course, features: Any) -> list[Any]:
+    def _admit_drafters(self, course: _Course, features: Any) -> None:
         """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
         request = course.request
-        references: list[Any] = []
         for level, drafter in enumerate(self.stages.drafters if request.speculate else ()):
             given = course.own.get(level, features)
             arguments = (course.handle, request.request_id, request.question, given, request.sampling)
-            references.append(drafter.start("admit", *arguments))
-        return references
-
-    def _finish_drafters(self, course: _Course, references: Sequence[Any]) -> None:
-        """A drafter that cannot take part is a note, not an error: the answer does not depend on it."""
-        for name, drafter, reference in zip(self.names, self.stages.drafters, references, strict=False):
-            try:
-                self._call(drafter, reference, course)
-            except CascadeError as error:
-                log.warning("request %s goes on without %s: %s", course.request.request_id, name, error)
-                course.notes.append(f"without {name}: {error}")
+            course.drafting.append(drafter.start("admit", *arguments))
 
     def _admit_target(self, course: _Course, features: Any) -> None:
         request, target = course.request, self.stages.target
@@ -293,21 +268,59 @@ class Controller:
             if progress.finish_reason is not None:
                 return progress
 
-    def _release(self, course: _Course) -> tuple[EdgeCounters, ...]:
-        """Free the request's slot on every stage; the edges' reports come back with it."""
-        stages = [*self.stages.drafters, self.stages.target]
-        references = [stage.start("release", course.handle) for stage in stages]
-        reports = []
-        for name, stage, reference in zip(self.names, stages, references, strict=True):
+    def _release(self, course: _Course) -> dict[str, RowReport]:
+        """Free the request's slot on every stage; what each did for it comes back with that.
+
+        The target's release is waited for. A drafter that is stuck is not: its release waits in its queue.
+        """
+        stages = dict(zip(self.names, [*self.stages.drafters, self.stages.target], strict=True))
+        references = {name: stage.start("release", course.handle) for name, stage in stages.items()}
+        until = time.monotonic() + _REPORT_S
+        reports: dict[str, RowReport] = {}
+        for name in reversed(self.names):  # the target first
+            last = name == self.names[-1]
+            wait_s = self.recipe.deadlines.control_s if last else max(0.0, until - time.monotonic())
             try:
-                reports.append(stage.result(reference, self.recipe.deadlines.control_s))
+                report = stages[name].result(references[name], wait_s)
             except CascadeError as error:
                 log.warning("request %s: %s did not confirm its release: %s", course.request.request_id, name, error)
-        return tuple(report for report in reports if report is not None)
+                continue
+            if report is not None:
+                reports[name] = report
+        return reports
 
-    def _answer(self, course: _Course, progress: Progress, edges: tuple[EdgeCounters, ...]) -> Answer:
+    def _notes(self, course: _Course) -> tuple[tuple[str, ...], GateDecision | None]:
+        """What did not take part: a drafter that could not is a note, not an error; and the gate's decision."""
+        notes, decision = [], None
+        for name, drafter, reference in zip(self.names, self.stages.drafters, course.drafting, strict=False):
+            try:
+                drafter.result(reference, 0.0)
+            except CascadeError as error:
+                notes.append(f"without {name}: {error}")
+        if course.decision is not None:
+            try:
+                decision = self.stages.adapter.result(course.decision, _REPORT_S)
+            except CascadeError as error:
+                notes.append(f"without the gate: {error}")
+        for note in notes:
+            log.warning("request %s went on %s", course.request.request_id, note)
+        return tuple(notes), decision
+
+    def _answer(self, course: _Course, progress: Progress, received: float, reports: dict[str, RowReport]) -> Answer:
         request = course.request
         stopper = Stopper(self.tokenizer, self.ends, request.sampling)
+        notes, decision = self._notes(course)
+        apart = received - progress.said_at  # the target's clock and ours, apart by at most the answer's way back
+
+        def ms(at: float) -> float:
+            return 1000 * (at + apart - course.started)
+
+        spans = [
+            (name, what, ms(start / 1e9), ms(end / 1e9))
+            for name in self.names
+            if name in reports
+            for what, start, end in reports[name].spans
+        ]
         return Answer(
             request_id=request.request_id,
             text=stopper.text(progress.tokens),
@@ -316,12 +329,10 @@ class Controller:
             finish_reason=progress.finish_reason or "length",
             levels=self.names,
             masks=progress.masks,
-            timings=Timings(
-                1000 * (progress.first_token_at - course.started), 1000 * (progress.last_token_at - course.started)
-            ),
-            edges=edges,
-            gate=course.decision.to_dict() if course.decision is not None else None,
+            timings=Timings(ms(progress.first_token_at), ms(progress.last_token_at), tuple(spans)),
+            edges=tuple(reports[name].edge for name in self.names[1:] if name in reports),
+            gate=decision.to_dict() if decision is not None else None,
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,
-            notes=tuple(course.notes),
+            notes=notes,
         )

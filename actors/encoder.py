@@ -26,10 +26,10 @@ class EventEncoderStage:
         """Facts for the launcher."""
         return {"name": "encoder", "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
 
-    def view(self, handle: int, events: Events) -> EventView:
+    def view(self, handle: int, events: Events, encode: bool = True) -> EventView:
         """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""
         start = time.monotonic_ns()
-        view = self.branch.view(events)
+        view = self.branch.view(events, encode)
         self.tracer.record("encode", start, time.monotonic_ns(), handle)
         return view
 

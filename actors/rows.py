@@ -7,10 +7,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Standing
 
+MAX_SPANS = 1024
 _PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
 
 
@@ -20,6 +22,8 @@ class ActiveRow:
 
     handle: int
     request_id: str
+    question: str
+    sampling: SamplingParams
     row: Row
     standing: Standing
     edge: EdgeCounters
@@ -28,6 +32,13 @@ class ActiveRow:
     heard: float = field(default_factory=time.monotonic)  # the last word from downstream
     missed: int = 0
     passes: int = 0
+    alone: bool = False  # the next pass looks at no hints: the last one was spoilt by them
+    spans: list[tuple[str, int, int]] = field(default_factory=list)  # (what, start, end) in monotonic ns
+
+    def spent(self, what: str, start_ns: int, end_ns: int) -> None:
+        """A pass ran."""
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append((what, start_ns, end_ns))
 
     def ready(self, need: int, deadline_s: float, upstream_alive: bool, now: float) -> bool:
         """Whether to spend a pass on this row now: enough hints, nothing to wait for, or waited long enough."""
@@ -54,3 +65,15 @@ class ActiveRow:
         self.missed = 0 if drafted or not need else self.missed + (self.passes > 0)
         self.passes += 1
         self.since = now
+
+    def report(self) -> RowReport:
+        """What this stage did for the request."""
+        return RowReport(self.edge, tuple(self.spans))
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What one stage did for one request: its edge's counters, and what ran when (monotonic ns of its machine)."""
+
+    edge: EdgeCounters
+    spans: tuple[tuple[str, int, int], ...]

@@ -19,19 +19,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import torch
 
+from actors.commands import Commands
 from actors.host import host
-from actors.rows import ActiveRow
+from actors.rows import ActiveRow, RowReport
 from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
@@ -53,9 +51,8 @@ from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
 
-_COMMANDS = 256  # control calls waiting at once
 _EARLY = 64  # draft blocks kept for requests that are not admitted yet
-_REPORTS = 1024  # edge reports of ended requests that nobody has collected
+_REPORTS = 1024  # reports of ended requests that nobody has collected, and handles known to be released
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
 _REPEAT_S = 0.25  # a stage that can do nothing says again what it stands by, in case it was lost
 _IDLE_S = 0.5
@@ -80,11 +77,12 @@ class LanguageStage:
         self.rows: dict[int, ActiveRow] = {}
         self.refused = 0
         self._early: OrderedDict[int, DraftBlock] = OrderedDict()
-        self._reports: OrderedDict[int, EdgeCounters] = OrderedDict()
+        self._reports: OrderedDict[int, RowReport] = OrderedDict()
+        self._released: OrderedDict[int, None] = OrderedDict()
         self._upstream: Channel | None = None
         self._downstream: Channel | None = None
         self._listener: Listener | None = None
-        self._commands: queue.Queue[tuple[Callable[[], object], Future[object]]] = queue.Queue(_COMMANDS)
+        self._commands = Commands(self.name, self._ring)
         self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -132,17 +130,21 @@ class LanguageStage:
         sampling: SamplingParams,
         expect_drafts: bool = True,
     ) -> None:
-        """Take a request in. A second call with the same handle replaces the features it was given.
+        """Take a request in. A second call with the same handle changes nothing; one after `release` is refused.
 
         Without `expect_drafts` the row decodes alone and waits for nobody.
         Raises what is wrong with the request (`PromptTooLong`, `FeatureSpaceError`) or `CapacityError`.
         """
         self._command(lambda: self._admit(handle, request_id, question, features, sampling, expect_drafts))
 
-    def release(self, handle: int) -> EdgeCounters | None:
-        """Forget a request, finished or not; its slot is free when this returns. Says what its edge did for it."""
-        self._command(lambda: self._forget(handle))
-        return self._reports.pop(handle, None)
+    def revise(self, handle: int, features: VisualFeatures | None) -> None:
+        """Other features for a request that is running (None: those it has are right). Its prefix stays."""
+        if features is not None:
+            self._command(lambda: self._revise(handle, features))
+
+    def release(self, handle: int) -> RowReport | None:
+        """Forget a request, finished, running or still to come; its slot is free when this returns."""
+        return self._command(lambda: self._release(handle))  # type: ignore[return-value]
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start, as plain data."""
@@ -176,19 +178,9 @@ class LanguageStage:
                 closable.close()
 
     def _command(self, action: Callable[[], object]) -> object:
-        outcome: Future[object] = Future()
         if self._thread is None or self._stopping.is_set():
             raise StageError(self.name, "-", "the stage is not running")
-        try:
-            self._commands.put_nowait((action, outcome))
-        except queue.Full:
-            raise CapacityError(f"stage {self.name}: {_COMMANDS} control calls are waiting") from None
-        self._ring()
-        try:
-            return outcome.result(self.recipe.deadlines.control_s)
-        except FutureTimeout:
-            outcome.cancel()
-            raise DeadlineExceeded(f"stage {self.name}: no answer in {self.recipe.deadlines.control_s} s") from None
+        return self._commands.ask(action, self.recipe.deadlines.control_s)
 
     def _ring(self) -> None:
         with contextlib.suppress(DeadlineExceeded, CapacityError, ChannelError):
@@ -197,19 +189,30 @@ class LanguageStage:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._obey()
-            self._take(self._upstream, self._on_drafts)
-            self._take(self._downstream, self._on_verdict)
-            now = time.monotonic()
-            batch = [one for one in self.rows.values() if self._ready(one, now)]
-            if batch:
-                self._pass(batch)
+        try:
+            while not self._stopping.is_set():
+                self._turn()
+        except Exception:
+            log.exception("stage %s: the loop ended", self.name)
             for one in list(self.rows.values()):
-                self._publish(one)
-            if not batch:
-                self._wait()
-        self._fail_commands()
+                self._fail(one, "the stage's loop ended")
+            for link in filter(None, (self._upstream, self._downstream)):
+                link.close()
+        self._stopping.set()
+        self._commands.refuse()
+
+    def _turn(self) -> None:
+        self._commands.obey()
+        self._take(self._upstream, self._on_drafts)
+        self._take(self._downstream, self._on_verdict)
+        now = time.monotonic()
+        batch = [one for one in self.rows.values() if self._ready(one, now)]
+        if batch:
+            self._pass(batch)
+        for one in list(self.rows.values()):
+            self._publish(one)
+        if not batch:
+            self._wait()
 
     def _ready(self, one: ActiveRow, now: float) -> bool:
         return one.ready(self.need, self.recipe.deadlines.upstream_s, self._upstream is not None, now)
@@ -219,7 +222,7 @@ class LanguageStage:
         now, wake = time.monotonic(), time.monotonic() + _IDLE_S
         for one in self.rows.values():
             if one.standing.blocked:
-                wake = min(wake, one.heard + _REPEAT_S)
+                wake = min(wake, one.heard + _REPEAT_S) if self._downstream is not None else wake
             else:
                 wake = min(wake, one.due(self.recipe.deadlines.upstream_s))
         links = [link for link in (self._ear, self._upstream, self._downstream) if link is not None]
@@ -229,24 +232,6 @@ class LanguageStage:
     def _drain_bell(self) -> None:
         while self._ear.recv(0.0) is not None:
             pass
-
-    def _obey(self) -> None:
-        while True:
-            try:
-                action, outcome = self._commands.get_nowait()
-            except queue.Empty:
-                return
-            if not outcome.set_running_or_notify_cancel():
-                continue
-            try:
-                outcome.set_result(action())
-            except Exception as error:  # noqa: BLE001  it belongs to the caller
-                outcome.set_exception(error)
-
-    def _fail_commands(self) -> None:
-        while not self._commands.empty():
-            _, outcome = self._commands.get_nowait()
-            outcome.set_exception(StageError(self.name, "-", "the stage was stopped"))
 
     def _take(self, link: Channel | None, on_message: Callable[[Any], None]) -> None:
         if link is None:
@@ -299,7 +284,7 @@ class LanguageStage:
 
     def _pass(self, batch: list[ActiveRow]) -> None:
         """One `extend` over all ready rows, then each row's settlement."""
-        works = [one.standing.work(self.need) for one in batch]
+        works = [one.standing.work(0 if one.alone else self.need) for one in batch]
         start = time.monotonic_ns()
         try:
             extensions = [Extension(one.row, work.prefix, work.drafts) for one, work in zip(batch, works, strict=True)]
@@ -314,7 +299,11 @@ class LanguageStage:
         for one, work, chosen in zip(batch, works, choices, strict=True):
             name = what if one.passes else "prefill"
             self.tracer.record(name, start, end, one.handle, drafts=len(work.drafts), rows=len(batch))
-            if NOT_FINITE in chosen:
+            one.spent(name, start, end)
+            one.alone = NOT_FINITE in chosen and bool(work.drafts)
+            if one.alone:  # a draft may have spoilt it: look again without any
+                one.standing.drop_hints()
+            elif NOT_FINITE in chosen:
                 self._fail(one, "the model's logits are not finite")
             else:
                 self._settle(one, work, chosen)
@@ -359,10 +348,9 @@ class LanguageStage:
         sampling: SamplingParams,
         expect_drafts: bool,
     ) -> None:
-        known = self.rows.get(handle)
-        if known is not None:  # other features for a request that is running: the prefix stays, its KV is made anew
-            self.level.decoder.release(known.row)
-            known.row = self.level.admit(question, features, sampling)
+        if handle in self._released:
+            raise StageError(self.name, request_id, "was released before it was admitted")
+        if handle in self.rows:
             return
         row = self.level.admit(question, features, sampling)
         standing = Standing(
@@ -374,21 +362,34 @@ class LanguageStage:
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
             window=None if self.is_target else self.recipe.cascade.window,
         )
-        one = ActiveRow(handle, request_id, row, standing, EdgeCounters(self.totals.edge), expect_drafts)
+        edge = EdgeCounters(self.totals.edge)
+        one = ActiveRow(handle, request_id, question, sampling, row, standing, edge, expect_drafts)
         self.rows[handle] = one
         early = self._early.pop(handle, None)
         if early is not None:
             standing.on_drafts(early)
+
+    def _revise(self, handle: int, features: VisualFeatures) -> None:
+        one = self.rows.get(handle)
+        if one is not None:
+            self.level.decoder.release(one.row)
+            one.row = self.level.admit(one.question, features, one.sampling)
+
+    def _release(self, handle: int) -> RowReport | None:
+        self._forget(handle)
+        self._released[handle] = None
+        while len(self._released) > _REPORTS:
+            self._released.popitem(last=False)
+        return self._reports.pop(handle, None)
 
     def _forget(self, handle: int) -> None:
         self._early.pop(handle, None)
         one = self.rows.pop(handle, None)
         if one is not None:
             self.level.decoder.release(one.row)
-            if self.index:
-                self._reports[handle] = one.edge
-                while len(self._reports) > _REPORTS:
-                    self._reports.popitem(last=False)
+            self._reports[handle] = one.report()
+            while len(self._reports) > _REPORTS:
+                self._reports.popitem(last=False)
 
     def _fail(self, one: ActiveRow, problem: str) -> None:
         """This stage can do no more for one request; the others can."""

@@ -6,19 +6,22 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-from actors.rows import ActiveRow
+from actors.rows import ActiveRow, RowReport
 from actors.stage import LanguageStage
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import StageError
-from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Work
 from cascade_runtime.vision.features import VisualFeatures
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The answer so far. `finish_reason` is None while it goes on; times are `time.monotonic()` seconds."""
+    """The answer so far. `finish_reason` is None while it goes on.
+
+    Times are `time.monotonic()` seconds of the target's machine; `said_at` is when this was handed out, by which
+    another machine places the others on its own clock.
+    """
 
     tokens: tuple[int, ...]
     masks: tuple[int, ...]
@@ -27,6 +30,7 @@ class Progress:
     passes: int
     first_token_at: float
     last_token_at: float
+    said_at: float = 0.0
 
 
 @dataclass(eq=False)
@@ -59,7 +63,7 @@ class Target(LanguageStage):
                 lambda: len(outbox.progress.tokens) > seen or outbox.progress.finish_reason or outbox.progress.problem,
                 timeout_s,
             )
-            return outbox.progress
+            return replace(outbox.progress, said_at=time.monotonic())
 
     def _admit(
         self,
@@ -73,12 +77,13 @@ class Target(LanguageStage):
         super()._admit(handle, request_id, question, features, sampling, expect_drafts)
         self._outboxes.setdefault(handle, _Outbox(self.level.stopper(sampling), _NOTHING))
 
-    def release(self, handle: int) -> EdgeCounters | None:
-        """Forget a request and its answer."""
+    def release(self, handle: int) -> RowReport | None:
+        """Forget a request and its answer; whoever waits for it is told."""
+        report = super().release(handle)
         outbox = self._outboxes.pop(handle, None)
         if outbox is not None and outbox.progress.finish_reason is None:
             self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
-        return super().release(handle)
+        return report
 
     def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
         before = len(one.standing.prefix)

@@ -14,6 +14,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
-from cascade_runtime.errors import CascadeError, InputError
+from cascade_runtime.errors import CascadeError, InputError, StageError
 from cascade_runtime.events import Events, read_events
 from cascade_runtime.transports import Transport, open_transport
 
@@ -37,6 +38,15 @@ def to_events(source: EventsLike) -> Events:
 
     Paths of videos and of folders of frames are turned into events by the simulator. Raises `InputError`.
     """
+    try:
+        return _to_events(source)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # what numpy and pathlib make of nonsense
+        raise InputError(
+            "events", f"{type(source).__name__}: {error}", "numbers named t, x, y, p, or a path"
+        ) from error
+
+
+def _to_events(source: EventsLike) -> Events:
     if isinstance(source, Events):
         return source
     if isinstance(source, str | Path):
@@ -157,6 +167,7 @@ class CascadeClient:
     ) -> None:
         self._async = AsyncCascadeClient(target, recipe=recipe, timeout_s=timeout_s)
         self.recipe = self._async.recipe
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="cascade-client", daemon=True)
         self._thread.start()
@@ -214,23 +225,33 @@ class CascadeClient:
             async for update in self._async.stream(events, prompt, sampling=sampling, speculate=speculate):
                 updates.put(update)
 
-        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        future = self._start(pump())
         future.add_done_callback(lambda _: updates.put(None))
         try:
             while (update := updates.get()) is not None:
                 yield update
             future.result()
+        except CancelledError:
+            raise StageError("client", "-", "the client was closed") from None
         finally:
             future.cancel()
 
     def close(self) -> None:
-        """Stop what this client started. A second call does nothing."""
-        if self._loop.is_closed():
+        """Stop what this client started; calls that still wait raise `StageError`. A second call does nothing."""
+        if self._closed:
             return
-        self._wait(self._async.close())
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _stop(self) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._async.close()
 
     def __enter__(self) -> CascadeClient:
         return self
@@ -238,5 +259,18 @@ class CascadeClient:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._closed:
+            coroutine.close()
+            raise StageError("client", "-", "the client is closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        future = self._start(coroutine)
+        try:
+            return future.result()
+        except CancelledError:
+            raise StageError("client", "-", "the client was closed") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C while waiting ends the request too
+            raise

@@ -29,6 +29,7 @@ from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CascadeError, StageError
 from cascade_runtime.events import Events
 from cascade_runtime.metrics import EdgeCounters
+from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
@@ -44,6 +45,7 @@ class _Live:
     stopper: Stopper
     edges: list[EdgeCounters]
     started: float
+    notes: list[str]
     answer: Tokens = field(default_factory=list)
     passes: int = 0
     first_token_ms: float = 0.0
@@ -164,6 +166,10 @@ class Engine:
             for one, base, draft in zip(rows, bases, drafts, strict=True)
         ]
         choices = self.levels[k].decoder.extend(extensions)
+        for i, chosen in enumerate(choices):
+            if NOT_FINITE in chosen and drafts[i]:  # one draft may have spoilt the pass: ask again without any
+                drafts[i] = []
+                (choices[i],) = self.levels[k].decoder.extend([Extension(rows[i].row(k), extensions[i].prefix)])
         return [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
 
     def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
@@ -182,12 +188,13 @@ class Engine:
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()
-        seen = self.front_end.see(cast(Events, request.events))
+        seen = self.front_end.see(cast(Events, request.events), speculate=request.speculate)
         rows: list[Row | None] = []
+        notes = list(seen.notes)
         try:
-            for level, features in zip(self.levels, seen.features, strict=True):
-                takes_part = request.speculate or level is self.levels[-1]
-                rows.append(level.admit(request.question, features, request.sampling) if takes_part else None)
+            for level, features in zip(self.levels[:-1], seen.features, strict=False):
+                rows.append(self._admit_drafter(level, request, features, notes))
+            rows.append(self.levels[-1].admit(request.question, seen.for_target, request.sampling))
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:
@@ -195,7 +202,20 @@ class Engine:
             raise
         names = [level.name for level in self.levels]
         edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
-        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started)
+        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
+
+    @staticmethod
+    def _admit_drafter(
+        level: Level, request: GenerateRequest, features: VisualFeatures | None, notes: list[str]
+    ) -> Row | None:
+        """A drafter that cannot take part is a note, not an error: the answer does not depend on it."""
+        if not request.speculate or features is None:
+            return None
+        try:
+            return level.admit(request.question, features, request.sampling)
+        except CascadeError as error:
+            notes.append(f"without {level.name}: {error}")
+            return None
 
     def _release(self, one: _Live) -> None:
         for level, row in zip(self.levels, one.rows, strict=True):
@@ -218,4 +238,5 @@ class Engine:
             gate=one.seen.gate,
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
+            notes=tuple(one.notes),
         )

@@ -12,7 +12,8 @@
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
     +-- StageError             a stage failed on a request (the request id is attached)
 
-`InputError` and `ConfigError` name the field, the value and what is allowed. An `assert` marks a programmer's error only.
+`InputError` and `ConfigError` name the field, the value and what is allowed. An `assert` marks a programmer's error
+only.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
 
 from cascade_runtime.api import GenerateRequest
 from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
-from cascade_runtime.errors import CascadeError, DeadlineExceeded
+from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
 from cascade_runtime.transports import Update
 
 
@@ -39,10 +40,10 @@ class InProcess:
                         if stream or not isinstance(update[1], str):
                             loop.call_soon_threadsafe(updates.put_nowait, update)
             finally:
-                if not loop.is_closed():
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                     loop.call_soon_threadsafe(updates.put_nowait, None)
 
-        worker = loop.run_in_executor(None, work)
+        worker = asyncio.ensure_future(loop.run_in_executor(None, work))
         ended: set[int] = set()
         limit = loop.time() + (self._deadline_s if timeout_s is None else timeout_s) * max(len(requests), 1)
         try:
@@ -52,17 +53,25 @@ class InProcess:
                 except TimeoutError:
                     break
                 if update is None:
-                    await worker  # raises what ended it early
+                    await asyncio.wait([worker])
                     break
                 if not isinstance(update[1], str):
                     ended.add(update[0])
                 yield update
-            for index in range(len(requests)):
+            failure = worker.exception() if worker.done() else None
+            for index, request in enumerate(requests):
                 if index not in ended:
-                    error: CascadeError = DeadlineExceeded(f"request {requests[index].request_id}: no answer in time")
-                    yield index, error
+                    yield index, _why(request.request_id, failure)
         finally:
             abandoned.set()
 
     async def close(self) -> None:
         """Nothing outlives the engine."""
+
+
+def _why(request_id: str, failure: BaseException | None) -> CascadeError:
+    if failure is None:
+        return DeadlineExceeded(f"request {request_id}: no answer in time")
+    if isinstance(failure, CascadeError):
+        return failure
+    return StageError("engine", request_id, f"{type(failure).__name__}: {failure}")

@@ -71,7 +71,8 @@ def plain_error(error: BaseException, stage: str) -> CascadeError:
     if isinstance(error, GetTimeoutError):
         return DeadlineExceeded(f"stage {stage}: no answer in time")
     if isinstance(error, RayActorError):
-        return StageError(stage, "-", "its process has died")
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+        return StageError(stage, "-", f"its process has died: {reason}")
     return StageError(stage, "-", f"{type(error).__name__}: {error}")
 
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 from actors.controller import MAX_WAITING
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, DeadlineExceeded
+from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
 from cascade_runtime.transports import Update
 from cluster.launch import Pipeline, Report, launch, plain_error
 
@@ -65,6 +65,8 @@ class RayTransport:
         except asyncio.CancelledError:
             self.pipeline.controller.start("cancel", request.request_id)
             raise
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this request, and somebody waits for it
+            outcome = StageError("client", request.request_id, f"{type(error).__name__}: {error}")
         await updates.put((index, outcome))
 
     async def _ask(

@@ -100,7 +100,9 @@ class Decoder:
     def extend(self, extensions: Sequence[Extension]) -> list[list[int]]:
         """For each extension the choices after its prefix and after each of its drafts (1 + len(drafts) tokens).
 
-        A choice of `NOT_FINITE` means the model produced no usable numbers there: the row should be failed.
+        A choice of `NOT_FINITE` means the model produced no usable numbers there. One bad draft spoils all choices of
+        its row, so the caller asks again without drafts; a row that fails without drafts should be failed. The next
+        call rebuilds such a row from its prompt.
         """
         choices: list[list[int]] = [[] for _ in extensions]
         plans = [self._plan(extension) for extension in extensions]
@@ -117,6 +119,9 @@ class Decoder:
         row, prompt = extension.row, len(extension.row.prompt)
         if row.released:
             raise InputError("row", row.slot, "a row that was not released")
+        if row.poisoned:  # a masked NaN still spoils a weighted sum: start this row's slot anew
+            self.cache.scrub(row.slot)
+            row.held, row.tokens, row.poisoned = 0, [], False
         wanted = [*extension.prefix, *extension.drafts]
         agree = 0
         for mine, theirs in zip(row.tokens, extension.prefix, strict=False):

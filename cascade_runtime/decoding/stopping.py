@@ -59,7 +59,7 @@ class Stopper:
         """The text of an answer that goes on, as far as later tokens cannot change it: what a stream may show."""
         text = self.text(tokens).rstrip(_UNFINISHED)
         held_back = max((len(stop) for stop in self._stops), default=1) - 1
-        return text[: len(text) - held_back]
+        return text[: max(0, len(text) - held_back)]
 
     def pieces(self, tokens: Sequence[int]) -> tuple[str, ...]:
         """The text each token adds to `text(tokens)`; a token that ends in the middle of a character adds nothing

@@ -123,6 +123,10 @@ class Standing:
         self.upstream_waits = False  # the verdict on this pass lets it go on
         return Settled(len(work.drafts), accepted, tuple(kept))
 
+    def drop_hints(self) -> None:
+        """Forget what upstream proposed: it cannot be looked at."""
+        self._keep_hints([], [])
+
     def finish(self, length: int) -> None:
         """The answer ends at `length` tokens (last stage only)."""
         del self.prefix[length:], self.stages[length:]

@@ -18,6 +18,7 @@ from cascade_runtime.errors import FeatureSpaceError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import load_adapter
 from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
+from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision, decide, frame_cosines, random_baseline
 
@@ -88,23 +89,56 @@ class AdapterVerifier:
         )
 
     @torch.inference_mode()
-    def predict(self, features: VisualFeatures) -> GateDecision:
-        """The gate's decision from the head that predicts the cosine: no dense features needed."""
-        return decide(self.gate, self._predicted(features))
+    def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
+        """The gate's decision on every frame.
+
+        Policy "full" measures all cosines against `dense`; "predicted" asks the adapter's head and needs no dense
+        features; "spot" measures a fraction of the frames (encoding only those where `dense` is None) and predicts
+        the others.
+        """
+        assert view.features is not None
+        frames = aligned.frames
+        if self.gate.policy == "predicted":
+            return decide(self.gate, self._predicted(view.features))
+        measured = frozenset(range(frames))
+        if self.gate.policy == "spot":
+            measured = spot_frames(view.source, frames, self.gate.spot_fraction)
+        cosines, baselines = [0.0] * frames, [-1.0] * frames
+        if len(measured) < frames:
+            cosines = self._predicted(view.features)
+        chosen = sorted(measured)
+        if chosen:
+            proof = dense.tensor()[chosen] if dense is not None else self._encode(view.frames[chosen])
+            event_features = view.features.tensor()[chosen]
+            for frame, cosine, baseline in zip(
+                chosen,
+                frame_cosines(aligned.tensor()[chosen], proof),
+                random_baseline(event_features, proof),
+                strict=True,
+            ):
+                cosines[frame], baselines[frame] = cosine, baseline
+        return decide(self.gate, cosines, baselines)
 
     @torch.inference_mode()
-    def judge(self, features: VisualFeatures, aligned: VisualFeatures, dense: VisualFeatures) -> GateDecision:
-        """The gate's decision from measured cosines; under policy "spot" some frames keep their prediction."""
-        dense.expect(aligned.space, aligned.data.shape[2])
-        cosines = list(frame_cosines(aligned.tensor(), dense.tensor()))
-        baselines = list(random_baseline(features.tensor(), dense.tensor()))
-        if self.gate.policy == "spot":
-            predicted = self._predicted(features)
-            measured = spot_frames(dense.source, dense.frames, self.gate.spot_fraction)
-            for frame in range(dense.frames):
-                if frame not in measured:
-                    cosines[frame], baselines[frame] = predicted[frame], -1.0
-        return decide(self.gate, cosines, baselines)
+    def fill(
+        self, view: EventView, aligned: VisualFeatures, decision: GateDecision, dense: VisualFeatures | None
+    ) -> VisualFeatures:
+        """Aligned frames where the gate accepts them, dense ones elsewhere; only those are encoded if `dense` is
+        None.
+        """
+        keep = decision.accepted
+        if dense is not None or all(keep):
+            return aligned if dense is None else aligned.choose_frames(keep, dense)
+        refused = [frame for frame, accepted in enumerate(keep) if not accepted]
+        data = aligned.tensor()
+        data[refused] = self._encode(view.frames[refused]).to(data.device, data.dtype)
+        transforms = ("dense",) if not any(keep) else (*aligned.transforms, "dense where refused")
+        return VisualFeatures.from_tensor(data, space=self.space, transforms=transforms, source=view.source)
+
+    def _encode(self, frames: np.ndarray) -> torch.Tensor:
+        """The target tower's features of some frames, on the CPU."""
+        processor, tower = self.towers[-1]
+        return tower.encode(processor(frames)).cpu()
 
 
 def spot_frames(source: str, frames: int, fraction: float) -> frozenset[int]:

@@ -48,12 +48,12 @@ class EventBranch:
         return cls(load_front(recipe.target).pixels.event_representation, encoder)
 
     @torch.inference_mode()
-    def view(self, events: Events) -> EventView:
-        """Render the densest window of a recording and encode it."""
+    def view(self, events: Events, encode: bool = True) -> EventView:
+        """Render the densest window of a recording and, unless told not to, encode it."""
         window = events.densest_window(WINDOW_US) if events.duration_us >= WINDOW_US else events
         frames = render(window, self.rule, self.options)
         source = source_hash(frames)
-        if self.encoder is None:
+        if self.encoder is None or not encode:
             return EventView(frames, source, None)
         encoded = self.encoder(torch.from_numpy(frames.copy()))
         transforms = (self.rule, "event_encoder")

@@ -11,29 +11,36 @@ import time
 from dataclasses import dataclass
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.errors import CascadeError
 from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventBranch
 from cascade_runtime.vision.features import VisualFeatures
-from cascade_runtime.vision.gate import GateDecision
 
 Span = tuple[str, str, float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The features for each level, the gate's decision, and what ran when (ms)."""
+    """The features for each level (None: it cannot take part), the gate's decision, what ran when (ms), and notes."""
 
-    features: tuple[VisualFeatures, ...]
+    features: tuple[VisualFeatures | None, ...]
     gate: dict[str, object] | None
     spans: tuple[Span, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def for_target(self) -> VisualFeatures:
+        target = self.features[-1]
+        assert target is not None
+        return target
 
 
 class FrontEnd:
     """The event branch and the adapter/verifier of one recipe, in this process."""
 
     def __init__(self, recipe: Recipe, branch: EventBranch, verifier: AdapterVerifier) -> None:
-        self.mode, self.policy = recipe.cascade.mode, recipe.gate.policy
+        self.strict, self.policy = recipe.cascade.mode == "strict", recipe.gate.policy
         self.branch, self.verifier = branch, verifier
 
     @classmethod
@@ -41,54 +48,49 @@ class FrontEnd:
         """Load what the recipe names."""
         return cls(recipe, EventBranch.load(recipe), AdapterVerifier.load(recipe))
 
-    def see(self, events: Events) -> Seen:
-        """Features of one recording, as the recipe's mode and gate say."""
-        start, spans = time.perf_counter(), []
+    def see(self, events: Events, *, speculate: bool = True) -> Seen:
+        """Features of one recording, as the recipe's mode and gate say.
 
-        def done(stage: str, what: str, since: float) -> float:
-            now = time.perf_counter()
-            spans.append((stage, what, 1000 * (since - start), 1000 * (now - start)))
-            return now
-
-        view = self.branch.view(events)
-        now = done("encoder", "encode", start)
-        aligned = decision = None
-        if view.features is not None:
-            aligned = self.verifier.align(view.features)
-            now = done("adapter", "align", now)
-            if self.policy == "predicted":
-                decision = self.verifier.predict(view.features)
-        dense = None
-        if needs_dense(self.mode, decision):
+        In strict mode without drafters the event branch is of no use and does not run. In strict mode a failure of the
+        event branch is a note: the target does not depend on it.
+        """
+        watch = _Watch()
+        uses_events = self.branch.encoder is not None and (speculate or not self.strict)
+        view = self.branch.view(events, encode=uses_events)
+        watch.done("encoder", "encode")
+        aligned = dense = decision = mixed = None
+        notes: list[str] = []
+        if self.strict or not uses_events or self.policy == "full":
             dense = self.verifier.dense(view.frames, view.source)
-            now = done("adapter", "dense", now)
-            if view.features is not None and aligned is not None and decision is None:
-                decision = self.verifier.judge(view.features, aligned, dense)
-                done("adapter", "gate", now)
-        target, drafters = share(self.mode, aligned, dense, decision)
+            watch.done("adapter", "dense")
+        try:
+            if view.features is not None:
+                aligned = self.verifier.align(view.features)
+                watch.done("adapter", "align")
+                decision = self.verifier.decide(view, aligned, dense)
+                mixed = self.verifier.fill(view, aligned, decision, dense)
+                watch.done("adapter", "gate")
+        except CascadeError as error:
+            if not self.strict:
+                raise
+            notes.append(f"without aligned features: {error}")
+        target, drafters = (dense if dense is not None and self.strict else mixed or dense), mixed or dense
         each = [
             drafters if shared else self.verifier.dense(view.frames, view.source, level)
             for level, shared in enumerate(self.verifier.shared[:-1])
-        ]
-        return Seen((*each, target), decision.to_dict() if decision else None, tuple(spans))
+            if speculate
+        ] or [None] * (len(self.verifier.shared) - 1)
+        return Seen((*each, target), decision.to_dict() if decision else None, watch.spans, tuple(notes))
 
 
-def needs_dense(mode: str, decision: GateDecision | None) -> bool:
-    """Dense features are needed unless the target may see aligned ones and a prediction already accepted every
-    frame.
-    """
-    return mode == "strict" or decision is None or not all(decision.accepted)
+class _Watch:
+    """Consecutive spans since its making, in ms."""
 
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.spans: tuple[Span, ...] = ()
 
-def share(
-    mode: str, aligned: VisualFeatures | None, dense: VisualFeatures | None, decision: GateDecision | None
-) -> tuple[VisualFeatures, VisualFeatures]:
-    """(features for the target, features for the drafters)."""
-    if aligned is None or decision is None:
-        assert dense is not None
-        return dense, dense
-    mixed = aligned if dense is None else aligned.choose_frames(decision.accepted, dense)
-    if mode == "strict":
-        assert dense is not None
-        return dense, mixed
-    return mixed, mixed
+    def done(self, stage: str, what: str) -> None:
+        now = time.perf_counter()
+        self.spans += ((stage, what, 1000 * (self._last - self._start), 1000 * (now - self._start)),)
+        self._last = now

@@ -92,6 +92,78 @@ def test_answers_survive_a_drafter_whose_numbers_break(family: Path, reference: 
         assert slots_are_back(controller)
 
 
+def test_a_stuck_drafter_holds_nothing_back(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
+        stuck = threading.Event()
+        mid = controller.language[1]
+        extend = mid.level.decoder.extend
+        mid.level.decoder.extend = lambda extensions: stuck.wait(60) and extend(extensions)
+        start = time.monotonic()
+        answers = ask_all(controller, toy_requests(4, seed=3))
+        assert time.monotonic() - start < 30  # it would be a minute at least
+        stuck.set()
+        assert [answer.token_ids for answer in answers] == reference[:4]
+        assert slots_are_back(controller)
+
+
+def test_drafting_starts_while_the_target_still_waits_for_its_features(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
+        adapter = controller.stages.adapter.stage
+        held, dense = threading.Event(), adapter.dense
+        adapter.dense = lambda *args: held.wait(30) and dense(*args)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(controller.generate, long_request())
+            end = time.monotonic() + 20
+            while controller.language[1].stats()["passes"] < 2 and time.monotonic() < end:
+                time.sleep(0.005)
+            assert controller.language[1].stats()["passes"] >= 2  # light and mid ran
+            assert controller.language[2].stats()["passes"] == 0  # the target could not
+            held.set()
+            first = next(span for span in answer.result(30).timings.spans if span[0] == "target")
+            assert first[1] == "prefill" and answer.result().masks[0] & 0b011  # it began with what waited
+
+
+def test_a_release_that_overtakes_its_admission_leaves_nothing_behind(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
+        encoder = controller.stages.encoder.stage
+        view = encoder.view
+        encoder.view = lambda *args: time.sleep(0.4) or view(*args)
+        for _ in range(6):
+            with pytest.raises(DeadlineExceeded):
+                controller.generate(long_request(), timeout_s=0.05)
+        time.sleep(1.0)  # the late admissions arrive
+        assert slots_are_back(controller) and not controller.language[-1]._outboxes
+        assert controller.language[-1].stats()["passes"] == 0
+
+
+def test_a_stage_without_a_downstream_sleeps(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
+        light = controller.language[0]
+        controller.language[1].stop()
+        turns, turn = [0], light._turn
+
+        def counted() -> None:
+            turns[0] += 1
+            turn()
+
+        light._turn = counted
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(controller.generate, long_request())
+            while not answer.done():
+                time.sleep(0.01)
+        light.admit(999, "left", "What?", features_of(controller), SamplingParams())
+        time.sleep(0.3)
+        before = turns[0]
+        time.sleep(1.0)
+        assert turns[0] - before < 50
+        light.release(999)
+
+
+def features_of(controller: object) -> object:
+    adapter, encoder = controller.stages.adapter.stage, controller.stages.encoder.stage  # type: ignore[attr-defined]
+    return adapter.dense(0, encoder.view(0, toy_events()))
+
+
 def test_a_broken_target_is_an_error_and_no_hang(family: Path) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
         with torch.no_grad():

@@ -5,6 +5,8 @@ Ray.
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from cascade_runtime.api import Answer
 from cascade_runtime.client import AsyncCascadeClient, CascadeClient, to_events
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
-from cascade_runtime.errors import ConfigError, DeadlineExceeded, EventFormatError, InputError
+from cascade_runtime.errors import ConfigError, DeadlineExceeded, EventFormatError, InputError, StageError
 from cascade_runtime.events import write_events
 from cascade_runtime.messages import producer
 
@@ -55,6 +57,9 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
         to_events({"t": [0], "x": [0]})
     with pytest.raises(InputError, match="Events, a path"):
         to_events(3)  # type: ignore[arg-type]
+    for nonsense in ({"t": [0], "x": ["a"], "y": [0], "p": [0]}, {"t": [0], "x": [float("nan")], "y": [0], "p": [0]}):
+        with pytest.raises(InputError):
+            to_events(nonsense)
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nonsense")
     with pytest.raises(EventFormatError):
         to_events(tmp_path / "bad.npz")
@@ -72,7 +77,7 @@ def test_an_answer_says_who_said_what(client: CascadeClient, family: Path) -> No
     assert answer.produced_by.count("target") <= answer.target_passes
     told = answer.to_dict()
     assert told["token_ids"] == list(answer.token_ids) and told["mode"] == "strict"
-    assert [span[1] for span in answer.timings.spans] == ["encode", "align", "dense", "gate"]
+    assert [span[1] for span in answer.timings.spans] == ["encode", "dense", "align", "gate"]
     assert answer.gate is not None and len(answer.gate["cosines"]) == 2  # type: ignore[arg-type]
     coloured = answer.colored()
     assert coloured.count("\x1b[0m") == len(answer.pieces)
@@ -124,6 +129,26 @@ def test_unknown_targets_and_recipes_are_refused_with_what_there_is(family: Path
         CascadeClient("slurm", recipe=toy_recipe(family, []))
     with pytest.raises(ConfigError, match="three_level"):
         CascadeClient(recipe="four_level")
+
+
+def test_closing_ends_calls_that_wait_and_refuses_later_ones(family: Path) -> None:
+    client = CascadeClient(recipe=toy_recipe(family, ["noisy"]))
+    outcome: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            client.generate(toy_events(), "What?", sampling=SamplingParams(max_tokens=200, ignore_eos=True))
+        except StageError as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.1)
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive() and "closed" in str(outcome[0])
+    with pytest.raises(StageError, match="closed"):
+        client.generate(toy_events(), "What?")
 
 
 def test_closing_twice_is_fine(family: Path) -> None:

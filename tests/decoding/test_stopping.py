@@ -60,7 +60,7 @@ def test_blocks_do_not_matter(tokens: list[int], sizes: list[int]) -> None:
 
 @given(st.lists(st.sampled_from([*range(97, 101), 0xC3, 0xA9, 0xE2, 0x82, 0xAC, 256]), max_size=24))
 def test_a_stream_shows_only_what_stays_and_pieces_add_up(tokens: list[int]) -> None:
-    stop = stopper(stop=("abc",), ignore_eos=True)
+    stop = stopper(stop=("abcabc", "dd"), ignore_eos=True)
     end, reason = stop.cut(tokens)
     final, shown = stop.text(tokens[:end]), ""
     for length in range(end):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,49 @@ def test_a_stage_with_non_finite_weights_fails_alone(family: Path, reference: li
     failed = engine.generate(toy_requests(2))
     assert all(isinstance(error, StageError) and "not finite" in str(error) for error in failed)
     assert all(level.decoder.free_slots == 4 for level in engine.levels)
+
+
+def poison_embedding(level: Any, never: set[int]) -> None:
+    """From now on the level's numbers break when it is fed a token that is not in `never`."""
+    embed = level.model.language.embed
+
+    def poisoned(ids: torch.Tensor) -> torch.Tensor:
+        embeds = embed(ids).clone()
+        for index, token in enumerate(ids.flatten().tolist()):
+            if token not in never:
+                embeds.view(-1, embeds.shape[-1])[index] = float("nan")
+        return embeds
+
+    level.model.language.embed = poisoned
+
+
+def test_a_draft_that_breaks_the_targets_numbers_costs_time_and_no_token(family: Path, reference: list[Answer]) -> None:
+    requests, alone = toy_requests(REQUESTS), Engine.load(toy_recipe(family, []))
+    said = {token for answer in reference for token in answer.token_ids}
+    prompts = [alone.levels[0].model.prompts.build(r.question, num_visual=None, frames=2) for r in requests]
+    said |= {int(token) for prompt in prompts for token in prompt.input_ids}
+    engine = Engine.load(toy_recipe(family, ["random"], [3]))
+    poison_embedding(engine.levels[-1], said)
+    drafted = engine.levels[0].decoder.extend
+    proposed: set[int] = set()
+
+    def watched(extensions: Any) -> Any:
+        choices = drafted(extensions)
+        proposed.update(token for row in choices for token in row)
+        return choices
+
+    engine.levels[0].decoder.extend = watched  # type: ignore[method-assign]
+    assert tokens(engine.generate(requests)) == tokens(reference)
+    assert proposed - said  # tokens that break the target were drafted
+
+
+def test_in_strict_mode_a_broken_event_branch_is_a_note(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, ["noisy"]))
+    with torch.no_grad():
+        engine.front_end.verifier.adapter.skip.weight.fill_(float("nan"))  # type: ignore[union-attr]
+    answers = engine.generate(toy_requests(3))
+    assert tokens(answers) == tokens(reference[:3])
+    assert all("without aligned features" in answer.notes[0] for answer in answers)  # type: ignore[union-attr]
 
 
 def test_a_request_that_cannot_be_served_harms_no_other(family: Path, reference: list[Answer]) -> None:

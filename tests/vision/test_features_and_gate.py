@@ -14,7 +14,6 @@ from cascade_runtime.config import GateConfig
 from cascade_runtime.errors import FeatureSpaceError
 from cascade_runtime.vision.adapter_verifier import spot_frames
 from cascade_runtime.vision.features import VisualFeatures, source_hash
-from cascade_runtime.vision.front_end import needs_dense, share
 from cascade_runtime.vision.gate import decide, frame_cosines, random_baseline
 
 
@@ -88,19 +87,6 @@ def test_the_random_baseline_is_fixed_and_beaten_by_the_truth() -> None:
     baseline = random_baseline(events, dense)
     assert baseline == random_baseline(events, dense)
     assert all(abs(cosine) < 0.3 for cosine in baseline)
-
-
-def test_who_sees_what() -> None:
-    aligned, dense = packet(1.0), packet(2.0)
-    config = GateConfig()
-    half = decide(config, (0.9, 0.6), (0.0, 0.0))
-    target, drafters = share("strict", aligned, dense, half)
-    assert target is dense and drafters.data[:, 0, 0].tolist() == [1.0, 2.0]
-    target, drafters = share("aligned", aligned, dense, half)
-    assert target is drafters and target.data[:, 0, 0].tolist() == [1.0, 2.0]
-    assert share("strict", None, dense, None) == (dense, dense)
-    assert needs_dense("strict", decide(config, (0.9, 0.9)))
-    assert needs_dense("aligned", half) and not needs_dense("aligned", decide(config, (0.9, 0.9)))
 
 
 @given(st.integers(1, 60), st.floats(0, 1))
