@@ -96,7 +96,9 @@ def library(recipe: Recipe, drafter: str | None) -> Contestant:
     extra: dict[str, Any] = {}
     if drafter is not None:
         light = checkpoint_path(recipe.stage(drafter))
-        extra["assistant_model"] = Onevision.from_pretrained(light, dtype=torch.float32, local_files_only=True).eval()
+        assistant = Onevision.from_pretrained(light, dtype=torch.float32, local_files_only=True).eval()
+        assistant.resize_token_embeddings(model.get_input_embeddings().num_embeddings)  # it refuses unequal rows
+        extra["assistant_model"] = assistant
 
     @torch.inference_mode()
     def ask(events: Events, question: str) -> Run:
@@ -132,6 +134,14 @@ def contestants(recipe: Recipe, use_ray: bool, stack: ExitStack) -> Iterator[Con
         two_levels = stack.enter_context(CascadeClient(target=where, recipe=two))
         yield Contestant(f"{light}->{target}, {label}", _asker(two_levels, True))
         yield Contestant(f"{'->'.join(recipe.cascade.levels)}, {label}", _asker(three, True))
+
+
+def _room_for_two_pipelines() -> Callable[[], None]:
+    """A local Ray whose books have room for both pipelines at once; threads per stage are the recipe's all the same."""
+    import ray
+
+    ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return ray.shutdown
 
 
 def without_middle(recipe: Recipe) -> Recipe:
@@ -171,6 +181,8 @@ def main() -> None:
     scenes = [simulate_scene(FIRST_SCENE + seed).events for seed in range(args.scenes)]
     tasks = [(events, QUESTIONS[(i + j) % len(QUESTIONS)]) for i, events in enumerate(scenes) for j in range(2)]
     with ExitStack() as stack:
+        if not args.no_ray:
+            stack.callback(_room_for_two_pipelines())
         everyone = list(contestants(recipe, not args.no_ray, stack))
         same = compete(everyone, tasks, args.rounds)
     report(everyone, recipe, len(tasks), args.rounds, same)
