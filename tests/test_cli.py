@@ -85,12 +85,12 @@ def recording(tmp_path):
 
 
 def test_generate_asks_what_the_options_say(fake_client, recording, capsys):
-    options = ["--recipe", "light_heavy", "--set", "cascade.window=7", "--set", "cascade.slots=2", "--target", "ray"]
+    options = ["--recipe", "light_heavy", "--set", "cascade.window=47", "--set", "cascade.slots=2", "--target", "ray"]
     options += ["--max-tokens", "9", "--temperature", "0.5", "--top-k", "3", "--top-p", "0.9", "--seed", "11"]
     assert cli.main(["generate", str(recording), "-q", "What moves?", *options]) == cli.OK
     assert fake_client.made["target"] == "ray"
     cascade = fake_client.made["recipe"].cascade
-    assert (cascade.name, cascade.window, cascade.slots) == ("light_heavy", 7, 2)
+    assert (cascade.name, cascade.window, cascade.slots) == ("light_heavy", 47, 2)
     events, question, sampling = fake_client.asked
     assert (len(events), question) == (500, "What moves?")
     assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (9, 0.5, 3)
@@ -198,9 +198,9 @@ def test_demo_passes_its_options_and_returns_its_code(monkeypatch):
     module = ModuleType("cluster.demo")
     module.run_demo = lambda **given: seen.update(given) or 1
     monkeypatch.setitem(sys.modules, "cluster.demo", module)
-    assert cli.main(["demo", "--seed", "4", "-q", "What?", "--set", "cascade.window=8"]) == 1
+    assert cli.main(["demo", "--seed", "4", "-q", "What?", "--set", "cascade.window=48"]) == 1
     assert (seen["target"], seen["seed"], seen["question"], seen["color"]) == ("in-process", 4, "What?", False)
-    assert seen["recipe"].cascade.window == 8
+    assert seen["recipe"].cascade.window == 48
 
 
 def test_train_family_is_called_with_its_folder(monkeypatch, tmp_path):
