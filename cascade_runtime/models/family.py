@@ -6,10 +6,10 @@ for one CPU core.
     Face format
     heavy    20 layers   the target                               under cascade_runtime/family/, written by training/
 
-On a CPU a step costs about one millisecond a layer, so depth is what sets the 20 : 5 : 1 apart; width is shared. The
-SigLIP tower looks at two 64 x 64 `activity` frames, which become 33 visual tokens. As in the published family
-`lm_head` has more rows than the tokenizer has entries, and light's has fewer than the others'. Run as a program it
-writes the family with random weights:
+Depth, not width, is what a step costs on a CPU (benchmarks/steps.py), so it is what sets the 20 : 5 : 1 apart; width
+is shared. The SigLIP tower looks at two 64 x 64 `activity` frames, which become 33 visual tokens. As in the published
+family `lm_head` has more rows than the tokenizer has entries, and light's has fewer than the others'. Run as a
+program it writes the family with random weights:
 
     python -m cascade_runtime.models.family OUT_DIR
 """

@@ -67,7 +67,7 @@ def load_checkpoint(
 ) -> VisionLanguageModel:
     """Load the asked-for parts of a directory saved by `save_pretrained` (the families of architectures.py).
 
-    dtype "auto" is float32 on a CPU (bfloat16 is about 100x slower there) and the stored type elsewhere.
+    dtype "auto" is float32 on a CPU (bfloat16 is emulated on most) and the stored type elsewhere.
     Raises ConfigError naming the file and what is wrong with it; never reads a pickle, runs their code or goes to a
     network.
     """

@@ -48,8 +48,7 @@ class FactProbe(nn.Module):
 
     `forward` looks with one attention query per fact and a small network: it asks whether the fact is there.
     `plainly` is linear in the mean over frames and patches: it asks for the fact in the form that a language model
-    learns to read soonest. (A language model on features trained by `forward` alone stayed at .62 for regions that
-    the probe knew at .89.)
+    learns to read soonest. (Features trained by `forward` alone were hardly read: family/README.md, step 3.)
     """
 
     def __init__(self, width: int = TOWER_WIDTH, frames: int = 2) -> None:
