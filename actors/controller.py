@@ -224,15 +224,18 @@ class Controller:
 
     def _admit_drafters(self, course: _Course, features: Any) -> None:
         """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
-        request = course.request
-        for level, drafter in enumerate(self.stages.drafters if request.speculate else ()):
-            given = course.own.get(level, features)
-            arguments = (course.handle, request.request_id, request.question, given, request.sampling)
-            course.drafting.append(drafter.start("admit", *arguments))
+        for level, drafter in enumerate(self.stages.drafters if course.request.speculate else ()):
+            course.drafting.append(self._start_admit(drafter, course, course.own.get(level, features)))
 
     def _admit_target(self, course: _Course, features: Any) -> None:
-        request, target = course.request, self.stages.target
-        arguments = (
+        target = self.stages.target
+        self._call(target, self._start_admit(target, course, features), course)
+
+    def _start_admit(self, stage: StageHandle, course: _Course, features: Any) -> Any:
+        """Begin an admission, see `Admission`; `features` is the reference of a call that gives them."""
+        request = course.request
+        return stage.start(
+            "admit",
             course.handle,
             request.request_id,
             request.question,
@@ -240,7 +243,6 @@ class Controller:
             request.sampling,
             request.speculate,
         )
-        self._call(target, target.start("admit", *arguments), course)
 
     def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""

@@ -1,5 +1,5 @@
-"""`ActiveRow`: one request inside one language stage: its KV row, what the stage stands by, and when something
-last happened.
+"""`Admission`: what a language stage is told of a request. `ActiveRow`: the request inside the stage: its KV row, what
+the stage stands by, and when something last happened.
 """
 
 from __future__ import annotations
@@ -11,9 +11,25 @@ from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.vision.features import VisualFeatures
 
 MAX_SPANS = 1024
 _PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
+
+
+@dataclass(frozen=True)
+class Admission:
+    """One request at the door of one language stage. `handle` is its number inside the pipeline.
+
+    Without `expect_drafts` the row decodes alone and waits for nobody.
+    """
+
+    handle: int
+    request_id: str
+    question: str
+    features: VisualFeatures
+    sampling: SamplingParams
+    expect_drafts: bool = True
 
 
 @dataclass(eq=False)

@@ -29,7 +29,7 @@ import torch
 
 from actors.commands import Commands
 from actors.host import host
-from actors.rows import ActiveRow, RowReport
+from actors.rows import ActiveRow, Admission, RowReport
 from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
@@ -130,12 +130,13 @@ class LanguageStage:
         sampling: SamplingParams,
         expect_drafts: bool = True,
     ) -> None:
-        """Take a request in. A second call with the same handle changes nothing; one after `release` is refused.
+        """Take a request in, see `Admission`. A second call with the same handle changes nothing; one after `release`
+        is refused. The arguments stand side by side since Ray resolves references (`features`) only at the top level.
 
-        Without `expect_drafts` the row decodes alone and waits for nobody.
         Raises what is wrong with the request (`PromptTooLong`, `FeatureSpaceError`) or `CapacityError`.
         """
-        self._command(lambda: self._admit(handle, request_id, question, features, sampling, expect_drafts))
+        admission = Admission(handle, request_id, question, features, sampling, expect_drafts)
+        self._command(lambda: self._admit(admission))
 
     def revise(self, handle: int, features: VisualFeatures | None) -> None:
         """Other features for a request that is running (None: those it has are right). Its prefix stays."""
@@ -339,20 +340,13 @@ class LanguageStage:
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
-    def _admit(
-        self,
-        handle: int,
-        request_id: str,
-        question: str,
-        features: VisualFeatures,
-        sampling: SamplingParams,
-        expect_drafts: bool,
-    ) -> None:
+    def _admit(self, admission: Admission) -> None:
+        handle, sampling = admission.handle, admission.sampling
         if handle in self._released:
-            raise StageError(self.name, request_id, "was released before it was admitted")
+            raise StageError(self.name, admission.request_id, "was released before it was admitted")
         if handle in self.rows:
             return
-        row = self.level.admit(question, features, sampling)
+        row = self.level.admit(admission.question, admission.features, sampling)
         standing = Standing(
             request=handle,
             epoch=0,
@@ -363,7 +357,9 @@ class LanguageStage:
             window=None if self.is_target else self.recipe.cascade.window,
         )
         edge = EdgeCounters(self.totals.edge)
-        one = ActiveRow(handle, request_id, question, sampling, row, standing, edge, expect_drafts)
+        one = ActiveRow(
+            handle, admission.request_id, admission.question, sampling, row, standing, edge, admission.expect_drafts
+        )
         self.rows[handle] = one
         early = self._early.pop(handle, None)
         if early is not None:

@@ -6,13 +6,12 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-from actors.rows import ActiveRow, RowReport
+from actors.rows import ActiveRow, Admission, RowReport
 from actors.stage import LanguageStage
-from cascade_runtime.config import Recipe, SamplingParams
+from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import StageError
 from cascade_runtime.scheduling.standing import Work
-from cascade_runtime.vision.features import VisualFeatures
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,9 @@ class Target(LanguageStage):
             )
             return replace(outbox.progress, said_at=time.monotonic())
 
-    def _admit(
-        self,
-        handle: int,
-        request_id: str,
-        question: str,
-        features: VisualFeatures,
-        sampling: SamplingParams,
-        expect_drafts: bool,
-    ) -> None:
-        super()._admit(handle, request_id, question, features, sampling, expect_drafts)
-        self._outboxes.setdefault(handle, _Outbox(self.level.stopper(sampling), _NOTHING))
+    def _admit(self, admission: Admission) -> None:
+        super()._admit(admission)
+        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), _NOTHING))
 
     def release(self, handle: int) -> RowReport | None:
         """Forget a request and its answer; whoever waits for it is told."""
