@@ -1,7 +1,9 @@
 """`cascade demo`: one simulated scene, one question, the target alone and the cascade side by side.
 
-Both answers come from the same running stages; "alone" is the same request with speculation off. They are timed turn
-about, the medians are compared, and "identical" is printed only after the token ids were compared and are equal.
+Both answers come from the same running stages; "alone" is the same request with speculation off. They are asked turn
+about and the medians are compared. Time is the caller's, from the question (recording in memory) to the whole answer,
+with all that Ray carries to and fro; the first token's is what the answer reports, from the request's arrival.
+"identical" is printed only after the token ids were compared and are equal.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TextIO
 
 from cascade_runtime.api import Answer
 from cascade_runtime.api.answer import legend
@@ -25,36 +29,94 @@ _DIM, _BOLD, _RED, _OFF = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
+class Timed:
+    """An answer and the caller's milliseconds from the question to all of it."""
+
+    answer: Answer
+    total_ms: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Answers of one question, turn about: the target alone and the cascade, ROUNDS of each."""
 
-    alone: list[Answer]
-    cascade: list[Answer]
+    alone: list[Timed]
+    cascade: list[Timed]
 
     @property
     def identical(self) -> bool:
         """Whether every answer has the same token ids."""
-        return len({answer.token_ids for answer in (*self.alone, *self.cascade)}) == 1
+        return len({timed.answer.token_ids for timed in (*self.alone, *self.cascade)}) == 1
 
     @property
     def speedup(self) -> float:
-        """Median time of the target alone over median time of the cascade, from request to last token."""
+        """Median time of the target alone over median time of the cascade."""
         return median_ms(self.alone) / median_ms(self.cascade)
 
 
-def median_ms(answers: list[Answer]) -> float:
-    """The median of the answers' total times."""
-    return statistics.median(answer.timings.total_ms for answer in answers)
+def median_ms(answers: list[Timed]) -> float:
+    """The median of the caller's times."""
+    return statistics.median(timed.total_ms for timed in answers)
 
 
-def compare(ask: Callable[[bool], Answer], rounds: int = ROUNDS) -> Comparison:
-    """`ask(speculate)` once each to warm up, then turn about."""
-    for speculate in (False, True):
+class Progress:
+    """What is being asked, on a stream: one line that is rewritten on a terminal and wiped at the end, else a line for
+    each phase.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._rewrites = stream.isatty()
+        self._phase = ""
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._rewrites:
+            self._rewrite("")
+
+    def show(self, phase: str, counts: str) -> None:
+        """Say where things stand. Without a terminal the counts are left out, and a phase is named once."""
+        if self._rewrites:
+            self._rewrite(f"{phase}: {counts}")
+        elif phase != self._phase:
+            print(phase, "...", file=self._stream, flush=True)
+        self._phase = phase
+
+    def _rewrite(self, line: str) -> None:
+        self._stream.write(f"\r{line:<{self._width}}" + ("" if line else "\r"))
+        self._stream.flush()
+        self._width = len(line)
+
+
+def compare(
+    ask: Callable[[bool], Answer],
+    rounds: int = ROUNDS,
+    show: Callable[[str, int, int, int], None] = lambda phase, alone, cascade, rounds: None,
+) -> Comparison:
+    """`ask(speculate)` once each to warm up, then `rounds` times turn about, timed.
+
+    show(phase, alone, cascade, rounds) is told how many of the phase's answers of each kind are there, before each one
+    and at the end.
+    """
+
+    def timed(speculate: bool) -> Timed:
+        start = time.perf_counter()
+        answer = ask(speculate)
+        return Timed(answer, 1000 * (time.perf_counter() - start))
+
+    for warmed, speculate in enumerate((False, True)):
+        show("warming up", warmed, 0, 1)
         ask(speculate)
-    alone, cascade = [], []
+    alone: list[Timed] = []
+    cascade: list[Timed] = []
     for _ in range(rounds):
-        alone.append(ask(False))
-        cascade.append(ask(True))
+        for answers, speculate in ((alone, False), (cascade, True)):
+            show("asking", len(alone), len(cascade), rounds)
+            answers.append(timed(speculate))
+    show("asking", len(alone), len(cascade), rounds)
     return Comparison(alone, cascade)
 
 
@@ -63,18 +125,25 @@ def run_demo(*, target: str, seed: int, question: str | None, recipe: Recipe, co
     question = question or QUESTION
     scene = simulate_scene(seed)
     print(_paint(_BOLD, "A scene in front of a simulated event camera", color))
-    print(_scene(scene, color))
+    print(_scene(scene, color), flush=True)
     started = time.perf_counter()
     where = "five Ray stages" if target == "ray" else "this process"
     print(f"loading {', '.join(recipe.cascade.levels)} into {where} ...", file=sys.stderr, flush=True)
     with CascadeClient(target=target, recipe=recipe) as client:
         print(f"ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-        print(f"\n{_paint(_BOLD, 'Q', color)}  {question}\n")
+        print(f"\n{_paint(_BOLD, 'Q', color)}  {question}\n", flush=True)
+        name = f"{recipe.cascade.levels[-1]} alone"
 
         def ask(speculate: bool) -> Answer:
             return client.generate(scene.events, question, speculate=speculate)
 
-        comparison = compare(ask)
+        with Progress(sys.stderr) as progress:
+            comparison = compare(
+                ask,
+                show=lambda phase, alone, cascade, rounds: progress.show(
+                    phase, f"{name} {alone}/{rounds}, cascade {cascade}/{rounds}"
+                ),
+            )
     print(_result(comparison, color))
     return 0 if comparison.identical else 1
 
@@ -88,7 +157,7 @@ def _scene(scene: Scene, color: bool) -> str:
 
 
 def _result(comparison: Comparison, color: bool) -> str:
-    alone, cascade = comparison.alone[0], comparison.cascade[0]
+    alone, cascade = comparison.alone[0].answer, comparison.cascade[0].answer
     lines = [
         _row(f"{alone.levels[-1]} alone", comparison.alone),
         f"    {alone.text}\n",
@@ -108,17 +177,18 @@ def _result(comparison: Comparison, color: bool) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in cascade.notes)])
 
 
-def _row(name: str, answers: list[Answer]) -> str:
-    count, time_ms = len(answers[0].token_ids), median_ms(answers)
-    ttft_ms = statistics.median(answer.timings.ttft_ms for answer in answers)
+def _row(name: str, answers: list[Timed]) -> str:
+    first, time_ms = answers[0].answer, median_ms(answers)
+    ttft_ms = statistics.median(timed.answer.timings.ttft_ms for timed in answers)
+    count = len(first.token_ids)
     return (
         f"{name:<13} {count} tokens in {time_ms:.0f} ms, {1000 * count / time_ms:.0f} tokens/s, "
-        f"first after {ttft_ms:.0f} ms, {answers[0].target_passes} passes of {answers[0].levels[-1]}"
+        f"first after {ttft_ms:.0f} ms, {first.target_passes} passes of {first.levels[-1]}"
     )
 
 
 def _verdict(comparison: Comparison, color: bool) -> str:
-    count = len(comparison.cascade[0].token_ids)
+    count = len(comparison.cascade[0].answer.token_ids)
     if not comparison.identical:
         return _paint(_RED, "DIFFERENT: the token ids of the answers are not the same", color)
     same = f"identical: {count} of {count} token ids, in {2 * len(comparison.alone)} answers compared"
