@@ -2,9 +2,10 @@
 
 simulated.py     fresh held-out scenes: accuracy per question kind and model, agreement of light and mid with heavy
 recordings.py    real recordings: the answers beside the facts that can be computed from the events themselves
+direction.py     when a direction is nearly right
 report.py        the whole, as tables and as one JSON object
 
-python -m cascade_runtime.evaluation [--family DIR] [--recordings DIR] [--scenes N]
+python -m cascade_runtime.evaluation [--family DIR] [--recordings DIR] [--scenes N] [--seed N]
 """
 
 from __future__ import annotations

@@ -69,11 +69,6 @@ def computed_facts(window: Events) -> dict[str, int]:
     return {name: value for name, value in facts.items() if value != AMBIGUOUS}
 
 
-def near(said: int | None, truth: int) -> bool:
-    """Whether a direction said is the true one or a neighbour of it, 45 degrees off; outward and inward never are."""
-    return said is not None and said < 8 and (said - truth) % 8 in (0, 1, 7)
-
-
 def question_texts(model: torch.nn.Module, packer: Packer, raw: torch.Tensor) -> dict[str, str]:
     """The model's greedy answers to QUESTIONS about one recording; raw: (1, F, P, Dv)."""
     asked = list(QUESTIONS.values())

@@ -1,18 +1,20 @@
-"""The report on a family: measured in one go, printed as tables, kept as one JSON object."""
+"""The report on a family: measured in one go, printed as Markdown tables, kept as one JSON object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from cascade_runtime.evaluation import recordings as real
-from cascade_runtime.evaluation.simulated import agreement, answers, draw_exam, score
+from cascade_runtime.evaluation.direction import near
+from cascade_runtime.evaluation.simulated import WITHIN_45, agreement, answers, draw_exam, score
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, load_adapter, load_event_encoder
 from cascade_runtime.models.family import LAYERS, MEMBERS, family_path, read_model
 from cascade_runtime.training.adapter import adapter_quality
+from cascade_runtime.training.facts import CLASSES
 from cascade_runtime.training.language import Packer
 from cascade_runtime.training.questions import read_facts
 from cascade_runtime.training.tower import encode
@@ -25,13 +27,16 @@ class FamilyReport:
     """Shares in 0..1. `simulated`: model -> question kind (or "overall") -> accuracy; `aligned`: the same, seen
     through the adapter.
 
+    seed: which held-out scenes. asked: question kind -> number of questions.
     agreement: "light on dense" and so on -> share of heavy's greedy tokens (on dense features) that the model chooses.
     recordings: file -> model -> {"answers": {kind: text}, "stated": {fact: class or None}}, with "computed" facts
     beside.
     """
 
     scenes: int
+    seed: int
     questions: int
+    asked: dict[str, int]
     simulated: dict[str, dict[str, float]]
     aligned: dict[str, dict[str, float]]
     agreement: dict[str, dict[str, float]]
@@ -49,17 +54,21 @@ def evaluate_family(
     *,
     recordings: str | Path | None = None,
     scenes: int = 300,
+    seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> FamilyReport:
-    """Evaluate a family directory (the bundled one by default) on held-out scenes and, where given, real recordings."""
+    """Evaluate a family directory (the bundled one by default) on held-out scenes and, where given, real recordings.
+
+    Raises `InputError` as `draw_exam` does.
+    """
     root = Path(path) if path is not None else family_path("heavy").parent
-    exam = draw_exam(scenes)
+    exam = draw_exam(scenes, seed=seed)
     models = {name: read_model(root / name) for name in LAYERS}
     packer = Packer(models["heavy"][1])
     encoder, adapter = load_event_encoder(root / "event_encoder"), load_adapter(root / "adapter")
     tower = models["heavy"][0].model.vision_tower
     dense, aligned = see_dense(tower, exam.maps), see_aligned(encoder, adapter, exam.maps)
-    simulated, through, agree = {}, {}, {}
+    simulated, through, agree, asked = {}, {}, {}, {}
     target = answers(models["heavy"][0], packer, dense, exam.questions)
     for name in reversed(list(models)):
         model = models[name][0]
@@ -67,6 +76,7 @@ def evaluate_family(
             heavy_again = name == "heavy" and seen == "dense"
             said = target if heavy_again else answers(model, packer, raw, exam.questions)
             result = score(exam, packer, said)
+            asked = dict(sorted(result.asked.items()))
             table[name] = {"overall": result.overall, **dict(sorted(result.per_kind().items()))}
             if not heavy_again:
                 tokens, whole = agreement(model, packer, raw, exam, target)
@@ -77,7 +87,19 @@ def evaluate_family(
     if recordings is not None:
         found, accuracy = on_recordings(Path(recordings), {n: m for n, (m, _) in models.items()}, packer)
     sizes = {name: _megabytes(root / name) for name in MEMBERS}
-    return FamilyReport(len(exam.rows), len(exam.questions), simulated, through, agree, quality, found, accuracy, sizes)
+    return FamilyReport(
+        scenes=len(exam.rows),
+        seed=seed,
+        questions=len(exam.questions),
+        asked=asked,
+        simulated=simulated,
+        aligned=through,
+        agreement=agree,
+        adapter=quality,
+        recordings=found,
+        real_accuracy=accuracy,
+        megabytes=sizes,
+    )
 
 
 @torch.inference_mode()
@@ -111,8 +133,8 @@ def on_recordings(
                 counts[name].setdefault(fact, []).append(stated[fact] == truth)
             if "direction" in recording.facts:
                 described = read_facts(texts["describe"]).get("direction")
-                for label, said in (("direction within 45", stated["direction"]), ("described within 45", described)):
-                    counts[name].setdefault(label, []).append(real.near(said, recording.facts["direction"]))
+                for label, said in ((WITHIN_45, stated["direction"]), ("described within 45", described)):
+                    counts[name].setdefault(label, []).append(near(said, recording.facts["direction"]))
         found[recording.name] = entry
     accuracy = {
         name: {fact: f"{sum(right)}/{len(right)}" for fact, right in facts.items()} for name, facts in counts.items()
@@ -121,24 +143,44 @@ def on_recordings(
 
 
 def print_report(report: FamilyReport, show: Callable[[str], None] = print) -> None:
-    """The tables."""
-    kinds = [kind for kind in report.simulated["heavy"] if kind != "overall"]
+    """The tables, as the family's card shows them."""
+    kinds = list(report.asked)
     for title, table in (("dense features", report.simulated), ("aligned features", report.aligned)):
-        show(f"\nAccuracy on {report.scenes} held-out scenes, {report.questions} questions, {title} (%)")
-        show("model    overall " + " ".join(f"{kind:>9}" for kind in kinds))
-        for name, row in table.items():
-            cells = " ".join(f"{100 * row.get(kind, 0):9.1f}" for kind in kinds)
-            show(f"{name:8} {100 * row['overall']:7.1f} {cells}")
-    show("\nAgreement with heavy's greedy answers on dense features (%): tokens, whole answers")
-    for name, row in report.agreement.items():
-        show(f"{name:18} {100 * row['tokens']:6.1f} {100 * row['whole answers']:6.1f}")
-    show(f"\nAdapter: {report.adapter}")
-    show(f"Weights, MB: {report.megabytes}")
+        show(f"\nAccuracy on {report.scenes} held-out scenes of seed {report.seed}, {title} (%)\n")
+        rows = [[name, *(f"{100 * row[kind]:.1f}" for kind in ("overall", *kinds))] for name, row in table.items()]
+        questions = ["questions", str(report.questions), *(str(report.asked[kind]) for kind in kinds)]
+        _show_table(["model", "overall", *kinds], [*rows, questions], show)
+    show("\nAgreement with heavy's greedy answers on dense features (%)\n")
+    shares = [[name, *(f"{100 * value:.1f}" for value in row.values())] for name, row in report.agreement.items()]
+    _show_table(["model", "tokens", "whole answers"], shares, show)
+    show("\nAdapter: " + ", ".join(f"{name} {value:.4f}" for name, value in report.adapter.items()))
+    show("Weights, MB: " + ", ".join(f"{name} {value:.2f}" for name, value in report.megabytes.items()))
     if report.recordings:
-        show("\nReal recordings, right/graded per fact: " + str(report.real_accuracy))
-        for file, entry in report.recordings.items():
-            described = entry["heavy"]["answers"]["describe"]  # type: ignore[index]
-            show(f"  {file}: computed {entry['computed']}\n      heavy: {described}")
+        _show_recordings(report, show)
+
+
+def _show_recordings(report: FamilyReport, show: Callable[[str], None]) -> None:
+    show("\nReal recordings, right/graded per fact\n")
+    facts = sorted({fact for row in report.real_accuracy.values() for fact in row})
+    rows = [[name, *(row.get(fact, "-") for fact in facts)] for name, row in report.real_accuracy.items()]
+    _show_table(["model", *facts], rows, show)
+    show("\nWhat heavy says of them\n")
+    rows = []
+    for file, entry in report.recordings.items():
+        computed, heavy = entry["computed"], entry["heavy"]
+        stated = {fact: heavy["stated"][fact] for fact in computed}  # type: ignore[index]
+        rows.append([file, _named(computed), _named(stated), heavy["answers"]["describe"]])  # type: ignore[index]
+    asked = f'heavy, "{real.QUESTIONS["describe"]}"'
+    _show_table(["recording", "computed from the events", "heavy says (facts asked for)", asked], rows, show)
+
+
+def _named(facts: Mapping[str, int | None]) -> str:
+    return "; ".join(f"{fact} {'-' if k is None else CLASSES[fact][k]}" for fact, k in facts.items())
+
+
+def _show_table(header: list[str], rows: list[list[str]], show: Callable[[str], None]) -> None:
+    for row in (header, ["---"] * len(header), *rows):
+        show(f"| {' | '.join(row)} |")
 
 
 def _megabytes(directory: Path) -> float:

@@ -1,9 +1,10 @@
 """Held-out simulated scenes: are the answers right, and would heavy have said the same?
 
 The scenes come from seeds that training never uses, without the turns of `training/pool.py`, so they are what the
-simulator gives. Accuracy is graded against the scene's facts (`training/questions.grade`). Agreement is
-teacher-forced on heavy's own greedy answers: the share of its tokens that another model would have chosen at the same
-place, which is what a verifier accepts.
+simulator gives. Accuracy is graded against the scene's facts (`training/questions.grade`); directions are also graded
+within 45 degrees, and once more where the camera moves towards or away from the scene. Agreement is teacher-forced
+on heavy's own greedy answers: the share of its tokens that another model would have chosen at the same place, which is
+what a verifier accepts.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from cascade_runtime.errors import InputError
+from cascade_runtime.evaluation.direction import IN_PLANE, near
 from cascade_runtime.training.clips import fresh_questions
 from cascade_runtime.training.facts import AMBIGUOUS, Facts
 from cascade_runtime.training.language import IGNORED, Packer, answer_greedily, choices
 from cascade_runtime.training.pool import HELD_OUT, make_chunk
-from cascade_runtime.training.questions import grade
+from cascade_runtime.training.questions import grade, read_facts
 
 FIRST_CHUNK = HELD_OUT + 5_000
+WITHIN_45 = "direction within 45"
+TOWARD_OR_AWAY = "toward or away"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,10 @@ class Exam:
 
 @dataclass
 class Score:
-    """Right and asked per question kind; a description can be right in part."""
+    """Right and asked per question kind; a description can be right in part.
+
+    `per_kind` has two labels more, WITHIN_45 and TOWARD_OR_AWAY: other views of "direction", left out of `overall`.
+    """
 
     right: dict[str, float] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
@@ -55,14 +63,23 @@ class Score:
 
     @property
     def overall(self) -> float:
-        return sum(self.right.values()) / max(sum(self.asked.values()), 1)
+        kinds = [kind for kind in self.asked if kind not in (WITHIN_45, TOWARD_OR_AWAY)]
+        return sum(self.right[kind] for kind in kinds) / max(sum(self.asked[kind] for kind in kinds), 1)
 
     def per_kind(self) -> dict[str, float]:
         return {kind: self.right[kind] / self.asked[kind] for kind in self.asked}
 
 
 def draw_exam(scenes: int, *, questions_each: int = 3, seed: int = 0) -> Exam:
-    """`scenes` scenes that no training chunk holds, each with a few random questions."""
+    """`scenes` scenes that no training chunk holds, each with a few random questions.
+
+    Exams of other seeds share no scene. Raises `InputError` for no scenes at all and for seeds that would reach into
+    the training chunks.
+    """
+    if scenes < 1:
+        raise InputError("scenes", scenes, "1 or more")
+    if seed < 0:
+        raise InputError("seed", seed, "0 or more")
     maps, rows, number = [], [], FIRST_CHUNK + 1000 * seed
     while sum(len(part) for part in rows) < scenes:
         more_maps, more_rows = make_chunk(number, 256)
@@ -90,7 +107,14 @@ def score(exam: Exam, packer: Packer, said: Sequence[Sequence[int]]) -> Score:
     result = Score()
     for question, ids in zip(exam.questions, said, strict=True):
         facts = Facts.from_row(exam.rows[question.scene])
-        result.add(question.kind, grade(question.kind, packer.tokenizer.decode(list(ids)), facts))
+        text = packer.tokenizer.decode(list(ids))
+        right = grade(question.kind, text, facts)
+        result.add(question.kind, right)
+        if question.kind == "direction":
+            moves = facts.direction >= 0
+            result.add(WITHIN_45, near(read_facts(text).get("direction"), facts.direction) if moves else right)
+            if facts.direction >= IN_PLANE:
+                result.add(TOWARD_OR_AWAY, right)
     return result
 
 
