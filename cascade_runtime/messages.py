@@ -13,6 +13,9 @@ Example: light has drafted "red car" on top of "a" and knows of verdict 3; mid k
     DraftBlock(request=7, epoch=0, base=1, tokens=(17, 4), stages=(1, 1), ack=3)
     Verdict(request=7, epoch=0, seq=4, base=1, tokens=(17, 9), stages=(3, 2))
 
+A verdict also carries a `Grant`: how far the drafter may run ahead, how much makes a block worth sending, and whether
+to pass drafts on unverified. It steers speed only; a drafter that ignored it would waste passes and change nothing.
+
 `stages` holds, per token, the set of stages that stand by it as a bit mask: bit 0 is the lightest stage. The lowest set
 bit produced the token, the others accepted it (light proposed 17 and mid accepted it: 0b011; mid produced 9: 0b010).
 
@@ -32,18 +35,37 @@ from cascade_runtime.errors import ChannelError
 MAX_BLOCK_TOKENS = 8192
 MAX_STAGES = 8
 
-_HEADER = struct.Struct("<BBHIQIII")  # kind, flags, reserved, epoch, request, seq or ack, base, count
+# kind, flags, window of the grant, epoch, request, seq or ack, base, count, pace in us or block of the grant
+_HEADER = struct.Struct("<BBHIQIIII")
 _DRAFT, _VERDICT = 1, 2
-_FINISHED = 1
+_FINISHED, _RELAY = 1, 2
+MAX_WINDOW = 2**16 - 1
 
 MAX_FRAME_BYTES = _HEADER.size + 5 * MAX_BLOCK_TOKENS
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a verifier lets its drafter do for one request.
+
+    window: tokens it may run ahead of the verdict, 0 for none: do not draft. block: news of fewer tokens are not worth
+    a message, unless no more can follow. relay: pass on what you are sent, unverified.
+    """
+
+    window: int = MAX_WINDOW
+    block: int = 1
+    relay: bool = False
+
+
+UNLIMITED = Grant()
 
 
 @dataclass(frozen=True)
 class DraftBlock:
     """Tokens a stage would say beyond absolute answer position `base`; `ack` is the last verdict it has taken in.
 
-    `finished`: the drafter ends the answer with the last token, or may go no further: do not wait for more.
+    `finished`: the drafter ends the answer with the last token, or may go no further: do not wait for more. pace_us:
+    what one token of a row has lately cost the drafter, in microseconds of wall time; 0 where it does not know.
     """
 
     request: int
@@ -53,6 +75,7 @@ class DraftBlock:
     stages: tuple[int, ...]
     ack: int
     finished: bool = False
+    pace_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,14 +92,19 @@ class Verdict:
     tokens: tuple[int, ...]
     stages: tuple[int, ...]
     finished: bool = False
+    grant: Grant = UNLIMITED
 
 
 def encode(message: DraftBlock | Verdict) -> bytes:
     """A message as one frame."""
-    kind, number = (_DRAFT, message.ack) if isinstance(message, DraftBlock) else (_VERDICT, message.seq)
-    flags = _FINISHED if message.finished else 0
-    count = len(message.tokens)
-    head = _HEADER.pack(kind, flags, 0, message.epoch, message.request, number, message.base, count)
+    flags, count = _FINISHED if message.finished else 0, len(message.tokens)
+    if isinstance(message, DraftBlock):
+        kind, number, window, last = _DRAFT, message.ack, 0, message.pace_us
+    else:
+        grant = message.grant
+        kind, number, window, last = _VERDICT, message.seq, grant.window, grant.block
+        flags |= _RELAY if grant.relay else 0
+    head = _HEADER.pack(kind, flags, window, message.epoch, message.request, number, message.base, count, last)
     return head + np.array(message.tokens, "<i4").tobytes() + bytes(message.stages)
 
 
@@ -84,21 +112,23 @@ def decode(frame: bytes) -> DraftBlock | Verdict:
     """The message in a frame. Raises `ChannelError` on anything that `encode` would not have written."""
     if not _HEADER.size <= len(frame) <= MAX_FRAME_BYTES:
         raise ChannelError(f"frame of {len(frame)} bytes; allowed: {_HEADER.size} to {MAX_FRAME_BYTES}")
-    kind, flags, reserved, epoch, request, number, base, count = _HEADER.unpack_from(frame)
-    if kind not in (_DRAFT, _VERDICT) or flags & ~_FINISHED or reserved:
-        raise ChannelError(
-            f"frame of kind {kind}, flags {flags}, reserved {reserved}; allowed: kinds 1 and 2, flag 1, 0"
-        )
+    kind, flags, window, epoch, request, number, base, count, last = _HEADER.unpack_from(frame)
+    if kind not in (_DRAFT, _VERDICT) or flags & ~(_FINISHED | _RELAY):
+        raise ChannelError(f"frame of kind {kind}, flags {flags}; allowed: kinds 1 and 2, flags 1 and 2")
+    if kind == _DRAFT and (window or flags & _RELAY):
+        raise ChannelError("a draft block with a grant; allowed: in a verdict only")
+    if kind == _VERDICT and not last:
+        raise ChannelError("a grant of blocks of 0 tokens; allowed: at least 1")
     if len(frame) != _HEADER.size + 5 * count:
         raise ChannelError(f"frame of {len(frame)} bytes for {count} tokens; allowed: {_HEADER.size + 5 * count}")
     tokens = np.frombuffer(frame, "<i4", count, _HEADER.size)
     stages = tuple(frame[_HEADER.size + 4 * count :])
     if count and (int(tokens.min()) < 0 or 0 in stages):
         raise ChannelError("frame with a negative token id or a token nobody stands by")
-    body = (request, epoch, tuple(tokens.tolist()), stages, bool(flags & _FINISHED))
+    said, finished = tuple(tokens.tolist()), bool(flags & _FINISHED)
     if kind == _DRAFT:
-        return DraftBlock(body[0], body[1], base, body[2], body[3], number, body[4])
-    return Verdict(body[0], body[1], number, base, body[2], body[3], body[4])
+        return DraftBlock(request, epoch, base, said, stages, number, finished, last)
+    return Verdict(request, epoch, number, base, said, stages, finished, Grant(window, last, bool(flags & _RELAY)))
 
 
 def producer(stages: int) -> int:

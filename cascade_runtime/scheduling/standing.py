@@ -18,17 +18,21 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cascade_runtime.messages import DraftBlock, Verdict
+from cascade_runtime.messages import UNLIMITED, DraftBlock, Grant, Verdict
 
 _OUTSTANDING = 1024  # verdicts remembered while unacknowledged; older ones only make the next verdict longer
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage extends next: stand on `prefix`, look along `drafts` (possibly none: the stage just decodes)."""
+    """What a stage extends next: stand on `prefix`, look along `drafts` (possibly none: the stage just decodes).
+
+    masks: per draft, the stages that stand by it.
+    """
 
     prefix: tuple[int, ...]
     drafts: tuple[int, ...]
+    masks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Standing:
     confirmed: int = 0
     finished: bool = False
     upstream_waits: bool = False  # upstream said its block is all it will send until the next verdict
+    grant: Grant = UNLIMITED  # what downstream lets this stage do
+    pace_us: int = 0  # what a token of upstream's costs, as it said
 
     def __post_init__(self) -> None:
         self._seq = 0  # of the last verdict sent upstream
@@ -72,7 +78,8 @@ class Standing:
         self._taken_seq = 0  # of the last verdict taken from downstream
         self._sent = 0  # downstream was sent prefix[:sent]
         self._sent_blocked = False  # and told that no more can follow
-        self._told: tuple[int, ...] | None = None
+        self._version = 0  # rises whenever the prefix changes
+        self._told: tuple[int, bool, Grant] | None = None
 
     # -- what to run -------------------------------------------------------------------------------------------------
 
@@ -81,7 +88,7 @@ class Standing:
         """How many more tokens this stage may stand by now."""
         room = self.limit - len(self.prefix)
         if self.window is not None:
-            room = min(room, self.confirmed + self.window - len(self.prefix))
+            room = min(room, self.confirmed + min(self.window, self.grant.window) - len(self.prefix))
         return room
 
     @property
@@ -91,7 +98,8 @@ class Standing:
 
     def work(self, most: int) -> Work:
         """The next pass over at most `most` hints. Call only when not `blocked`."""
-        return Work(tuple(self.prefix), tuple(self.hints[: min(most, self.room - 1)]))
+        most = min(most, self.room - 1)
+        return Work(tuple(self.prefix), tuple(self.hints[:most]), tuple(self.hint_stages[:most]))
 
     def settle(self, work: Work, choices: Sequence[int]) -> Settled | None:
         """Take the model's choices for `work`: keep the run of hints that equals them, add the model's own next token.
@@ -115,6 +123,7 @@ class Standing:
         contradicts = self.hints[: len(kept)] != kept[: len(self.hints)]
         self.prefix += kept
         self.stages += masks
+        self._version += 1
         if contradicts:
             self._keep_hints([], [])
             self._correcting_seq = self._seq + 1
@@ -122,6 +131,22 @@ class Standing:
             self._keep_hints(self.hints[len(kept) :], self.hint_stages[len(kept) :])
         self.upstream_waits = False  # the verdict on this pass lets it go on
         return Settled(len(work.drafts), accepted, tuple(kept))
+
+    def relay(self) -> int:
+        """Stand by upstream's hints without looking at them, as far as there is room. Returns how many.
+
+        They keep their masks: this stage did not accept them. Downstream has the last word on them as on all others.
+        """
+        taken = max(0, min(len(self.hints), self.room))
+        end = next((i + 1 for i, token in enumerate(self.hints[:taken]) if token in self.ends), taken)
+        if self.blocked or not end:
+            return 0
+        self.prefix += self.hints[:end]
+        self.stages += self.hint_stages[:end]
+        self._version += 1
+        self._keep_hints(self.hints[end:], self.hint_stages[end:])
+        self.upstream_waits = False
+        return end
 
     def drop_hints(self) -> None:
         """Forget what upstream proposed: it cannot be looked at."""
@@ -132,6 +157,7 @@ class Standing:
         del self.prefix[length:], self.stages[length:]
         self._keep_hints([], [])
         self.finished = True
+        self._version += 1
 
     # -- from and to upstream ----------------------------------------------------------------------------------------
 
@@ -140,6 +166,7 @@ class Standing:
         if block.request != self.request or block.epoch != self.epoch or self.finished:
             return False
         self._acknowledge(block.ack)
+        self.pace_us = block.pace_us
         if block.ack < self._correcting_seq or block.base > len(self.prefix):
             return False  # drafted on a prefix that has been corrected since
         overlap = len(self.prefix) - block.base
@@ -155,21 +182,27 @@ class Standing:
         self._keep_hints(hints, [(mask & below) or 1 for mask in masks])
         return True
 
-    def verdict(self) -> Verdict | None:
-        """What upstream should be told, or None when it was told already."""
-        state = (self.finished, *self.prefix)
-        if state == self._told and self._correcting_seq <= self._seq:
-            return None
-        self._told = state
-        return self.repeat_verdict()
+    def verdict(self, grant: Grant = UNLIMITED) -> Verdict | None:
+        """What upstream should be told, or None when it was told already.
 
-    def repeat_verdict(self) -> Verdict:
+        An upstream that may not draft is told that, and the end; what lies between it learns when it may again.
+        """
+        told = self._told
+        if told is not None and not self.finished and grant == told[2]:
+            if not grant.window or (self._version == told[0] and self._correcting_seq <= self._seq):
+                return None
+        elif told == (self._version, self.finished, grant):
+            return None
+        return self.repeat_verdict(grant)
+
+    def repeat_verdict(self, grant: Grant = UNLIMITED) -> Verdict:
         """The verdict again under a new number: heals a lost one when nothing else would be sent."""
+        self._told = (self._version, self.finished, grant)
         base = self._known
         self._seq += 1
         self._outstanding.append((self._seq, len(self.prefix)))
         tokens, masks = tuple(self.prefix[base:]), tuple(self.stages[base:])
-        return Verdict(self.request, self.epoch, self._seq, base, tokens, masks, self.finished)
+        return Verdict(self.request, self.epoch, self._seq, base, tokens, masks, self.finished, grant)
 
     def _acknowledge(self, seq: int) -> None:
         while self._outstanding and self._outstanding[0][0] <= seq:
@@ -179,20 +212,21 @@ class Standing:
 
     # -- from and to downstream --------------------------------------------------------------------------------------
 
-    def drafts(self, least: int = 1) -> DraftBlock | None:
+    def drafts(self, least: int = 1, pace_us: int = 0) -> DraftBlock | None:
         """The unconfirmed part of the prefix, once at least `least` tokens of it are news or no more can follow."""
         if self.window is None or self.finished:
             return None
         news = len(self.prefix) - self._sent
         if (news >= least) or (self.blocked and (news or not self._sent_blocked)):
-            return self.repeat_drafts()
+            return self.repeat_drafts(pace_us)
         return None
 
-    def repeat_drafts(self) -> DraftBlock:
+    def repeat_drafts(self, pace_us: int = 0) -> DraftBlock:
         """The current block, whether or not it was sent before: heals a lost one."""
-        self._sent, self._sent_blocked = len(self.prefix), self.blocked
+        blocked = self.blocked
+        self._sent, self._sent_blocked = len(self.prefix), blocked
         tokens, masks = tuple(self.prefix[self.confirmed :]), tuple(self.stages[self.confirmed :])
-        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, self.blocked)
+        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, blocked, pace_us)
 
     def on_verdict(self, verdict: Verdict) -> bool:
         """Stand by what downstream stands by. Returns whether the prefix was corrected.
@@ -205,6 +239,7 @@ class Standing:
         if verdict.base > len(self.prefix) or end > self.limit or any(token >= self.vocab_size for token in tokens):
             return False
         self._taken_seq = verdict.seq
+        self.grant = verdict.grant
         agree = 0
         for mine, theirs in zip(self.prefix[verdict.base :], tokens, strict=False):
             if mine != theirs:
@@ -220,6 +255,7 @@ class Standing:
             del self.prefix[end:], self.stages[end:]
             self._keep_hints([], [])
             self.finished = True
+            self._version += 1
         return corrected
 
     def _adopt(self, at: int, tokens: list[int], masks: list[int], corrected: bool) -> None:
@@ -227,6 +263,7 @@ class Standing:
         beyond = self.hints if at == len(self.prefix) else []
         self.prefix[at:] = tokens
         self.stages[at:] = masks
+        self._version += 1
         self._sent, self._sent_blocked = len(self.prefix), False  # downstream said these itself
         if not corrected and beyond[: len(tokens)] == tokens[: len(beyond)]:
             self._keep_hints(beyond[len(tokens) :], self.hint_stages[len(tokens) :])

@@ -1,0 +1,283 @@
+"""`Adaptive`: the policy that decides from measured numbers only.
+
+    measured                                       decided
+      cost of a pass(rows, tokens, context)          min_drafts   how many a row waits for (m)
+      hazards of the upstream edge, per position     window       how far upstream may run ahead (W)
+      pace and restart time of upstream              relay        whether the neighbour passes drafts on unverified
+      rows at hand                                   speculate    whether to use drafts at all
+                                                     batch        who is in a pass, over how many drafts each
+
+The objective is predicted tokens per second (`prediction.py`); a new decision replaces an old one only where it
+promises `_BETTER` times as much. What is not in use is not measured, so it is tried from time to time (`_Trial`):
+drafting while alone, being alone where drafting hardly pays, relaying where the neighbour has an upstream of its own.
+Trials that change nothing become rarer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mode
+
+from cascade_runtime.messages import Grant
+from cascade_runtime.scheduling.cost import CostModel, StepCost
+from cascade_runtime.scheduling.hazards import Hazards, expected_tokens
+from cascade_runtime.scheduling.policy import Decision, Picked, Policy
+from cascade_runtime.scheduling.prediction import Conditions, Prediction, alone, predict
+from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+
+_REPLAN = 16  # passes between two looks at the figures
+_BETTER = 1.03
+_WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+_WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+_CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
+_ENOUGH = 4  # verified blocks before a decision rests on them
+_FORGET = 0.9
+_PREFILL = 64  # a pass that feeds more tokens a row than this says nothing of a step
+
+
+@dataclass
+class _Trial:
+    """Something tried now and then. every: passes between two trials, doubled when one changed nothing."""
+
+    passes: int
+    every: int = 96
+    seldom: int = 6144
+    due: int = 96
+
+    def over(self, now: int, *, changed: bool) -> None:
+        self.every = 96 if changed else min(2 * self.every, self.seldom)
+        self.due = now + self.every
+
+
+class _Drafts:
+    """What is known of one kind of drafts: verified by the neighbour, or passed on by it."""
+
+    def __init__(self) -> None:
+        self.hazards = Hazards()
+        self.pace_s = 0.0
+
+    def came(self, pace_s: float) -> None:
+        self.pace_s = _FORGET * self.pace_s + (1 - _FORGET) * pace_s if self.pace_s else pace_s
+
+    @property
+    def known(self) -> bool:
+        return self.pace_s > 0 and self.hazards.blocks >= _ENOUGH
+
+
+class Adaptive(Policy):
+    """prior: the cost of a pass as profiled at the start. most: the largest window. can_relay: the neighbour has an
+    upstream of its own. patient: False starts every pass at once, for the least time to the next token.
+    """
+
+    def __init__(
+        self,
+        prior: StepCost,
+        *,
+        most: int,
+        first_wait: int = 2,
+        sends: int = 1,
+        can_relay: bool = False,
+        patient: bool = True,
+    ) -> None:
+        super().__init__(min(first_wait, most), window=most, sends=sends)
+        self.decision = Decision(min(first_wait, most), most, reason="nothing measured yet")
+        self.together, self.apart = CostModel(prior), CostModel(prior)
+        self._most, self._patient = most, patient
+        self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
+        self._trials = {"alone": _Trial(16), "draft": _Trial(64)} | ({"relay": _Trial(32)} if can_relay else {})
+        self._trying: str | None = None
+        self._trial_began = self._planned = self._passes = self._since_switch = 0
+        self._trial_row: int | None = None
+        self._restart_s = self._rows = self._context = 0.0
+        self._worth = most
+        self._granted: deque[Grant] = deque(maxlen=32)
+
+    # -- what the scheduler asks -------------------------------------------------------------------------------------
+
+    @property
+    def drafting(self) -> bool:
+        """Whether drafts are wanted now, by decision or for a trial of being alone."""
+        return self.decision.speculate and self._trying != "alone"
+
+    @property
+    def relaying(self) -> bool:
+        """Whether the neighbour is to pass drafts on now."""
+        return self.decision.relay != (self._trying == "relay")
+
+    def need(self, row: ScheduledRow) -> int:
+        """Drafts to wait for: none where nobody drafts, or where every token counts at once."""
+        return self.decision.min_drafts if self._patient and self.drafting else 0
+
+    def limit(self, row: ScheduledRow) -> int:
+        """As far as a draft is worth what it costs to look at it."""
+        return 0 if row.alone else self._worth
+
+    def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
+        """Those who are ready, unless waiting for some of the others brings more tokens per second."""
+        self._rows = _FORGET * self._rows + (1 - _FORGET) * (len(ready) + len(others))
+        cost, survival = self.together.fit, self._drafts[self.relaying].hazards.survival(self._most)
+        drafts = [min(len(row.standing.hints), self._most) for row in ready]
+        gain = sum(expected_tokens(survival, count) for count in drafts)
+        share = _Share(len(ready), sum(drafts) + len(ready), sum(row.context for row in ready), gain)
+        rate = share.rate(cost)
+        if others and self._patient and self._worth_waiting(share, others, survival):
+            return []
+        self._worth = sum(1 for chance in survival[1:] if chance > rate * cost.per_token)
+        self._choose_trial_row(ready)
+        return [(row, self.limit(row)) for row in ready]
+
+    def _worth_waiting(self, share: _Share, others: Sequence[ScheduledRow], survival: Sequence[float]) -> bool:
+        """Whether a pass that starts once the nearest k others are ready too, for some k, brings more per second."""
+        need, pace_s, cost = self.decision.min_drafts, self._drafts[self.relaying].pace_s, self.together.fit
+        gain, now = expected_tokens(survival, need), share.rate(cost)
+        away = sorted((need - min(need, len(row.standing.hints)), row.context) for row in others)
+        for short, context in away:
+            share = share.joined(need + 1, context, gain)
+            wait_s = short * pace_s + (self._restart_s if short == need else 0.0)
+            if share.rate(cost, wait_s) > _BETTER * now:
+                return True
+        return False
+
+    def grant(self, row: ScheduledRow) -> Grant:
+        """A window where drafting pays, none where it does not, and one for the row that tries it again."""
+        if not self.drafting and row.handle != self._trial_row:
+            return Grant(0)
+        return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
+
+    def first_grant(self) -> Grant:
+        """What rows have mostly been granted lately."""
+        return mode(self._granted) if self._granted else self._first
+
+    # -- what came of it ---------------------------------------------------------------------------------------------
+
+    def observe_grant(self, grant: Grant) -> None:
+        """Downstream has granted this to some row."""
+        self._granted.append(grant)
+
+    def observe_hints(self, pace_us: int, *, relayed: bool) -> None:
+        """Drafts came, made at this pace."""
+        if pace_us:
+            self._drafts[relayed].came(pace_us * 1e-6)
+
+    def observe_silence(self, seconds: float) -> None:
+        """A row waited so long for drafts, and none came: that is a pace, too."""
+        self._drafts[self.relaying].came(seconds)
+
+    def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
+        """After a refusal, the first `drafts` new ones took so long."""
+        beyond = max(0.0, seconds - drafts * pace_us * 1e-6)
+        self._restart_s = _FORGET * self._restart_s + (1 - _FORGET) * beyond
+
+    def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
+        """A row's drafts were looked at. The few blocks of a trial count for more."""
+        self._drafts[relayed].hazards.observe(drafted, accepted, 6.0 if self._trying in ("draft", "relay") else 1.0)
+
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
+        """A pass ran. Now and then the figures are looked at, and something else is tried."""
+        if tokens > _PREFILL * rows:
+            return
+        self._since_switch += 1
+        if self.drafting:
+            self.together.observe(rows, tokens, context, seconds)
+        elif self._since_switch > 4:  # before that, the drafter may still have been at it
+            self.apart.observe(rows, tokens, context, seconds)
+        self._context = context / rows
+        self._passes += 1
+        if self._trying is not None and self._passes - self._trial_began >= self._trials[self._trying].passes:
+            self._end_trial()
+        elif self._passes - self._planned >= _REPLAN:
+            self._plan()
+            self._begin_trial()
+
+    # -- deciding ----------------------------------------------------------------------------------------------------
+
+    def _conditions(self, relayed: bool) -> Conditions:
+        drafts = self._drafts[relayed]
+        survival = drafts.hazards.survival(self._most + 1)
+        rows = max(1, round(self._rows))
+        return Conditions(self.together.fit, survival, drafts.pace_s, self._restart_s, rows, self._context)
+
+    def _plan(self) -> None:
+        self._planned = self._passes
+        candidates = [
+            self._best(relayed) for relayed, drafts in self._drafts.items() if drafts.known or drafts.pace_s > 1.0
+        ]
+        if not candidates:
+            return
+        best = max(candidates, key=lambda decision: decision.tokens_per_s)
+        apart = replace(self._conditions(best.relay), cost=self.apart.fit)
+        best = replace(best, tokens_per_s_alone=alone(apart))
+        held = self.decision
+        if best.tokens_per_s < best.tokens_per_s_alone * (1.0 if held.speculate else _BETTER):
+            best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
+        self._adopt(best)
+
+    def _best(self, relayed: bool) -> Decision:
+        """The wait and the window that promise most; of windows within one per cent, the least."""
+        at = self._conditions(relayed)
+
+        def rate(m: int, window: int) -> Prediction:
+            return predict(at, m, window)
+
+        m = max((m for m in _WAITS if m <= self._most), key=lambda m: rate(m, self._most).tokens_per_s)
+        held = self.decision
+        most = rate(m, self._most).tokens_per_s
+        if held.relay == relayed and rate(held.min_drafts, self._most).tokens_per_s * _BETTER > most:
+            m, most = held.min_drafts, rate(held.min_drafts, self._most).tokens_per_s
+        windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
+        window = next((w for w in windows if rate(m, w).tokens_per_s >= 0.99 * most), self._most)
+        return Decision(m, window, relay=relayed, reason="most predicted tokens per second", tokens_per_s=most)
+
+    def _adopt(self, new: Decision) -> None:
+        held = self.decision
+        if new.relay != held.relay and new.speculate and held.speculate and self._drafts[held.relay].known:
+            stay = replace(self._best(held.relay), tokens_per_s_alone=new.tokens_per_s_alone)
+            new = new if new.tokens_per_s >= _BETTER * stay.tokens_per_s else stay
+        if new.speculate != held.speculate:
+            self._since_switch = 0
+        self.decision = new
+
+    # -- trying ------------------------------------------------------------------------------------------------------
+
+    def _begin_trial(self) -> None:
+        held = self.decision
+        wanted = ["alone" if held.speculate else "draft"] + (["relay"] if held.speculate else [])
+        for name in wanted:
+            trial = self._trials.get(name)
+            if trial is None or self._passes < trial.due or self._trying is not None:
+                continue
+            if name == "alone" and held.tokens_per_s > _CLOSE * held.tokens_per_s_alone:
+                continue
+            self._trying, self._trial_began, self._since_switch = name, self._passes, 0
+
+    def _end_trial(self) -> None:
+        name, before = self._trying, self.decision
+        assert name is not None
+        self._trying, self._trial_row, self._since_switch = None, None, 0
+        self._plan()
+        changed = (before.speculate, before.relay) != (self.decision.speculate, self.decision.relay)
+        self._trials[name].over(self._passes, changed=changed)
+
+    def _choose_trial_row(self, ready: Sequence[ScheduledRow]) -> None:
+        if self._trying != "draft" or any(row.handle == self._trial_row for row in ready):
+            return
+        long = [row for row in ready if row.expect_drafts and row.standing.room > 16]
+        self._trial_row = long[0].handle if long else None
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A pass as it would be: rows, tokens fed, positions held, tokens gained."""
+
+    rows: int
+    fed: int
+    held: int
+    gain: float
+
+    def joined(self, fed: int, held: int, gain: float) -> _Share:
+        return _Share(self.rows + 1, self.fed + fed, self.held + held, self.gain + gain)
+
+    def rate(self, cost: StepCost, wait_s: float = 0.0) -> float:
+        return self.gain / max(cost.seconds(self.rows, self.fed, self.held) + wait_s, 1e-9)

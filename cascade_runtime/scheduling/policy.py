@@ -1,0 +1,112 @@
+"""What a stage's policy is asked, and the two policies that decide nothing: `Policy` (fixed figures) and `LockStep`.
+
+    need(row)           drafts a row waits for before a pass is spent on it (m)
+    pick(ready, others) who is in the pass, and over how many drafts each; empty: rather wait for the others
+    grant(row)          what upstream may do: window, block, relay
+    observe_*           what came of it
+
+A policy steers speed and never a token. It has no clock and does no I/O; it may be wrong without harm to an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cascade_runtime.messages import MAX_WINDOW, Grant
+from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+
+Picked = list[tuple[ScheduledRow, int]]
+_PACE_FORGET = 0.95
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy has settled on, and why. Rates are predicted tokens per second, 0 where nothing was predicted."""
+
+    min_drafts: int
+    window: int
+    speculate: bool = True
+    relay: bool = False
+    reason: str = "as configured"
+    tokens_per_s: float = 0.0
+    tokens_per_s_alone: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for metrics and traces."""
+        return asdict(self)
+
+
+class Policy:
+    """Fixed: wait for `min_drafts`, let the drafter run `window` ahead, and send it back in blocks of `block`."""
+
+    def __init__(self, min_drafts: int, window: int = MAX_WINDOW, block: int = 1, sends: int = 1) -> None:
+        self.decision = Decision(min_drafts, window)
+        self._grant = Grant(window, block)
+        self._first = Grant(MAX_WINDOW, sends)
+        self._seconds = self._tokens = 0.0
+
+    def need(self, row: ScheduledRow) -> int:
+        """Drafts to wait for."""
+        return self.decision.min_drafts
+
+    def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
+        """Everyone who is ready, over the drafts of one block."""
+        return [(row, self.limit(row)) for row in ready]
+
+    def limit(self, row: ScheduledRow) -> int:
+        """The most drafts a pass looks at."""
+        return 0 if row.alone else self.decision.min_drafts
+
+    def grant(self, row: ScheduledRow) -> Grant:
+        """What upstream may do for this row."""
+        return self._grant
+
+    def first_grant(self) -> Grant:
+        """What a row may do before its downstream has spoken."""
+        return self._first
+
+    @property
+    def pace_us(self) -> int:
+        """Microseconds a token of a row has cost lately, 0 before the first."""
+        return round(1e6 * self._seconds / self._tokens) if self._tokens else 0
+
+    def observe_pace(self, seconds: float, tokens: int) -> None:
+        """A row grew by so many tokens within so many seconds, during which it could have grown."""
+        self._seconds = _PACE_FORGET * self._seconds + seconds
+        self._tokens = _PACE_FORGET * self._tokens + tokens
+
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
+        """A pass ran."""
+
+    def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
+        """A row's drafts were looked at; `relayed`: the neighbour had passed them on unverified."""
+
+    def observe_hints(self, pace_us: int, *, relayed: bool) -> None:
+        """Drafts came, made at this pace."""
+
+    def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
+        """After a refusal, the first `drafts` new ones took so long."""
+
+    def observe_silence(self, seconds: float) -> None:
+        """A row waited so long for drafts, and none came."""
+
+    def observe_grant(self, grant: Grant) -> None:
+        """Downstream has granted this to some row."""
+
+
+class LockStep(Policy):
+    """One stage at a time: a pass starts when every row has its block, and nobody drafts while downstream runs."""
+
+    def __init__(self, block: int, sends: int = 1) -> None:
+        super().__init__(block, window=block, block=max(1, block), sends=sends)
+        self._first = Grant(sends, sends)
+
+    def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
+        """Nobody before everybody is ready."""
+        return [] if others else super().pick(ready, others)
+
+    def grant(self, row: ScheduledRow) -> Grant:
+        """Draft a block, unless this stage itself waits for its downstream."""
+        return Grant(0, self._grant.block) if row.standing.blocked else self._grant

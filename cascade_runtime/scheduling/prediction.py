@@ -1,0 +1,93 @@
+"""What a verifier can expect: tokens per second, by how many drafts it waits for and how far its drafter may run.
+
+A row's passes form a Markov chain on the drafts that wait when a pass starts. After a refusal the drafter starts anew:
+the row waits for `m` drafts. When all `h` drafts are accepted and the drafter's next token equals the verifier's own,
+what was drafted meanwhile stands, and the next pass starts with that. Rows share passes: while one waits, others run.
+
+Against the reference values of the two-stage simulation (verify cost of one step, c the speed ratio, alpha the
+agreement) this is within a few per cent for c >= 5; tests/scheduling/test_prediction.py pins the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.scheduling.hazards import expected_tokens
+
+_CHAIN = 12  # passes in a row without a refusal that are followed before the chain is taken to have settled
+_FIXED_POINT = 6
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a stage has measured.
+
+    cost: of a pass of its own. survival: S[k] of its drafter's tokens. pace_s: seconds per draft token and row.
+    restart_s: from a refusal to the drafter's first token beyond what `pace_s` explains. rows: requests at hand.
+    context: positions held per row.
+    """
+
+    cost: StepCost
+    survival: Sequence[float]
+    pace_s: float
+    restart_s: float = 0.0
+    rows: int = 1
+    context: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """tokens_per_s over all rows; of one row: drafts and tokens per pass, seconds per pass and of waiting."""
+
+    tokens_per_s: float
+    tokens_per_pass: float
+    drafts_per_pass: float
+    pass_s: float
+    wait_s: float
+
+
+def predict(at: Conditions, m: int, window: int) -> Prediction:
+    """Run passes over at least `m` drafts while the drafter stays within `window` of what is confirmed."""
+    m = min(m, window)
+    sharing, pass_s = float(at.rows), 0.0
+    tokens = drafts = wait_s = 0.0
+    for _ in range(_FIXED_POINT):
+        fed = 1.0 + (drafts or m)
+        pass_s = at.cost.seconds(sharing, sharing * fed, sharing * at.context)
+        tokens, drafts, wait_s = _chain(at, m, window, pass_s)
+        if at.rows > 1 and wait_s > 0:
+            wait_s = max(wait_s, (1 - sharing / at.rows) * pass_s)
+        sharing = max(1.0, at.rows * pass_s / (pass_s + wait_s))
+    return Prediction(at.rows * tokens / (pass_s + wait_s), tokens, drafts, pass_s, wait_s)
+
+
+def alone(at: Conditions) -> float:
+    """Tokens per second without a drafter: every row one token a pass."""
+    return at.rows / at.cost.seconds(at.rows, at.rows, at.rows * at.context)
+
+
+def _chain(at: Conditions, m: int, window: int, pass_s: float) -> tuple[float, float, float]:
+    """Tokens, drafts and seconds of waiting per pass of one row, in the long run."""
+    meanwhile = int(pass_s / at.pace_s) if at.pace_s > 0 else window
+    top = len(at.survival) - 1
+    weight, total = 1.0, 0.0
+    tokens = drafts = waits = 0.0
+    h, wait_s = m, at.restart_s + m * at.pace_s if m else 0.0
+    for _ in range(_CHAIN):
+        h = min(h, top)
+        total += weight
+        tokens += weight * expected_tokens(at.survival, h)
+        drafts += weight * h
+        waits += weight * wait_s
+        ahead = min(window, h + meanwhile)
+        if ahead <= h:
+            break  # the drafter was not let go on: every pass starts anew
+        weight *= at.survival[min(h + 1, top)]
+        behind = max(0, m - (ahead - h - 1))
+        wait_s = behind * at.pace_s
+        h = ahead - h - 1 + behind
+        if weight < 1e-4:
+            break
+    return tokens / total, drafts / total, waits / total

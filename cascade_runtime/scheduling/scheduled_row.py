@@ -1,0 +1,39 @@
+"""`ScheduledRow`: one request inside one stage, as far as scheduling is concerned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cascade_runtime.scheduling.standing import Standing
+
+
+@dataclass(eq=False)
+class ScheduledRow:
+    """One request in one stage.
+
+    expect_drafts: whether upstream takes part in it. since: when the current wait for drafts began. heard: the last
+    word from downstream. late: the wait is over. missed: waits in vain in a row. context: positions its KV row holds.
+    alone: the next pass looks at no drafts, the last one was spoilt by them.
+    """
+
+    standing: Standing
+    expect_drafts: bool = True
+    since: float = 0.0
+    heard: float = 0.0
+    missed: int = 0
+    late: bool = False
+    passes: int = 0
+    context: int = 0
+    alone: bool = False
+    restarted: float | None = None  # when upstream was last sent back; None once its first new drafts are here
+    produced: float | None = None  # when it last grew, while it could have grown on
+
+    @property
+    def handle(self) -> int:
+        """The request's number."""
+        return self.standing.request
+
+    @property
+    def fresh(self) -> bool:
+        """It has never run: its next pass is its prefill."""
+        return self.passes == 0

@@ -1,0 +1,194 @@
+"""`StageScheduler`: everything one language stage decides, without clock, model, channel or thread.
+
+    shell (an actor's loop, the simulator)              StageScheduler
+      messages came in          --on_drafts, on_verdict-->   rows: what is stood by, what is proposed
+      what shall I run?         <------- next_batch(now)     the policy picks rows, and drafts per row
+      the model has chosen      ------- settle(...) ------>   accepted runs, corrections, what was learnt
+      what shall I send?        <------- outgoing(now)       draft blocks downstream, verdicts with grants upstream
+      until when may I sleep?   <------- wake_at(now)
+
+Times are seconds of any monotonic clock; they are only compared. The same object runs in the actors, in the simulator
+and under the property tests, so what is validated is what runs.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from cascade_runtime.messages import DraftBlock, Verdict
+from cascade_runtime.scheduling.policy import Policy
+from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+from cascade_runtime.scheduling.standing import Settled, Standing, Work
+
+EARLY_BLOCKS = 64  # draft blocks kept for requests that are not admitted yet
+_REPEAT_S = 0.25  # a stage that can do nothing says again what it stands by, in case it was lost
+_PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row's share of a pass."""
+
+    row: ScheduledRow
+    work: Work
+
+
+@dataclass(eq=False)
+class StageScheduler:
+    """Stage `stage` of `levels`. `upstream`, `downstream`: whether that neighbour is there and linked.
+
+    upstream_s: how long a row waits for a silent upstream.
+    """
+
+    stage: int
+    levels: int
+    policy: Policy
+    upstream_s: float
+    upstream: bool = field(init=False)
+    downstream: bool = field(init=False)
+    rows: dict[int, ScheduledRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
+        self.early: OrderedDict[int, DraftBlock] = OrderedDict()
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def admit(self, standing: Standing, now: float, *, expect_drafts: bool = True, context: int = 0) -> ScheduledRow:
+        """A request begins. Drafts that came before it are taken in."""
+        standing.grant = self.policy.first_grant()
+        row = ScheduledRow(standing, expect_drafts, since=now, heard=now, context=context)
+        self.rows[row.handle] = row
+        block = self.early.pop(row.handle, None)
+        if block is not None:
+            self.on_drafts(block, now)
+        return row
+
+    def release(self, handle: int) -> ScheduledRow | None:
+        """A request ends, here or everywhere."""
+        self.early.pop(handle, None)
+        return self.rows.pop(handle, None)
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def on_drafts(self, block: DraftBlock, now: float, *, waited: bool = False) -> bool:
+        """Upstream proposes; returns whether it was of use. `waited`: the stage slept, so the block came just `now`."""
+        row = self.rows.get(block.request)
+        if row is None:
+            self.early[block.request] = block
+            while len(self.early) > EARLY_BLOCKS:
+                self.early.popitem(last=False)
+            return False
+        if not row.standing.on_drafts(block):
+            return False
+        if row.standing.hints:
+            relayed = not row.standing.hint_stages[0] >> (self.stage - 1) & 1
+            self.policy.observe_hints(block.pace_us, relayed=relayed)
+        if row.restarted is not None and row.standing.hints:
+            if waited:
+                self.policy.observe_restart(now - row.restarted, len(row.standing.hints), block.pace_us)
+            row.restarted = None
+        row.since, row.missed = now, 0
+        if row.standing.grant.relay and row.standing.relay():
+            row.since = now
+        return True
+
+    def on_verdict(self, verdict: Verdict, now: float) -> ScheduledRow | None:
+        """Downstream decides. Returns the row, or None for a request that is not here."""
+        row = self.rows.get(verdict.request)
+        if row is None:
+            return None
+        was_blocked = row.standing.blocked
+        row.standing.on_verdict(verdict)
+        self.policy.observe_grant(row.standing.grant)
+        row.heard = now
+        if was_blocked:
+            row.since, row.produced = now, None
+        if row.standing.grant.relay:
+            row.standing.relay()
+        return row
+
+    # -- passes ------------------------------------------------------------------------------------------------------
+
+    def next_batch(self, now: float) -> list[Task]:
+        """The rows to extend now and how; empty: wait until `wake_at`, a message or a command."""
+        ready, others = [], []
+        for row in self.rows.values():
+            if not self._can_run(row):
+                continue
+            (ready if self._ready(row, now) else others).append(row)
+        if not ready:
+            return []
+        picked = self.policy.pick(ready, others)
+        return [Task(row, row.standing.work(most)) for row, most in picked]
+
+    def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
+        """The pass is over: take each row's choices. Yields what each brought, in order."""
+        for task, chosen in zip(tasks, choices, strict=True):
+            row = task.row
+            settled = row.standing.settle(task.work, chosen)
+            assert settled is not None  # messages are taken between passes only
+            if settled.drafted:
+                own = task.work.masks[0] >> (self.stage - 1) & 1 if self.stage else 1
+                self.policy.observe_settled(settled.drafted, settled.accepted, relayed=not own)
+            if self.stage and settled.accepted < settled.drafted:
+                row.restarted = now
+            if row.produced is not None:
+                self.policy.observe_pace(now - row.produced, len(settled.added))
+            row.produced = None if row.standing.blocked else now
+            row.missed = row.missed + 1 if row.late else 0
+            if row.late:
+                self.policy.observe_silence(self.upstream_s)
+            row.passes += 1
+            row.since = now
+            yield settled
+
+    def _can_run(self, row: ScheduledRow) -> bool:
+        return not row.standing.blocked and not (row.standing.grant.relay and self.upstream and row.expect_drafts)
+
+    def _ready(self, row: ScheduledRow, now: float) -> bool:
+        """Whether to spend a pass on this row now: enough drafts, nothing to wait for, or waited long enough."""
+        standing, row.late = row.standing, False
+        if not self.upstream or not row.expect_drafts or row.fresh or row.alone:
+            return True
+        if len(standing.hints) >= min(self.policy.need(row), standing.room - 1) or standing.upstream_waits:
+            return True
+        if standing.ends and not standing.ends.isdisjoint(standing.hints):
+            return True
+        row.late = now >= self._due(row)
+        return row.late
+
+    def _due(self, row: ScheduledRow) -> float:
+        return row.since if row.missed >= _PATIENCE else row.since + self.upstream_s
+
+    def wake_at(self, now: float, idle_s: float) -> float:
+        """When something is due even if nothing comes: at the latest `idle_s` from now."""
+        wake = now + idle_s
+        for row in self.rows.values():
+            if self._can_run(row):
+                wake = min(wake, self._due(row))
+            elif self.downstream and not row.standing.finished:
+                wake = min(wake, row.heard + _REPEAT_S)
+        return wake
+
+    # -- what to say -------------------------------------------------------------------------------------------------
+
+    def outgoing(self, row: ScheduledRow, now: float) -> Iterable[DraftBlock | Verdict]:
+        """What is news for the neighbours, and again what was said if nobody has reacted for a while."""
+        standing, said = row.standing, []
+        if self.downstream and not standing.finished:
+            pace_us = standing.pace_us if standing.grant.relay else self.policy.pace_us
+            block = standing.drafts(standing.grant.block, pace_us)
+            if block is None and not self._can_run(row) and now - row.heard >= _REPEAT_S:
+                block, row.heard = standing.repeat_drafts(pace_us), now
+            if block is not None:
+                said.append(block)
+        if self.upstream and row.expect_drafts:
+            grant = self.policy.grant(row)
+            row.restarted = row.restarted if grant.window else None
+            verdict = standing.verdict(grant)
+            if verdict is not None:
+                said.append(verdict)
+        return said
