@@ -1,20 +1,19 @@
-"""`Admission`: what a language stage is told of a request. `ActiveRow`: the request inside the stage: its KV row, what
-the stage stands by, and when something last happened.
+"""`Admission`: what a language stage is told of a request. `ActiveRow`: the request inside the stage: its KV row and
+its part in the schedule.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Row
 from cascade_runtime.metrics import EdgeCounters
+from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.vision.features import VisualFeatures
 
 MAX_SPANS = 1024
-_PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
 
 
 @dataclass(frozen=True)
@@ -34,53 +33,28 @@ class Admission:
 
 @dataclass(eq=False)
 class ActiveRow:
-    """One request in one stage. Times are `time.monotonic()` seconds."""
+    """One request in one stage: what was asked, its KV row, and its part in the stage's schedule."""
 
-    handle: int
-    request_id: str
-    question: str
-    sampling: SamplingParams
+    admission: Admission
     row: Row
-    standing: Standing
+    scheduled: ScheduledRow
     edge: EdgeCounters
-    expect_drafts: bool
-    since: float = field(default_factory=time.monotonic)  # the last pass or the last hint
-    heard: float = field(default_factory=time.monotonic)  # the last word from downstream
-    missed: int = 0
-    passes: int = 0
-    alone: bool = False  # the next pass looks at no hints: the last one was spoilt by them
     spans: list[tuple[str, int, int]] = field(default_factory=list)  # (what, start, end) in monotonic ns
+
+    @property
+    def handle(self) -> int:
+        """The request's number inside the pipeline."""
+        return self.admission.handle
+
+    @property
+    def standing(self) -> Standing:
+        """What the stage stands by."""
+        return self.scheduled.standing
 
     def spent(self, what: str, start_ns: int, end_ns: int) -> None:
         """A pass ran."""
         if len(self.spans) < MAX_SPANS:
             self.spans.append((what, start_ns, end_ns))
-
-    def ready(self, need: int, deadline_s: float, upstream_alive: bool, now: float) -> bool:
-        """Whether to spend a pass on this row now: enough hints, nothing to wait for, or waited long enough."""
-        standing = self.standing
-        if standing.blocked:
-            return False
-        if (
-            not upstream_alive
-            or not self.expect_drafts
-            or self.passes == 0
-            or len(standing.hints) >= min(need, standing.room - 1)
-        ):
-            return True
-        if standing.upstream_waits or any(token in standing.ends for token in standing.hints):
-            return True
-        return now >= self.due(deadline_s)
-
-    def due(self, deadline_s: float) -> float:
-        """When this row stops waiting for its upstream."""
-        return self.since if self.missed >= _PATIENCE else self.since + deadline_s
-
-    def ran(self, drafted: int, need: int, now: float) -> None:
-        """A pass over `drafted` hints happened; a pass without any counts as a missed deadline."""
-        self.missed = 0 if drafted or not need else self.missed + (self.passes > 0)
-        self.passes += 1
-        self.since = now
 
     def report(self) -> RowReport:
         """What this stage did for the request."""

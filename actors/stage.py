@@ -4,21 +4,23 @@
                     |  commands                                   ^
                     v                                             |
     upstream  --DraftBlock-->  [ take messages -> batch ready rows -> extend -> settle ]  --DraftBlock-->  downstream
-              <--Verdict----                                                              <--Verdict----
+              <--Verdict----               decided by StageScheduler                      <--Verdict----
 
     consumes    draft blocks from upstream, verdicts from downstream, commands from the controller
     produces    draft blocks downstream, verdicts upstream, and at the target the answer
     waits for   any of them, or the next row's deadline: never longer
     unblocked by a message, a command, a closed link, the deadline
 
-One thread owns the decoder, the rows and both links; control calls only leave commands and wait for their outcome,
-with a deadline. Nothing in here knows Ray.
+What to run and what to say is decided by a `StageScheduler`, which has neither clock nor model; this is the shell that
+gives it both. One thread owns the decoder, the rows and both links; control calls only leave commands and wait for
+their outcome, with a deadline. Nothing in here knows Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -36,6 +38,7 @@ from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.profile import profile
 from cascade_runtime.errors import (
     CapacityError,
     ChannelClosed,
@@ -45,16 +48,16 @@ from cascade_runtime.errors import (
 )
 from cascade_runtime.messages import DraftBlock, Verdict, decode, encode
 from cascade_runtime.metrics import EdgeCounters
-from cascade_runtime.scheduling.standing import Standing, Work
+from cascade_runtime.scheduling.from_recipe import policy_from_recipe
+from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
+from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
 
-_EARLY = 64  # draft blocks kept for requests that are not admitted yet
 _REPORTS = 1024  # reports of ended requests that nobody has collected, and handles known to be released
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
-_REPEAT_S = 0.25  # a stage that can do nothing says again what it stands by, in case it was lost
 _IDLE_S = 0.5
 
 
@@ -69,14 +72,12 @@ class LanguageStage:
         self.name = self.config.name
         self.is_target = index == len(recipe.stages) - 1
         self.level = Level.load(self.config, recipe.cascade)
-        gammas = recipe.cascade.num_draft_tokens
-        self.need = gammas[index - 1] if index else 0  # drafts a row waits for before a pass
-        self.block = 1 if self.is_target else gammas[index]  # tokens sent downstream at once
+        policy = policy_from_recipe(recipe, index, profile(self.level.decoder))
+        self.scheduler = StageScheduler(index, len(recipe.stages), policy, recipe.deadlines.upstream_s)
         self.tracer = Tracer(self.name)
         self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}-{self.name}" if index else self.name)
         self.rows: dict[int, ActiveRow] = {}
         self.refused = 0
-        self._early: OrderedDict[int, DraftBlock] = OrderedDict()
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
         self._released: OrderedDict[int, None] = OrderedDict()
         self._upstream: Channel | None = None
@@ -85,6 +86,8 @@ class LanguageStage:
         self._commands = Commands(self.name, self._ring)
         self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
         self._stopping = threading.Event()
+        self._busy_ns = self._awake_ns = 0  # in passes; in turns of the loop, passes included
+        self._slept = False  # the loop slept before this turn: what has come came just now
         self._thread: threading.Thread | None = None
 
     # -- control plane: called from other threads, idempotent, bounded in time --------------------------------------
@@ -97,6 +100,7 @@ class LanguageStage:
             "tokenizer": self.level.tokenizer_tag(),
             "ends": self.level.ends,
             "host": host(),
+            "pid": os.getpid(),
             "weight_bytes": language.weight_bytes,
             "kv_bytes": self.level.decoder.cache.nbytes,
             "device": str(language.device),
@@ -148,18 +152,21 @@ class LanguageStage:
         return self._command(lambda: self._release(handle))  # type: ignore[return-value]
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, as plain data."""
+        """Counters since the start, as plain data; `busy_s` in passes, `awake_s` in turns of the loop, passes included."""
         decoder = self.level.decoder
         return {
             "name": self.name,
             "passes": decoder.passes,
             "tokens_fed": decoder.tokens_fed,
+            "busy_s": self._busy_ns / 1e9,
+            "awake_s": self._awake_ns / 1e9,
             "active_rows": len(self.rows),
             "free_slots": decoder.free_slots,
             "slots": decoder.cache.slots,
-            "early_blocks": len(self._early),
+            "early_blocks": len(self.scheduler.early),
             "refused_messages": self.refused,
             "edge": self.totals.to_dict(),
+            "decision": self.scheduler.policy.decision.to_dict(),
             "upstream_alive": self._upstream is not None,
             "downstream_alive": self._downstream is not None,
         }
@@ -203,32 +210,27 @@ class LanguageStage:
         self._commands.refuse()
 
     def _turn(self) -> None:
+        start = time.monotonic_ns()
         self._commands.obey()
         self._take(self._upstream, self._on_drafts)
         self._take(self._downstream, self._on_verdict)
-        now = time.monotonic()
-        batch = [one for one in self.rows.values() if self._ready(one, now)]
-        if batch:
-            self._pass(batch)
+        self._slept = False
+        tasks = self.scheduler.next_batch(time.monotonic())
+        if tasks:
+            self._pass(tasks)
         for one in list(self.rows.values()):
             self._publish(one)
-        if not batch:
+        self._awake_ns += time.monotonic_ns() - start
+        if not tasks:
             self._wait()
-
-    def _ready(self, one: ActiveRow, now: float) -> bool:
-        return one.ready(self.need, self.recipe.deadlines.upstream_s, self._upstream is not None, now)
 
     def _wait(self) -> None:
         """Sleep until a message, a command or the earliest deadline."""
-        now, wake = time.monotonic(), time.monotonic() + _IDLE_S
-        for one in self.rows.values():
-            if one.standing.blocked:
-                wake = min(wake, one.heard + _REPEAT_S) if self._downstream is not None else wake
-            else:
-                wake = min(wake, one.due(self.recipe.deadlines.upstream_s))
+        now = time.monotonic()
         links = [link for link in (self._ear, self._upstream, self._downstream) if link is not None]
-        wait_any(links, max(0.0, wake - now))
+        wait_any(links, max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
         self._drain_bell()
+        self._slept = True
 
     def _drain_bell(self) -> None:
         while self._ear.recv(0.0) is not None:
@@ -254,81 +256,79 @@ class LanguageStage:
         log.warning("stage %s: a neighbour closed its link", self.name)
         link.close()
         if link is self._upstream:
-            self._upstream = None
+            self._upstream, self.scheduler.upstream = None, False
         else:
-            self._downstream = None
+            self._downstream, self.scheduler.downstream = None, False
 
     def _on_drafts(self, message: DraftBlock | Verdict) -> None:
         if not isinstance(message, DraftBlock):
             self.refused += 1
-            return
-        one = self.rows.get(message.request)
-        if one is None:
-            self._early[message.request] = message
-            while len(self._early) > _EARLY:
-                self._early.popitem(last=False)
-        elif one.standing.on_drafts(message):
-            one.since, one.missed = time.monotonic(), 0
+        elif message.request not in self._released:
+            self.scheduler.on_drafts(message, time.monotonic(), waited=self._slept)
 
     def _on_verdict(self, message: DraftBlock | Verdict) -> None:
         if not isinstance(message, Verdict):
             self.refused += 1
             return
+        self.scheduler.on_verdict(message, time.monotonic())
         one = self.rows.get(message.request)
-        if one is None:
-            return
-        one.standing.on_verdict(message)
-        one.heard = time.monotonic()
-        if one.standing.finished:
+        if one is not None and one.standing.finished:
             self._publish(one)
             self._forget(one.handle)
 
-    def _pass(self, batch: list[ActiveRow]) -> None:
-        """One `extend` over all ready rows, then each row's settlement."""
-        works = [one.standing.work(0 if one.alone else self.need) for one in batch]
+    def _pass(self, tasks: list[Task]) -> None:
+        """One `extend` over the picked rows, then each row's settlement."""
+        batch, decoder = [self.rows[task.row.handle] for task in tasks], self.level.decoder
+        fed, context = decoder.tokens_fed, sum(one.row.held for one in batch)
         start = time.monotonic_ns()
         try:
-            extensions = [Extension(one.row, work.prefix, work.drafts) for one, work in zip(batch, works, strict=True)]
-            choices = self.level.decoder.extend(extensions)
+            extensions = [
+                Extension(one.row, task.work.prefix, task.work.drafts) for one, task in zip(batch, tasks, strict=True)
+            ]
+            choices = decoder.extend(extensions)
         except Exception as error:
             log.exception("stage %s: a pass over %d rows failed", self.name, len(batch))
             for one in batch:
                 self._fail(one, f"{type(error).__name__}: {error}")
             return
         end = time.monotonic_ns()
-        what = "draft" if not self.index else "verify"
-        for one, work, chosen in zip(batch, works, choices, strict=True):
-            name = what if one.passes else "prefill"
-            self.tracer.record(name, start, end, one.handle, drafts=len(work.drafts), rows=len(batch))
+        self._busy_ns += end - start
+        self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9)
+        for one, task in zip(batch, tasks, strict=True):
+            name = "prefill" if task.row.fresh else "verify" if self.index else "draft"
+            self.tracer.record(name, start, end, one.handle, drafts=len(task.work.drafts), rows=len(batch))
             one.spent(name, start, end)
-            one.alone = NOT_FINITE in chosen and bool(work.drafts)
-            if one.alone:  # a draft may have spoilt it: look again without any
-                one.standing.drop_hints()
-            elif NOT_FINITE in chosen:
-                self._fail(one, "the model's logits are not finite")
-            else:
-                self._settle(one, work, chosen)
+        self._settle(tasks, [self._usable(task, chosen) for task, chosen in zip(tasks, choices, strict=True)])
 
-    def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
-        settled = one.standing.settle(work, chosen)
-        assert settled is not None  # messages are taken between passes only
-        for counters in (one.edge, self.totals) if self.index else ():
-            counters.observe(settled.drafted, settled.accepted, len(settled.added) - settled.accepted)
-        one.ran(settled.drafted, self.need, time.monotonic())
+    def _usable(self, task: Task, chosen: list[int]) -> list[int] | None:
+        """The choices, or None where they are not numbers: a draft may have spoilt them, else the request fails."""
+        if NOT_FINITE not in chosen:
+            return chosen
+        if task.work.drafts:  # look again without any
+            task.row.alone = True
+            task.row.standing.drop_hints()
+        else:
+            self._fail(self.rows[task.row.handle], "the model's logits are not finite")
+        return None
+
+    def _settle(self, tasks: list[Task], choices: list[list[int] | None]) -> None:
+        sound = [(task, chosen) for task, chosen in zip(tasks, choices, strict=True) if chosen is not None]
+        settled = self.scheduler.settle([task for task, _ in sound], [chosen for _, chosen in sound], time.monotonic())
+        for (task, _), each in zip(sound, settled, strict=True):
+            one = self.rows[task.row.handle]
+            for counters in (one.edge, self.totals) if self.index else ():
+                counters.observe(each.drafted, each.accepted, len(each.added) - each.accepted)
+            self._settled(one, len(task.work.prefix))
+
+    def _settled(self, one: ActiveRow, before: int) -> None:
+        """A row has grown beyond its first `before` tokens."""
 
     def _publish(self, one: ActiveRow) -> None:
-        """Say downstream and upstream what is news, and again what was said if nobody has reacted for a while."""
-        standing, now = one.standing, time.monotonic()
-        if self._downstream is not None and not standing.finished:
-            block = standing.drafts(self.block)
-            if block is None and standing.blocked and now - one.heard > _REPEAT_S:
-                block, one.heard = standing.repeat_drafts(), now
-            if block is not None:
-                self._send(self._downstream, block)
-        if self._upstream is not None:
-            verdict = standing.verdict()
-            if verdict is not None:
-                self._send(self._upstream, verdict)
+        """Say downstream and upstream what is news."""
+        for message in self.scheduler.outgoing(one.scheduled, time.monotonic()):
+            link = self._downstream if isinstance(message, DraftBlock) else self._upstream
+            if link is not None:
+                self._send(link, message)
 
     def _send(self, link: Channel, message: DraftBlock | Verdict) -> None:
         try:
@@ -356,20 +356,14 @@ class LanguageStage:
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
             window=None if self.is_target else self.recipe.cascade.window,
         )
-        edge = EdgeCounters(self.totals.edge)
-        one = ActiveRow(
-            handle, admission.request_id, admission.question, sampling, row, standing, edge, admission.expect_drafts
-        )
-        self.rows[handle] = one
-        early = self._early.pop(handle, None)
-        if early is not None:
-            standing.on_drafts(early)
+        scheduled = self.scheduler.admit(standing, time.monotonic(), expect_drafts=admission.expect_drafts)
+        self.rows[handle] = ActiveRow(admission, row, scheduled, EdgeCounters(self.totals.edge))
 
     def _revise(self, handle: int, features: VisualFeatures) -> None:
         one = self.rows.get(handle)
         if one is not None:
             self.level.decoder.release(one.row)
-            one.row = self.level.admit(one.question, features, one.sampling)
+            one.row = self.level.admit(one.admission.question, features, one.admission.sampling)
 
     def _release(self, handle: int) -> RowReport | None:
         self._forget(handle)
@@ -379,7 +373,7 @@ class LanguageStage:
         return self._reports.pop(handle, None)
 
     def _forget(self, handle: int) -> None:
-        self._early.pop(handle, None)
+        self.scheduler.release(handle)
         one = self.rows.pop(handle, None)
         if one is not None:
             self.level.decoder.release(one.row)
@@ -389,5 +383,5 @@ class LanguageStage:
 
     def _fail(self, one: ActiveRow, problem: str) -> None:
         """This stage can do no more for one request; the others can."""
-        log.warning("stage %s, request %s: %s", self.name, one.request_id, problem)
+        log.warning("stage %s, request %s: %s", self.name, one.admission.request_id, problem)
         self._forget(one.handle)

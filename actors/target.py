@@ -11,7 +11,6 @@ from actors.stage import LanguageStage
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import StageError
-from cascade_runtime.scheduling.standing import Work
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ class Target(LanguageStage):
             self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
         return report
 
-    def _settle(self, one: ActiveRow, work: Work, chosen: list[int]) -> None:
-        before = len(one.standing.prefix)
-        super()._settle(one, work, chosen)
+    def _settled(self, one: ActiveRow, before: int) -> None:
         outbox = self._outboxes.get(one.handle)
         if outbox is None:  # released while the pass ran
             return
@@ -93,7 +90,7 @@ class Target(LanguageStage):
                 tuple(one.standing.stages[:length]),
                 reason,
                 None,
-                one.passes,
+                one.scheduled.passes,
                 outbox.progress.first_token_at or now,
                 now,
             ),

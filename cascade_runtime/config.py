@@ -7,6 +7,7 @@
       .encoder, .adapter  the event branch, or None where the setup has none            [encoder] [adapter]
       .gate               when aligned event features may stand in for dense ones       [gate]
       .channels           how neighbouring stages are linked                            [channels]
+      .policy             who decides how far to draft and when to verify               [policy]
       .deadlines          how long anything may wait                                    [deadlines]
 
 Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
@@ -221,6 +222,23 @@ class ChannelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Who decides how far to draft and when to verify.
+
+    mode: "adaptive" decides from measured costs and hazards, num_draft_tokens are where it begins; "fixed" keeps to
+    num_draft_tokens; "lock_step" runs one stage at a time, to compare with. objective, of "adaptive": "throughput"
+    waits for drafts where that brings more tokens per second, "latency" never makes a token wait for drafts.
+    """
+
+    mode: str = "adaptive"
+    objective: str = "throughput"
+
+    def __post_init__(self) -> None:
+        _choice("policy.mode", self.mode, ("adaptive", "fixed", "lock_step"))
+        _choice("policy.objective", self.objective, ("throughput", "latency"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeadlineConfig:
     """How long anything may wait, in seconds.
 
@@ -255,6 +273,7 @@ class Recipe:
     adapter: StageConfig | None = None
     gate: GateConfig = field(default_factory=GateConfig)
     channels: ChannelConfig = field(default_factory=ChannelConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
 
     def __post_init__(self) -> None:
@@ -334,7 +353,8 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     for key in ("encoder", "adapter"):
         if key in table:
             parts[key] = _stage(key, key, table[key])
-    for key, kind in (("gate", GateConfig), ("channels", ChannelConfig), ("deadlines", DeadlineConfig)):
+    kinds = {"gate": GateConfig, "channels": ChannelConfig, "policy": PolicyConfig, "deadlines": DeadlineConfig}
+    for key, kind in kinds.items():
         if key in table:
             parts[key] = kind(**_arguments(kind, key, table[key]))
     return Recipe(**parts)

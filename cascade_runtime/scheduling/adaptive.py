@@ -34,7 +34,6 @@ _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
 _ENOUGH = 4  # verified blocks before a decision rests on them
 _FORGET = 0.9
-_PREFILL = 64  # a pass that feeds more tokens a row than this says nothing of a step
 
 
 @dataclass
@@ -176,8 +175,6 @@ class Adaptive(Policy):
 
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
         """A pass ran. Now and then the figures are looked at, and something else is tried."""
-        if tokens > _PREFILL * rows:
-            return
         self._since_switch += 1
         if self.drafting:
             self.together.observe(rows, tokens, context, seconds)

@@ -124,6 +124,11 @@ class StageScheduler:
         picked = self.policy.pick(ready, others)
         return [Task(row, row.standing.work(most)) for row, most in picked]
 
+    def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float) -> None:
+        """The model has run: it fed so many tokens to rows that held `context` positions in all. Before `settle`."""
+        if not any(task.row.fresh for task in tasks):  # a prefill says nothing of a step
+            self.policy.observe_pass(len(tasks), fed, context, seconds)
+
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices. Yields what each brought, in order."""
         for task, chosen in zip(tasks, choices, strict=True):
@@ -142,7 +147,7 @@ class StageScheduler:
             if row.late:
                 self.policy.observe_silence(self.upstream_s)
             row.passes += 1
-            row.since = now
+            row.since, row.alone = now, False
             yield settled
 
     def _can_run(self, row: ScheduledRow) -> bool:

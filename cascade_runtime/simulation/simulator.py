@@ -257,7 +257,7 @@ class _Run:
         node, tasks, seconds = self.nodes[k], self.nodes[k].tasks, self.now - self.nodes[k].started_s
         node.tasks = []
         context = sum(task.row.context + len(task.work.prefix) for task in tasks)
-        node.spec.policy.observe_pass(len(tasks), node.fed, context, seconds)
+        node.scheduler.ran(tasks, node.fed, context, seconds)
         choices = [self._choices(k, task) for task in tasks]
         for task, settled in zip(tasks, node.scheduler.settle(tasks, choices, self.now), strict=True):
             self.out.drafted[k] += len(settled.added)
