@@ -12,6 +12,7 @@ The hash is integer arithmetic (splitmix64), so the noise is the same bits on ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,16 +86,19 @@ def choose(logits_NV: torch.Tensor, params: Sequence[SamplingParams], positions:
 
     A row whose logits are not usable numbers gives `NOT_FINITE`; the other rows are unaffected.
     """
-    usable = logits_NV.amax(-1).isfinite() & ~logits_NV.isnan().any(-1)
-    chosen = torch.where(usable, logits_NV.argmax(-1), NOT_FINITE)
+    best, argmax = logits_NV.max(-1)  # one reduction says both: a NaN anywhere in a row is that row's maximum
+    chosen: list[int] = argmax.tolist()
     groups: dict[tuple[float, int, float], list[int]] = {}
-    for row, (wants, ok) in enumerate(zip(params, usable.tolist(), strict=True)):
-        if ok and wants.temperature > 0:
+    for row, (wants, value) in enumerate(zip(params, best.tolist(), strict=True)):
+        if not math.isfinite(value):
+            chosen[row] = NOT_FINITE
+        elif wants.temperature > 0:
             groups.setdefault((wants.temperature, wants.top_k, wants.top_p), []).append(row)
     for rows in groups.values():
         index = torch.tensor(rows, device=logits_NV.device)
         scores = process_logits(logits_NV[index], params[rows[0]])
         seeds, at = [params[row].seed for row in rows], [positions[row] for row in rows]
         scores = scores + gumbel_noise(seeds, at, scores.shape[-1], scores.device)
-        chosen[index] = scores.argmax(-1)
-    return chosen.tolist()
+        for row, token in zip(rows, scores.argmax(-1).tolist(), strict=True):
+            chosen[row] = token
+    return chosen

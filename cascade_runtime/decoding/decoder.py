@@ -97,6 +97,7 @@ class Decoder:
             self.cache.scrub(row.slot)
         self._free.append(row.slot)
 
+    @torch.inference_mode()
     def extend(self, extensions: Sequence[Extension]) -> list[list[int]]:
         """For each extension the choices after its prefix and after each of its drafts (1 + len(drafts) tokens).
 
@@ -110,6 +111,7 @@ class Decoder:
         long = [i for i, plan in enumerate(plans) if plan.count > _LONG]
         for group in (short, long):
             if group:
+                group.sort(key=lambda i: plans[i].row.slot)  # neighbouring slots are read in place
                 for i, chosen in zip(group, self._run([plans[i] for i in group]), strict=True):
                     choices[i] = chosen
         return choices
@@ -135,39 +137,43 @@ class Decoder:
 
     def _run(self, plans: Sequence[_Plan]) -> list[list[int]]:
         language, width = self.language, max(plan.count for plan in plans)
-        device, axes = language.device, language.position_axes
-        embeds = torch.zeros(len(plans), width, language.hidden_size, dtype=language.dtype, device=device)
-        positions = torch.zeros(axes, len(plans), width, dtype=torch.long, device=device)
-        for i, plan in enumerate(plans):
-            embeds[i, : plan.count], positions[:, i, : plan.count] = self._inputs(plan)
+        embeds, positions = self._inputs(plans, width)
         hidden = language.forward(
             embeds,
             slots=[plan.row.slot for plan in plans],
             starts=[plan.start for plan in plans],
             counts=[plan.count for plan in plans],
-            positions=positions if axes > 1 else positions[0],
+            positions=positions if language.position_axes > 1 else positions[0],
             cache=self.cache,
         )
         self.passes += 1
         self.tokens_fed += sum(plan.count for plan in plans)
-        asked = torch.cat([hidden[i, plan.count - plan.choices : plan.count] for i, plan in enumerate(plans)])
+        asked = [i * width + plan.count - plan.choices + j for i, plan in enumerate(plans) for j in range(plan.choices)]
         params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
         indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
-        flat = iter(choose(language.logits(asked), params, indices))
+        logits = language.logits(hidden.flatten(0, 1)[torch.tensor(asked, device=language.device)])
+        flat = iter(choose(logits, params, indices))
         return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
 
-    def _inputs(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (count, D) and positions (axes, count) of what one row feeds."""
-        prompt, start = plan.row.prompt, plan.start
-        first_token = max(start - len(prompt), 0)
-        tokens = torch.tensor(plan.wanted[first_token:], dtype=torch.long, device=self.language.device)
-        positions = prompt.next_position + torch.arange(first_token, len(plan.wanted), device=self.language.device)
-        embeds = self.language.embed(tokens)
-        positions = positions.expand(self.language.position_axes, -1)
-        if start < len(prompt):
-            before = prompt.positions[..., start:].reshape(self.language.position_axes, -1)
-            embeds = torch.cat([prompt.embeds[start:], embeds])
-            positions = torch.cat([before, positions], dim=1)
+    def _inputs(self, plans: Sequence[_Plan], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (B, width, D) and positions (axes, B, width) of what the rows feed, padded to the longest."""
+        ids: list[list[int]] = []
+        at: list[list[int]] = []
+        for plan in plans:
+            before, after = [0] * plan.prompt_count, [0] * (width - plan.count)
+            tokens = plan.wanted[plan.first_token :]
+            first = plan.row.prompt.next_position + plan.first_token
+            ids.append(before + tokens + after)
+            at.append(before + list(range(first, first + len(tokens))) + after)
+        embeds = self.language.embed(torch.tensor(ids))
+        positions = torch.tensor(at, device=self.language.device).expand(self.language.position_axes, -1, -1)
+        prefills = [(i, plan) for i, plan in enumerate(plans) if plan.prompt_count]
+        if prefills:
+            positions = positions.clone()
+        for i, plan in prefills:
+            prompt = plan.row.prompt
+            embeds[i, : plan.prompt_count] = prompt.embeds[plan.start :]
+            positions[:, i, : plan.prompt_count] = prompt.positions[..., plan.start :]
         return embeds, positions
 
     def _settle(self, plan: _Plan, chosen: list[int]) -> list[int]:
@@ -189,6 +195,16 @@ class _Plan:
     def count(self) -> int:
         """Positions this row feeds."""
         return len(self.row.prompt) + len(self.wanted) - self.start
+
+    @property
+    def prompt_count(self) -> int:
+        """How many of them are of the prompt."""
+        return max(len(self.row.prompt) - self.start, 0)
+
+    @property
+    def first_token(self) -> int:
+        """The first answer token among them."""
+        return max(self.start - len(self.row.prompt), 0)
 
 
 def check_fits(prompt_length: int, sampling: SamplingParams, max_len: int) -> None:

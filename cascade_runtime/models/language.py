@@ -1,9 +1,10 @@
 """One text model as every language stage uses it: embeddings in, hidden states out, keys and values in slots.
 
-The unchanged decoder of the library (Qwen2Model, LlamaModel, Qwen2VLTextModel) does the arithmetic; this wrapper
-fixes what callers must never infer from a cache's width: explicit position ids, an explicit 4-D boolean mask, and
-logits cut to the tokenizer's length (the rows of `lm_head` differ inside one family: 152000 for OneVision 0.5B,
-152128 for 7B and 72B).
+The unchanged layers of the library (of Qwen2Model, LlamaModel, Qwen2VLTextModel) do the arithmetic. They are run one
+after the other here, since what those models' own `forward` does around them (masks, recorded outputs, defaults) is
+known here already and costs a small model dearly. This wrapper fixes what callers must never infer from a cache's
+width: explicit position ids, an explicit mask, and logits cut to the tokenizer's length (the rows of `lm_head` differ
+inside one family: 152000 for OneVision 0.5B, 152128 for 7B and 72B).
 """
 
 from __future__ import annotations
@@ -94,8 +95,10 @@ class LanguageModel:
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...,) to embeddings (..., D). Raises InputError for an id outside the tokenizer."""
-        if token_ids.numel() and not 0 <= int(token_ids.min()) <= int(token_ids.max()) < self.vocab_size:
-            raise InputError("token_ids", [int(token_ids.min()), int(token_ids.max())], f"0..{self.vocab_size - 1}")
+        if token_ids.numel():
+            least, most = (int(bound) for bound in torch.aminmax(token_ids))  # before they move: waits for no device
+            if least < 0 or most >= self.vocab_size:
+                raise InputError("token_ids", [least, most], f"0..{self.vocab_size - 1}")
         return self.decoder.embed_tokens(token_ids.to(self.device))
 
     @torch.inference_mode()
@@ -115,14 +118,11 @@ class LanguageModel:
         own.
         """
         mask = cache.place(slots, starts, counts, embeds_BqD.shape[1])
-        out = self.decoder(
-            inputs_embeds=embeds_BqD,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state
+        rotary = self.decoder.rotary_emb(embeds_BqD, positions)
+        hidden = embeds_BqD
+        for layer in self.decoder.layers:
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        return self.decoder.norm(hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,9 +3,9 @@
 Layout per layer: keys and values of shape (slots, kv_heads, max_len + 1, head_dim). A forward pass over B rows first
 calls `place`, which says for every row in which slot it lives, where its new tokens go and how many of them are real;
 every layer's `update` then scatters the new keys and values and hands back the keys and values of those slots up to
-the longest row. What lies beyond a row's length is left-over of earlier use: the mask "key position <= query
-position" hides it, and it is overwritten when the row grows. Padding of ragged rows is written to the one scratch
-position `max_len`.
+the longest row: a view where the slots are neighbours in ascending order, a copy otherwise. What lies beyond a row's
+length is left-over of earlier use: the mask "key position <= query position" hides it, and it is overwritten when the
+row grows. Padding of ragged rows is written to the one scratch position `max_len`.
 
 This is a `transformers` Cache so that the unchanged text models of the library write into it. It knows nothing of
 requests.
@@ -44,10 +44,11 @@ class SlotCache(Cache):
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.slots = slots
         self.max_len = max_len
+        self._head_at = torch.arange(slots * kv_heads, device=device).view(slots, kv_heads) * (max_len + 1)
+        # What `place` says of the next pass. Positions in `_write_at` are counted over slots, heads and positions.
         self._width = 0
-        self._one: tuple[int, int, int] | None = None
-        self._slot_index = torch.zeros(0, dtype=torch.long)
-        self._write_at = torch.zeros(0, 0, dtype=torch.long)
+        self._rows: slice | torch.Tensor = slice(0, 0)
+        self._write_at = torch.zeros(0, dtype=torch.long)
 
     @property
     def nbytes(self) -> int:
@@ -56,12 +57,13 @@ class SlotCache(Cache):
 
     def place(
         self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], query_length: int
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Say where the next forward pass writes, and return its attention mask.
 
         slots, starts, counts: per row, its slot, its length before the pass, and its real tokens (1..query_length).
-        Returns a bool mask (B, 1, query_length, width), True where the query may look, width = longest row after the
-        pass.
+        Returns what attention adds to its scores, (B, 1, query_length, width) of the cache's dtype, width = longest row
+        after the pass: 0 where the query may look, -inf where not (of a bool mask torch makes the same in every layer).
+        None where each row has one query and that sees all of `width`.
         Raises InputError where a row would outgrow its slot or two rows share one.
         """
         if len(set(slots)) != len(slots):
@@ -73,35 +75,34 @@ class SlotCache(Cache):
                 raise InputError(
                     "row end", start + count, f"start >= 0, 1..{query_length} tokens, at most {self.max_len} positions"
                 )
-        device = self.keys[0].device
-        self._width = max(start + count for start, count in zip(starts, counts, strict=True))
-        key_at = torch.arange(self._width, device=device)
-        if len(slots) == 1 and counts[0] == query_length:
-            self._one = (slots[0], starts[0], starts[0] + query_length)
-            query_at = torch.arange(starts[0], starts[0] + query_length, device=device)[None]
-        else:
-            self._one = None
-            offset = torch.arange(query_length, device=device)
-            query_at = torch.tensor(starts, device=device)[:, None] + offset
-            real = offset < torch.tensor(counts, device=device)[:, None]
-            self._slot_index = torch.tensor(slots, device=device)
-            self._write_at = torch.where(real, query_at, self.max_len)
-        return (key_at <= query_at[:, :, None])[:, None]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        run, device = range(slots[0], slots[0] + len(slots)), self.keys[0].device
+        self._width = max(ends)
+        self._rows = slice(run.start, run.stop) if list(slots) == list(run) else torch.tensor(slots, device=device)
+        query_at = torch.tensor(
+            [
+                [*range(start, end), *[self.max_len] * (query_length - count)]
+                for start, end, count in zip(starts, ends, counts, strict=True)
+            ],
+            device=device,
+        )
+        self._write_at = (self._head_at[self._rows][:, None] + query_at[:, :, None]).flatten()
+        if query_length == 1 and min(ends) == self._width:
+            return None
+        hidden = (torch.arange(self._width, device=device) > query_at[:, :, None])[:, None]
+        return torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -torch.inf)
 
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scatter (B, kv_heads, q, head_dim) where `place` said; return the rows' keys and values up to that width."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self._one is not None:
-            slot, start, end = self._one
-            keys[slot, :, start:end] = key_states[0]
-            values[slot, :, start:end] = value_states[0]
-            return keys[slot : slot + 1, :, : self._width], values[slot : slot + 1, :, : self._width]
-        rows = self._slot_index
-        keys[rows[:, None], :, self._write_at] = key_states.transpose(1, 2)
-        values[rows[:, None], :, self._write_at] = value_states.transpose(1, 2)
-        return keys[rows, :, : self._width], values[rows, :, : self._width]
+        return self._write(self.keys[layer_idx], key_states), self._write(self.values[layer_idx], value_states)
+
+    def _write(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        held.view(-1, held.shape[-1]).index_copy_(0, self._write_at, states.transpose(1, 2).flatten(0, 2))
+        if isinstance(self._rows, slice):
+            return held[self._rows, :, : self._width]
+        return held[:, :, : self._width].index_select(0, self._rows)
 
     def scrub(self, slot: int) -> None:
         """Zero one slot.

@@ -131,7 +131,8 @@ def test_shared_noise_agrees_far_more_often_than_private_noise() -> None:
 
 def test_unusable_logits_are_reported_and_harm_no_other_row() -> None:
     nan, inf = math.nan, math.inf
-    rows = torch.tensor([[nan, 1.0], [inf, 1.0], [-inf, -inf], [-inf, 1.0], [2.0, 1.0]])
+    bad = [[nan, 1.0], [1.0, nan], [inf, nan], [-inf, nan], [inf, 1.0], [-inf, -inf]]
+    rows = torch.tensor([*bad, [-inf, 1.0], [2.0, 1.0]])
     for params in (SamplingParams(), SamplingParams(temperature=1.0, seed=1)):
-        chosen = choose(rows, [params] * 5, [0] * 5)
-        assert chosen[:3] == [NOT_FINITE] * 3 and chosen[3] == 1 and chosen[4] in (0, 1)
+        chosen = choose(rows, [params] * len(rows), [0] * len(rows))
+        assert chosen[:-2] == [NOT_FINITE] * len(bad) and chosen[-2] == 1 and chosen[-1] in (0, 1)

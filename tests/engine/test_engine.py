@@ -51,6 +51,21 @@ def test_the_reference_is_the_plain_loop_and_worth_comparing_with(family: Path, 
     assert {answer.finish_reason for answer in reference} == {"length", "stop"}
 
 
+def test_choices_come_back_in_the_order_asked_whatever_the_slots(family: Path, reference: list[Answer]) -> None:
+    engine = Engine.load(toy_recipe(family, []))
+    level, asked = engine.levels[0], []
+    for request, answer in zip(toy_requests(3), reference, strict=False):
+        row = level.admit(request.question, engine.front_end.see(request.events).features[-1], request.sampling)
+        asked.append((Extension(row, [], answer.token_ids[:-1]), list(answer.token_ids)))
+    assert len({tuple(said) for _, said in asked}) == 3
+    for order in ([0, 1, 2], [2, 0, 1]):
+        assert level.decoder.extend([asked[i][0] for i in order]) == [asked[i][1] for i in order]
+    for first, second in ((0, 2), (2, 1)):  # slots that are no neighbours, and neighbours the other way about
+        (one, said), (two, also) = asked[first], asked[second]
+        short = [Extension(one.row, said[:-1]), Extension(two.row, also[:-1])]
+        assert level.decoder.extend(short) == [said[-1:], also[-1:]]
+
+
 @pytest.mark.parametrize("gammas", [(1, 1), (3, 5), (7, 2)])
 @pytest.mark.parametrize("light", KINDS[1:])
 def test_a_cascade_says_what_its_target_says(

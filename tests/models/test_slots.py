@@ -168,7 +168,7 @@ class Unmasked(SlotCache):
     """A cache whose mask hides nothing, to see whether the comparison notices."""
 
     def place(self, slots, starts, counts, query_length):
-        return torch.ones_like(super().place(slots, starts, counts, query_length))
+        super().place(slots, starts, counts, query_length)
 
 
 @pytest.mark.parametrize("fault", ["none", "position by one", "left-over visible", "wrong slot"])
@@ -193,6 +193,38 @@ def test_the_comparison_notices_every_fault(bench, fault):
     assert run.agrees(short) is (fault == "none")
 
 
+def test_the_mask_is_the_rule_and_absent_only_where_it_hides_nothing():
+    cache = SlotCache(layers=1, slots=3, max_len=8, kv_heads=2, head_dim=4, dtype=torch.bfloat16)
+    assert cache.place([1], [4], [1], 1) is None
+    assert cache.place([2, 0], [4, 4], [1, 1], 1) is None
+    no = -torch.inf
+    ragged = cache.place([2, 0], [2, 1], [1, 1], 1)
+    assert ragged.dtype == torch.bfloat16
+    assert ragged.tolist() == [[[[0, 0, 0]]], [[[0, 0, no]]]]
+    assert cache.place([1], [1], [2], 2).tolist() == [[[[0, 0, no], [0, 0, 0]]]]
+
+
+@pytest.mark.parametrize("slots", [[1], [1, 2], [2, 1], [0, 2]])
+def test_update_writes_real_tokens_alone_and_reads_neighbouring_slots_in_place(slots):
+    cache = SlotCache(layers=1, slots=4, max_len=6, kv_heads=2, head_dim=3)
+    for tensor in (cache.keys[0], cache.values[0]):
+        tensor.normal_()
+    starts, counts = [3, 1][: len(slots)], [2, 1][: len(slots)]
+    expected = [cache.keys[0].clone(), cache.values[0].clone()]
+    new = torch.randn(2, len(slots), 2, 2, 3)
+    for held, states in zip(expected, new, strict=True):
+        for row, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
+            held[slot, :, start : start + count] = states[row, :, :count]
+    cache.place(slots, starts, counts, 2)
+    for got, held, wanted in zip(
+        cache.update(new[0], new[1], 0), (cache.keys[0], cache.values[0]), expected, strict=True
+    ):
+        assert torch.equal(held[:, :, : cache.max_len], wanted[:, :, : cache.max_len])
+        assert torch.equal(got, wanted[slots, :, :5])
+        in_place = got.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+        assert in_place is (slots in ([1], [1, 2]))
+
+
 def test_what_does_not_fit_a_slot_is_refused(pair):
     language = pair[0].language
     cache = language.new_cache(2, 8)
@@ -204,8 +236,9 @@ def test_what_does_not_fit_a_slot_is_refused(pair):
         cache.place([2], [0], [1], 1)
     with pytest.raises(ConfigError, match="max_len"):
         language.new_cache(1, language.max_positions + 1)
-    with pytest.raises(InputError, match="token_ids"):
-        language.embed(torch.tensor([language.vocab_size]))
+    for token in (language.vocab_size, -1):
+        with pytest.raises(InputError, match="token_ids"):
+            language.embed(torch.tensor([[0, token]]))
 
 
 def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inputs):
