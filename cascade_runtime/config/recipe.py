@@ -1,19 +1,4 @@
-"""What a user may choose: how to sample (`SamplingParams`) and what to run where (`Recipe`).
-
-    SamplingParams        one request: temperature, top-k, top-p, seed, length, stops
-    Recipe                one setup, usually read from a TOML file by `load_recipe`
-      .cascade            levels from light to heavy, mode, drafts per edge, slots      [cascade]
-      .stages             one language stage per level: checkpoint and placement        [stages.<level>]
-      .encoder, .adapter  the event branch, or None where the setup has none            [encoder] [adapter]
-      .gate               when aligned event features may stand in for dense ones       [gate]
-      .channels           how neighbouring stages are linked                            [channels]
-      .policy             who decides how far to draft and when to verify               [policy]
-      .deadlines          how long anything may wait                                    [deadlines]
-
-Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
-this machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is
-clamped. Knows neither models nor devices nor Ray: the strings are resolved by whoever uses them.
-"""
+"""`Recipe`: one setup, and how it is read from a TOML file."""
 
 from __future__ import annotations
 
@@ -24,73 +9,13 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cascade_runtime.errors import ConfigError, InputError
+from cascade_runtime.config.checks import NAME, choice, integer, number
+from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.errors import ConfigError
 
-MAX_TOKENS = 4096
 MAX_LEVELS = 6
 _RECIPE_BYTES = 65_536
-_BUILT_IN = Path(__file__).parent / "recipes"
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
-
-_Error = type[ConfigError] | type[InputError]
-
-
-def _integer(error: _Error, name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise error(name, _printable(value), f"an integer from {low} to {high}")
-
-
-def _number(error: _Error, name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is not within
-        raise error(name, _printable(value), f"a number from {low:g} to {high:g}")
-
-
-def _printable(value: object) -> object:
-    """Python refuses to print integers of more than 4300 digits, which hexadecimal TOML can hold."""
-    return f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 256 else value
-
-
-def _choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(name, value, ", ".join(allowed))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How one answer is sampled. Raises `InputError` naming the field that is out of range.
-
-    temperature 0 is greedy. top_k 0 and top_p 1 switch that filter off. With the same seed the same request gives the
-    same tokens, whatever drafted them. `stop` strings end the answer and are not part of it. `ignore_eos` goes on to
-    max_tokens: for measurements only.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    max_tokens: int = 80
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _number(InputError, "temperature", self.temperature, 0.0, 10.0)
-        _integer(InputError, "top_k", self.top_k, 0, 1_000_000)
-        _number(InputError, "top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise InputError("top_p", self.top_p, "a number above 0, up to 1")
-        _integer(InputError, "seed", self.seed, 0, 2**64 - 1)
-        _integer(InputError, "max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        # A bare string is a sequence of one-letter stops: never what was meant.
-        stop = self.stop
-        if isinstance(stop, str) or not isinstance(stop, Sequence) or len(stop) > 8:
-            raise InputError("stop", stop, "a list of at most 8 strings")
-        for text in stop:
-            if not isinstance(text, str) or not 1 <= len(text) <= 64:
-                raise InputError("stop", text, "strings of 1 to 64 characters")
-        object.__setattr__(self, "stop", tuple(stop))
-        if not isinstance(self.ignore_eos, bool):
-            raise InputError("ignore_eos", self.ignore_eos, "true or false")
+_BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,72 +47,23 @@ class CascadeConfig:
         ):
             raise ConfigError(f"{where}.levels", self.levels, f"a list of 1 to {MAX_LEVELS} stage names")
         for level in self.levels:
-            if not isinstance(level, str) or not _NAME.fullmatch(level):
+            if not isinstance(level, str) or not NAME.fullmatch(level):
                 raise ConfigError(f"{where}.levels", level, "lower-case names such as light, mid, heavy")
         if len(set(self.levels)) != len(self.levels):
             raise ConfigError(f"{where}.levels", self.levels, "each name once")
         object.__setattr__(self, "levels", tuple(self.levels))
-        _choice(f"{where}.mode", self.mode, ("strict", "aligned"))
+        choice(f"{where}.mode", self.mode, ("strict", "aligned"))
         edges = len(self.levels) - 1
         drafts = self.num_draft_tokens
         if isinstance(drafts, str) or not isinstance(drafts, Sequence) or len(drafts) != edges:
             raise ConfigError(f"{where}.num_draft_tokens", drafts, f"one integer per edge ({edges} here)")
         for count in drafts:
-            _integer(ConfigError, f"{where}.num_draft_tokens", count, 1, 64)
+            integer(ConfigError, f"{where}.num_draft_tokens", count, 1, 64)
         object.__setattr__(self, "num_draft_tokens", tuple(drafts))
         # A verifier waiting for more drafts than its drafter may send would only ever be woken by its deadline.
-        _integer(ConfigError, f"{where}.window", self.window, max(drafts, default=1), 1024)
-        _integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
-        _integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One model and the place it is pinned to.
-
-    checkpoint: "family:<member>" for the bundled family, else a directory in the Hugging Face format ("~" is expanded,
-    a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
-    num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
-    does not divide its memory.
-    """
-
-    name: str
-    checkpoint: str
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 1
-    num_gpus: float = 0.0
-    num_cpus: float = 1.0
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
-        if not isinstance(self.checkpoint, str) or not 1 <= len(self.checkpoint) <= 1024 or "\0" in self.checkpoint:
-            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member> or a directory")
-        if self.checkpoint.startswith("family:") and not _NAME.fullmatch(self.checkpoint.removeprefix("family:")):
-            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
-        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            raise ConfigError(f"{where}.device", self.device, "auto, cpu, cuda or cuda:<index>")
-        _choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
-        _integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
-        _number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
-        _number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
-        if not isinstance(self.labels, Mapping) or len(self.labels) > 16:
-            raise ConfigError(f"{where}.labels", self.labels, "a table of at most 16 strings")
-        for key, value in self.labels.items():
-            if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 256:
-                raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 256 characters")
-        object.__setattr__(self, "labels", dict(self.labels))
-
-    @property
-    def family_member(self) -> str | None:
-        """The bundled member this stage loads ("light"), or None for a directory of its own."""
-        return self.checkpoint.removeprefix("family:") if self.checkpoint.startswith("family:") else None
-
-    @property
-    def path(self) -> Path | None:
-        """The checkpoint's directory with "~" expanded, or None for a bundled member."""
-        return None if self.family_member else Path(self.checkpoint).expanduser()
+        integer(ConfigError, f"{where}.window", self.window, max(drafts, default=1), 1024)
+        integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
+        integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,10 +81,10 @@ class GateConfig:
     spot_fraction: float = 0.25
 
     def __post_init__(self) -> None:
-        _number(ConfigError, "gate.accept", self.accept, -1, 1)
-        _number(ConfigError, "gate.reject", self.reject, -1, self.accept)
-        _choice("gate.policy", self.policy, ("full", "spot", "predicted"))
-        _number(ConfigError, "gate.spot_fraction", self.spot_fraction, 0, 1)
+        number(ConfigError, "gate.accept", self.accept, -1, 1)
+        number(ConfigError, "gate.reject", self.reject, -1, self.accept)
+        choice("gate.policy", self.policy, ("full", "spot", "predicted"))
+        number(ConfigError, "gate.spot_fraction", self.spot_fraction, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +94,7 @@ class ChannelConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _choice("channels.backend", self.backend, ("auto", "object_store", "stream", "call", "local"))
+        choice("channels.backend", self.backend, ("auto", "object_store", "stream", "call", "local"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,8 +110,8 @@ class PolicyConfig:
     objective: str = "throughput"
 
     def __post_init__(self) -> None:
-        _choice("policy.mode", self.mode, ("adaptive", "fixed", "lock_step"))
-        _choice("policy.objective", self.objective, ("throughput", "latency"))
+        choice("policy.mode", self.mode, ("adaptive", "fixed", "lock_step"))
+        choice("policy.objective", self.objective, ("throughput", "latency"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +136,7 @@ class DeadlineConfig:
             ("control_s", 0.1, 600.0),
             ("drain_s", 0.1, 600.0),
         ):
-            _number(ConfigError, f"deadlines.{name}", getattr(self, name), low, high)
+            number(ConfigError, f"deadlines.{name}", getattr(self, name), low, high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,62 @@
+"""`StageConfig`: one model and the place it is pinned to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cascade_runtime.config.checks import NAME, choice, integer, number
+from cascade_runtime.errors import ConfigError
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One model and the place it is pinned to.
+
+    checkpoint: "family:<member>" for the bundled family, else a directory in the Hugging Face format ("~" is expanded,
+    a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
+    num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
+    does not divide its memory.
+    """
+
+    name: str
+    checkpoint: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+    num_gpus: float = 0.0
+    num_cpus: float = 1.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
+        if not isinstance(self.checkpoint, str) or not 1 <= len(self.checkpoint) <= 1024 or "\0" in self.checkpoint:
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member> or a directory")
+        if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise ConfigError(f"{where}.device", self.device, "auto, cpu, cuda or cuda:<index>")
+        choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
+        integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
+        number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
+        number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
+        if not isinstance(self.labels, Mapping) or len(self.labels) > 16:
+            raise ConfigError(f"{where}.labels", self.labels, "a table of at most 16 strings")
+        for key, value in self.labels.items():
+            if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 256:
+                raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 256 characters")
+        object.__setattr__(self, "labels", dict(self.labels))
+
+    @property
+    def family_member(self) -> str | None:
+        """The bundled member this stage loads ("light"), or None for a directory of its own."""
+        return self.checkpoint.removeprefix("family:") if self.checkpoint.startswith("family:") else None
+
+    @property
+    def path(self) -> Path | None:
+        """The checkpoint's directory with "~" expanded, or None for a bundled member."""
+        return None if self.family_member else Path(self.checkpoint).expanduser()
