@@ -29,6 +29,7 @@ class FamilyReport:
 
     seed: which held-out scenes. asked: question kind -> number of questions.
     agreement: "light on dense" and so on -> share of heavy's greedy tokens (on dense features) that the model chooses.
+    megabytes, parameters: member -> size of its folder, number of weights.
     recordings: file -> model -> {"answers": {kind: text}, "stated": {fact: class or None}}, with "computed" facts
     beside.
     """
@@ -44,6 +45,7 @@ class FamilyReport:
     recordings: dict[str, dict[str, object]]
     real_accuracy: dict[str, dict[str, str]]
     megabytes: dict[str, float]
+    parameters: dict[str, int]
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -87,6 +89,8 @@ def evaluate_family(
     if recordings is not None:
         found, accuracy = on_recordings(Path(recordings), {n: m for n, (m, _) in models.items()}, packer)
     sizes = {name: _megabytes(root / name) for name in MEMBERS}
+    members = {**{name: model for name, (model, _) in models.items()}, "event_encoder": encoder, "adapter": adapter}
+    counts = {name: sum(part.numel() for part in members[name].parameters()) for name in MEMBERS}
     return FamilyReport(
         scenes=len(exam.rows),
         seed=seed,
@@ -99,6 +103,7 @@ def evaluate_family(
         recordings=found,
         real_accuracy=accuracy,
         megabytes=sizes,
+        parameters=counts,
     )
 
 
@@ -154,7 +159,12 @@ def print_report(report: FamilyReport, show: Callable[[str], None] = print) -> N
     shares = [[name, *(f"{100 * value:.1f}" for value in row.values())] for name, row in report.agreement.items()]
     _show_table(["model", "tokens", "whole answers"], shares, show)
     show("\nAdapter: " + ", ".join(f"{name} {value:.4f}" for name, value in report.adapter.items()))
-    show("Weights, MB: " + ", ".join(f"{name} {value:.2f}" for name, value in report.megabytes.items()))
+    show("\nSizes\n")
+    _show_table(
+        ["member", "parameters", "MB"],
+        [[name, f"{report.parameters[name] / 1e6:.2f} M", f"{report.megabytes[name]:.2f}"] for name in MEMBERS],
+        show,
+    )
     if report.recordings:
         _show_recordings(report, show)
 

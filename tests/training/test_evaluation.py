@@ -27,7 +27,7 @@ from cascade_runtime.evaluation.simulated import (
     score,
 )
 from cascade_runtime.events import Events
-from cascade_runtime.models.family import LAYERS, MEMBERS, build_model, build_tokenizer, write_random_family
+from cascade_runtime.models.family import LAYERS, MEMBERS, build_model, build_tokenizer, read_model, write_random_family
 from cascade_runtime.training.facts import BALANCES, DIRECTIONS, RATES, REGIONS, Facts
 from cascade_runtime.training.language import Packer
 from cascade_runtime.training.pool import HELD_OUT
@@ -109,11 +109,15 @@ def test_the_report_is_whole_and_is_json(tmp_path, capsys) -> None:
     assert set(report.simulated) == set(report.aligned) == set(LAYERS) and set(report.megabytes) == set(MEMBERS)
     assert report.questions == 6 and report.simulated["heavy"]["overall"] <= 0.5
     assert sum(report.asked[kind] for kind in KINDS if kind in report.asked) == 6
+    heavy, _ = read_model(tmp_path / "heavy")
+    assert report.parameters["heavy"] == sum(weights.numel() for weights in heavy.parameters())
+    assert report.parameters["adapter"] < report.parameters["light"] < report.parameters["mid"]
     assert "heavy on dense" not in report.agreement and "light on aligned" in report.agreement
     assert json.loads(json.dumps(report.to_dict()))["seed"] == 5
     print_report(report)
     out = capsys.readouterr().out
     assert "Accuracy on 2 held-out scenes of seed 5, dense features (%)" in out
+    assert f"| heavy | {report.parameters['heavy'] / 1e6:.2f} M | " in out
     assert f"| heavy | {100 * report.simulated['heavy']['overall']:.1f} | " in out
 
 
