@@ -41,6 +41,8 @@ class Decision:
 class Policy:
     """Fixed: wait for `min_drafts`, let the drafter run `window` ahead, and send it back in blocks of `block`."""
 
+    hides_prefill = True  # a prompt is fed at once, while drafters begin
+
     def __init__(self, min_drafts: int, window: int = MAX_WINDOW, block: int = 1, sends: int = 1) -> None:
         self.decision = Decision(min_drafts, window)
         self._grant = Grant(window, block)
@@ -98,6 +100,8 @@ class Policy:
 
 class LockStep(Policy):
     """One stage at a time: a pass starts when every row has its block, and nobody drafts while downstream runs."""
+
+    hides_prefill = False
 
     def __init__(self, block: int, sends: int = 1) -> None:
         super().__init__(block, window=block, block=max(1, block), sends=sends)

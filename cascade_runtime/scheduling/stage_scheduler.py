@@ -156,7 +156,7 @@ class StageScheduler:
     def _ready(self, row: ScheduledRow, now: float) -> bool:
         """Whether to spend a pass on this row now: enough drafts, nothing to wait for, or waited long enough."""
         standing, row.late = row.standing, False
-        if not self.upstream or not row.expect_drafts or row.fresh or row.alone:
+        if not self.upstream or not row.expect_drafts or row.alone or (row.fresh and self.policy.hides_prefill):
             return True
         if len(standing.hints) >= min(self.policy.need(row), standing.room - 1) or standing.upstream_waits:
             return True
@@ -186,7 +186,7 @@ class StageScheduler:
         if self.downstream and not standing.finished:
             pace_us = standing.pace_us if standing.grant.relay else self.policy.pace_us
             block = standing.drafts(standing.grant.block, pace_us)
-            if block is None and not self._can_run(row) and now - row.heard >= _REPEAT_S:
+            if block is None and not self._can_run(row) and now >= row.heard + _REPEAT_S:
                 block, row.heard = standing.repeat_drafts(pace_us), now
             if block is not None:
                 said.append(block)

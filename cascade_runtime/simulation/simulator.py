@@ -204,9 +204,9 @@ class _Run:
                 node.left_s = max(0.0, node.left_s - passed * speed)
         self.now = when
 
-    def _later(self, delay_s: float, k: int, wake: int, message: object) -> None:
+    def _at(self, when: float, k: int, wake: int, message: object) -> None:
         self.order += 1
-        heapq.heappush(self.events, (self.now + delay_s, self.order, k, wake, message))
+        heapq.heappush(self.events, (when, self.order, k, wake, message))
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class _Run:
             return
         node.asleep = True
         node.wake += 1
-        self._later(scheduler.wake_at(self.now, _IDLE_S) - self.now, k, node.wake, None)
+        self._at(max(self.now, scheduler.wake_at(self.now, _IDLE_S)), k, node.wake, None)
 
     def _begin_pass(self, node: _Node, tasks: list[Task]) -> None:
         node.tasks, node.asleep, node.started_s = tasks, False, self.now
@@ -283,7 +283,7 @@ class _Run:
     def _say(self, k: int, row: ScheduledRow) -> None:
         for message in self.nodes[k].scheduler.outgoing(row, self.now):
             to = k + 1 if isinstance(message, DraftBlock) else k - 1
-            self._later(self.links[min(k, to)].latency_s, to, 0, message)
+            self._at(self.now + self.links[min(k, to)].latency_s, to, 0, message)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -306,7 +306,7 @@ class _Run:
                 window=None if k == last else self.window,
             )
             node.scheduler.admit(standing, self.now, expect_drafts=self.load.speculate, context=self.load.prompt)
-            self._later(0.0, k, node.wake, None)
+            self._at(self.now, k, node.wake, None)
 
     def _answered(self, row: ScheduledRow) -> None:
         standing = row.standing
