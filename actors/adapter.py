@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.emulation.loading import load_verifier
 from cascade_runtime.tracing import Trace, Tracer
-from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision
@@ -23,7 +23,7 @@ class AdapterVerifierStage:
     def __init__(self, recipe: Recipe) -> None:
         if recipe.adapter is not None and recipe.adapter.threads:
             torch.set_num_threads(recipe.adapter.threads)
-        self.verifier = AdapterVerifier.load(recipe)
+        self.verifier = load_verifier(recipe)
         self.tracer = Tracer("adapter")
 
     def info(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.emulation.loading import load_branch
 from cascade_runtime.events import Events
 from cascade_runtime.tracing import Trace, Tracer
-from cascade_runtime.vision.event_branch import EventBranch, EventView
+from cascade_runtime.vision.event_branch import EventView
 
 
 class EventEncoderStage:
@@ -19,7 +20,7 @@ class EventEncoderStage:
     def __init__(self, recipe: Recipe) -> None:
         if recipe.encoder is not None and recipe.encoder.threads:
             torch.set_num_threads(recipe.encoder.threads)
-        self.branch = EventBranch.load(recipe)
+        self.branch = load_branch(recipe)
         self.tracer = Tracer("encoder")
 
     def info(self) -> dict[str, Any]:

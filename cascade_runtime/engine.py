@@ -26,6 +26,7 @@ from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
 from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.emulation.loading import load_branch, load_level, load_verifier
 from cascade_runtime.errors import CascadeError, StageError
 from cascade_runtime.events import Events
 from cascade_runtime.metrics import EdgeCounters
@@ -77,9 +78,10 @@ class Engine:
 
     @classmethod
     def load(cls, recipe: Recipe) -> Engine:
-        """Load every checkpoint of a recipe."""
-        levels = [Level.load(stage, recipe.cascade) for stage in recipe.stages]
-        return cls(recipe, levels, FrontEnd.load(recipe))
+        """Load every checkpoint of a recipe; emulated stages give their tokens without waiting."""
+        levels = [load_level(recipe, index, wait=False) for index in range(len(recipe.stages))]
+        branch, verifier = load_branch(recipe, wait=False), load_verifier(recipe, wait=False)
+        return cls(recipe, levels, FrontEnd(recipe, branch, verifier))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer | CascadeError]:
         """Answer all requests, in order; a request that fails gives its error and harms no other."""
@@ -190,7 +192,7 @@ class Engine:
         started = time.perf_counter()
         seen = self.front_end.see(cast(Events, request.events), speculate=request.speculate)
         rows: list[Row | None] = []
-        notes = list(seen.notes)
+        notes = [*self.recipe.marks, *seen.notes]
         try:
             for level, features in zip(self.levels[:-1], seen.features, strict=False):
                 rows.append(self._admit_drafter(level, request, features, notes))

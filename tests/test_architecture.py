@@ -22,7 +22,7 @@ ROWS = {
     7: ("actors",),
     6: ("training", "evaluation"),
     5: ("engine", "in_process", "client"),
-    4: ("vision", "decoding", "transports", "simulation"),
+    4: ("vision", "decoding", "transports", "simulation", "emulation"),
     3: ("events", "models", "scheduling", "channels", "api"),
     2: ("config", "messages", "metrics", "tracing"),
     1: ("errors",),

@@ -9,12 +9,14 @@
       .channels           how neighbouring stages are linked                            [channels]
       .policy             who decides how far to draft and when to verify               [policy]
       .deadlines          how long anything may wait                                    [deadlines]
+      .emulation          what emulated devices say, or None where models run           [emulation]
 
 Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
 this machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is
 clamped. Knows neither models nor devices nor Ray: the strings are resolved by whoever uses them.
 """
 
+from cascade_runtime.config.emulation import AdapterProfile, EmulationConfig, EncoderProfile, StepProfile
 from cascade_runtime.config.recipe import (
     MAX_LEVELS,
     CascadeConfig,
@@ -33,14 +35,18 @@ from cascade_runtime.config.stage import StageConfig
 __all__ = [
     "MAX_LEVELS",
     "MAX_TOKENS",
+    "AdapterProfile",
     "CascadeConfig",
     "ChannelConfig",
     "DeadlineConfig",
+    "EmulationConfig",
+    "EncoderProfile",
     "GateConfig",
     "PolicyConfig",
     "Recipe",
     "SamplingParams",
     "StageConfig",
+    "StepProfile",
     "load_recipe",
     "recipe_from_dict",
     "recipe_names",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade_runtime.config.checks import NAME, choice, integer, number
+from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.errors import ConfigError
 
@@ -25,7 +26,8 @@ class CascadeConfig:
     levels: stage names from the lightest to the target. mode: "strict" (the target sees dense features: lossless
     against dense) or "aligned" (it sees accepted aligned features: approximate). num_draft_tokens: per edge, how many
     drafts make up one block. window: how many tokens a stage may run ahead of what its verifier confirmed. slots: rows
-    held at once by each stage; max_len: positions in each slot, prompt and answer together.
+    held at once by each stage; max_len: positions in each slot, prompt and answer together. prefill_tokens: positions
+    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows.
     """
 
     name: str
@@ -35,6 +37,7 @@ class CascadeConfig:
     window: int = 16
     slots: int = 8
     max_len: int = 1024
+    prefill_tokens: int = 512
 
     def __post_init__(self) -> None:
         where = "cascade"
@@ -64,6 +67,7 @@ class CascadeConfig:
         integer(ConfigError, f"{where}.window", self.window, max(drafts, default=1), 1024)
         integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
         integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
+        integer(ConfigError, f"{where}.prefill_tokens", self.prefill_tokens, 1, 1_048_576)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,7 @@ class Recipe:
     channels: ChannelConfig = field(default_factory=ChannelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    emulation: EmulationConfig | None = None
 
     def __post_init__(self) -> None:
         names = tuple(stage.name for stage in self.stages)
@@ -160,11 +165,36 @@ class Recipe:
             raise ConfigError("encoder", self.encoder, "[encoder] and [adapter] together, or neither")
         if self.cascade.mode == "aligned" and self.encoder is None:
             raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
+        self._check_emulation()
+
+    def _check_emulation(self) -> None:
+        """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""
+        places = [*self.stages, *filter(None, (self.encoder, self.adapter))]
+        emulated = [place.name for place in places if place.emulated]
+        if emulated and len(emulated) < len(places):
+            raise ConfigError("device", f"emulated: {', '.join(emulated)}", "all stages emulated, or none")
+        if (self.emulation is not None) != bool(emulated):
+            raise ConfigError("emulation", self.emulation, "an [emulation] table where the stages are emulated only")
+        if self.emulation is not None:
+            self.emulation.check_edges(len(self.stages) - 1)
 
     @property
     def name(self) -> str:
         """The recipe's name, for tables and logs."""
         return self.cascade.name
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What every result of this setup must say beside its figures; empty where models really run."""
+        if self.emulation is None:
+            return ()
+        devices = ", ".join(f"{stage.name} on {stage.device}" for stage in self.stages)
+        said = {
+            "agreement": "made-up tokens",
+            "ngram": "recorded answers, n-gram drafts",
+            "recorded": "recorded tokens",
+        }
+        return (f"emulated, no model ran: {devices}; {said[self.emulation.drafters]}",)
 
     @property
     def target(self) -> StageConfig:
@@ -229,7 +259,13 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     for key in ("encoder", "adapter"):
         if key in table:
             parts[key] = _stage(key, key, table[key])
-    kinds = {"gate": GateConfig, "channels": ChannelConfig, "policy": PolicyConfig, "deadlines": DeadlineConfig}
+    kinds = {
+        "gate": GateConfig,
+        "channels": ChannelConfig,
+        "policy": PolicyConfig,
+        "deadlines": DeadlineConfig,
+        "emulation": EmulationConfig,
+    }
     for key, kind in kinds.items():
         if key in table:
             parts[key] = kind(**_arguments(kind, key, table[key]))
@@ -237,7 +273,14 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
 
 
 def _stage(name: str, where: str, table: Any) -> StageConfig:
-    return StageConfig(name=name, **_arguments(StageConfig, where, table, "name"))
+    arguments = _arguments(StageConfig, where, table, "name")
+    if "profile" in arguments:
+        kind = profile_kind(name)
+        try:
+            arguments["profile"] = kind(**_arguments(kind, "profile", arguments["profile"]))
+        except ConfigError as error:
+            raise ConfigError(f"{where}.{error.field}", error.value, error.allowed) from None
+    return StageConfig(name=name, **arguments)
 
 
 def _known(where: str, table: object, allowed: Sequence[str]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cascade_runtime.config.checks import NAME, choice, integer, number
+from cascade_runtime.config.emulation import Profile, profile_kind
 from cascade_runtime.errors import ConfigError
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,25 +22,29 @@ class StageConfig:
     a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
+
+    device "emulated" or "emulated:<name>" computes nothing: it takes as long as `profile` says, and has no checkpoint.
+    Stages that name the same emulated device take turns on it.
     """
 
     name: str
-    checkpoint: str
+    checkpoint: str = ""
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 1
     num_gpus: float = 0.0
     num_cpus: float = 1.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    profile: Profile | None = None
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
-        if not isinstance(self.checkpoint, str) or not 1 <= len(self.checkpoint) <= 1024 or "\0" in self.checkpoint:
-            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member> or a directory")
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            allowed = "auto, cpu, cuda, cuda:<index>, emulated or emulated:<name>"
+            raise ConfigError(f"{where}.device", self.device, allowed)
+        self._check_source(where)
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
-        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            raise ConfigError(f"{where}.device", self.device, "auto, cpu, cuda or cuda:<index>")
         choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
@@ -50,6 +55,24 @@ class StageConfig:
             if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 256:
                 raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 256 characters")
         object.__setattr__(self, "labels", dict(self.labels))
+
+    def _check_source(self, where: str) -> None:
+        """A checkpoint, or an emulated device and its profile."""
+        if not isinstance(self.checkpoint, str) or len(self.checkpoint) > 1024 or "\0" in self.checkpoint:
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member> or a directory")
+        if self.emulated == bool(self.checkpoint):
+            allowed = "none: the device is emulated" if self.emulated else "family:<member> or a directory"
+            raise ConfigError(f"{where}.checkpoint", self.checkpoint, allowed)
+        kind = profile_kind(self.name)
+        if not self.emulated and self.profile is not None:
+            raise ConfigError(f"{where}.profile", self.profile, 'none, unless device = "emulated"')
+        if self.emulated and not isinstance(self.profile, kind):
+            raise ConfigError(f"{where}.profile", self.profile, f"a table with {', '.join(kind.__dataclass_fields__)}")
+
+    @property
+    def emulated(self) -> bool:
+        """Whether this stage takes time and computes nothing."""
+        return self.device.partition(":")[0] == "emulated"
 
     @property
     def family_member(self) -> str | None:

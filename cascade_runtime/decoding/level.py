@@ -14,10 +14,12 @@ import torch
 
 from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
 from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row, check_fits
+from cascade_runtime.decoding.profile import profile
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.stage_source import checkpoint_path, pick_device
+from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.vision.features import VisualFeatures
 
 
@@ -79,6 +81,10 @@ class Level:
         prompt = self.prompt(question, features)
         check_fits(len(prompt), sampling, self.decoder.cache.max_len)
         return self.decoder.admit(prompt, sampling)
+
+    def step_cost(self) -> StepCost:
+        """What a pass costs on this device, as far as a few of them can tell."""
+        return profile(self.decoder)
 
     def stopper(self, sampling: SamplingParams) -> Stopper:
         return Stopper(self.model.tokenizer, self.ends, sampling)

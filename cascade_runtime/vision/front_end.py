@@ -43,11 +43,6 @@ class FrontEnd:
         self.strict, self.policy = recipe.cascade.mode == "strict", recipe.gate.policy
         self.branch, self.verifier = branch, verifier
 
-    @classmethod
-    def load(cls, recipe: Recipe) -> FrontEnd:
-        """Load what the recipe names."""
-        return cls(recipe, EventBranch.load(recipe), AdapterVerifier.load(recipe))
-
     def see(self, events: Events, *, speculate: bool = True) -> Seen:
         """Features of one recording, as the recipe's mode and gate say.
 
