@@ -57,11 +57,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Extension:
-    """One row's share of a pass: stand on `prefix` (the whole answer so far), look beyond it along `drafts`."""
+    """One row's share of a pass: stand on `prefix` (the whole answer so far), look beyond it along `drafts`.
+
+    prompt: feed at most so many positions of the prompt; where that leaves some of it, nothing is chosen yet.
+    """
 
     row: Row
     prefix: Sequence[int]
     drafts: Sequence[int] = ()
+    prompt: int | None = None
 
 
 class Decoder:
@@ -99,7 +103,8 @@ class Decoder:
 
     @torch.inference_mode()
     def extend(self, extensions: Sequence[Extension]) -> list[list[int]]:
-        """For each extension the choices after its prefix and after each of its drafts (1 + len(drafts) tokens).
+        """For each extension the choices after its prefix and after each of its drafts (1 + len(drafts) tokens), none
+        where its prompt is not fed to the end.
 
         A choice of `NOT_FINITE` means the model produced no usable numbers there. One bad draft spoils all choices of
         its row, so the caller asks again without drafts; a row that fails without drafts should be failed. The next
@@ -133,7 +138,9 @@ class Decoder:
         last_known = prompt + len(extension.prefix) - 1  # its choice is asked for, so it is always fed
         row.held = min(row.held, prompt + agree, last_known)
         del row.tokens[max(row.held - prompt, 0) :]
-        return _Plan(row, row.held, wanted, choices=len(extension.drafts) + 1)
+        if extension.prompt is not None and prompt - row.held > extension.prompt:
+            return _Plan(row, row.held, row.held + extension.prompt, [], choices=0)
+        return _Plan(row, row.held, prompt + len(wanted), wanted, choices=len(extension.drafts) + 1)
 
     def _run(self, plans: Sequence[_Plan]) -> list[list[int]]:
         language, width = self.language, max(plan.count for plan in plans)
@@ -148,6 +155,8 @@ class Decoder:
         )
         self.passes += 1
         self.tokens_fed += sum(plan.count for plan in plans)
+        if not any(plan.choices for plan in plans):
+            return [self._settle(plan, []) for plan in plans]
         asked = [i * width + plan.count - plan.choices + j for i, plan in enumerate(plans) for j in range(plan.choices)]
         params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
         indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
@@ -172,8 +181,9 @@ class Decoder:
             positions = positions.clone()
         for i, plan in prefills:
             prompt = plan.row.prompt
-            embeds[i, : plan.prompt_count] = prompt.embeds[plan.start :]
-            positions[:, i, : plan.prompt_count] = prompt.positions[..., plan.start :]
+            fed = slice(plan.start, plan.start + plan.prompt_count)
+            embeds[i, : plan.prompt_count] = prompt.embeds[fed]
+            positions[:, i, : plan.prompt_count] = prompt.positions[..., fed]
         return embeds, positions
 
     def _settle(self, plan: _Plan, chosen: list[int]) -> list[int]:
@@ -188,18 +198,19 @@ class Decoder:
 class _Plan:
     row: Row
     start: int
+    stop: int
     wanted: list[int]
     choices: int
 
     @property
     def count(self) -> int:
         """Positions this row feeds."""
-        return len(self.row.prompt) + len(self.wanted) - self.start
+        return self.stop - self.start
 
     @property
     def prompt_count(self) -> int:
         """How many of them are of the prompt."""
-        return max(len(self.row.prompt) - self.start, 0)
+        return max(min(len(self.row.prompt), self.stop) - self.start, 0)
 
     @property
     def first_token(self) -> int:

@@ -3,7 +3,8 @@
     measured                                       decided
       cost of a pass(rows, tokens, context)          min_drafts   how many a row waits for (m)
       hazards of the upstream edge, per position     window       how far upstream may run ahead (W)
-      pace and restart time of upstream              relay        whether the neighbour passes drafts on unverified
+      pace and restart time of upstream              max_drafts   how many a pass looks at
+                                                     relay        whether the neighbour passes drafts on unverified
       rows at hand                                   speculate    whether to use drafts at all
                                                      batch        who is in a pass, over how many drafts each
 
@@ -24,13 +25,15 @@ from cascade_runtime.messages import Grant
 from cascade_runtime.scheduling.cost import CostModel, StepCost
 from cascade_runtime.scheduling.hazards import Hazards, expected_tokens
 from cascade_runtime.scheduling.policy import Decision, Picked, Policy
-from cascade_runtime.scheduling.prediction import Conditions, Prediction, alone, predict
+from cascade_runtime.scheduling.prediction import Conditions, alone, predict
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 
-_REPLAN = 16  # passes between two looks at the figures
+_REPLAN = 32  # passes between two looks at the figures, less at the beginning
 _BETTER = 1.03
 _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+_MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+_TRIAL_WINDOW = 4
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
 _ENOUGH = 4  # verified blocks before a decision rests on them
 _FORGET = 0.9
@@ -38,7 +41,9 @@ _FORGET = 0.9
 
 @dataclass
 class _Trial:
-    """Something tried now and then. every: passes between two trials, doubled when one changed nothing."""
+    """Something tried now and then, for so many passes at most. every: passes between two trials, doubled when one
+    changed nothing.
+    """
 
     passes: int
     every: int = 96
@@ -81,7 +86,7 @@ class Adaptive(Policy):
         patient: bool = True,
     ) -> None:
         super().__init__(min(first_wait, most), window=most, sends=sends)
-        self.decision = Decision(min(first_wait, most), most, reason="nothing measured yet")
+        self.decision = Decision(min(first_wait, most), most, most, reason="nothing measured yet")
         self.together, self.apart = CostModel(prior), CostModel(prior)
         self._most, self._patient = most, patient
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
@@ -90,7 +95,7 @@ class Adaptive(Policy):
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None
         self._restart_s = self._rows = self._context = 0.0
-        self._worth = most
+        self._tried = 0  # blocks verified in this trial
         self._granted: deque[Grant] = deque(maxlen=32)
 
     # -- what the scheduler asks -------------------------------------------------------------------------------------
@@ -109,39 +114,60 @@ class Adaptive(Policy):
         """Drafts to wait for: none where nobody drafts, or where every token counts at once."""
         return self.decision.min_drafts if self._patient and self.drafting else 0
 
-    def limit(self, row: ScheduledRow) -> int:
-        """As far as a draft is worth what it costs to look at it."""
-        return 0 if row.alone else self._worth
-
     def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
-        """Those who are ready, unless waiting for some of the others brings more tokens per second."""
+        """Those who are ready, and others for whom a seat in this pass is worth its price; or nobody, where waiting for
+        some of the others brings more tokens per second.
+        """
         self._rows = _FORGET * self._rows + (1 - _FORGET) * (len(ready) + len(others))
-        cost, survival = self.together.fit, self._drafts[self.relaying].hazards.survival(self._most)
-        drafts = [min(len(row.standing.hints), self._most) for row in ready]
-        gain = sum(expected_tokens(survival, count) for count in drafts)
-        share = _Share(len(ready), sum(drafts) + len(ready), sum(row.context for row in ready), gain)
-        rate = share.rate(cost)
-        if others and self._patient and self._worth_waiting(share, others, survival):
-            return []
-        self._worth = sum(1 for chance in survival[1:] if chance > rate * cost.per_token)
         self._choose_trial_row(ready)
-        return [(row, self.limit(row)) for row in ready]
+        if not others or not self.drafting or not self._patient:
+            return [(row, self.limit(row)) for row in ready]
+        survival = self._drafts[self.relaying].hazards.survival(self._most + 1)
+        share = _Share(0, 0, 0, 0.0)
+        for row in ready:
+            share = self._joined(share, row, survival)
+        rate = share.rate(self.together.fit)
+        joining = [row for row in others if self._worth_joining(row, rate, survival)]
+        for row in joining:
+            share = self._joined(share, row, survival)
+        if self._worth_waiting(ready, others, share.rate(self.together.fit), survival):
+            return []
+        return [(row, self.limit(row)) for row in (*ready, *joining)]
 
-    def _worth_waiting(self, share: _Share, others: Sequence[ScheduledRow], survival: Sequence[float]) -> bool:
+    def _joined(self, share: _Share, row: ScheduledRow, survival: Sequence[float]) -> _Share:
+        drafts = min(len(row.standing.hints), self.limit(row))
+        return share.joined(drafts + 1, row.context, expected_tokens(survival, drafts))
+
+    def _worth_joining(self, row: ScheduledRow, rate: float, survival: Sequence[float]) -> bool:
+        """Whether running now with too few drafts, and again next time, brings more than running only next time."""
+        drafts, cost = min(len(row.standing.hints), self.limit(row)), self.together.fit
+        full, goes_on = expected_tokens(survival, self.decision.max_drafts), survival[drafts + 1]
+        twice = expected_tokens(survival, drafts) + goes_on * full + (1 - goes_on)
+        return twice - full > rate * (cost.per_row + cost.per_token * (drafts + 1))
+
+    def _worth_waiting(
+        self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow], rate: float, survival: Sequence[float]
+    ) -> bool:
         """Whether a pass that starts once the nearest k others are ready too, for some k, brings more per second."""
         need, pace_s, cost = self.decision.min_drafts, self._drafts[self.relaying].pace_s, self.together.fit
-        gain, now = expected_tokens(survival, need), share.rate(cost)
+        gain, share = expected_tokens(survival, need), _Share(0, 0, 0, 0.0)
+        for row in ready:
+            share = self._joined(share, row, survival)
         away = sorted((need - min(need, len(row.standing.hints)), row.context) for row in others)
         for short, context in away:
             share = share.joined(need + 1, context, gain)
             wait_s = short * pace_s + (self._restart_s if short == need else 0.0)
-            if share.rate(cost, wait_s) > _BETTER * now:
+            if share.rate(cost, wait_s) > _BETTER * rate:
                 return True
         return False
 
     def grant(self, row: ScheduledRow) -> Grant:
         """A window where drafting pays, none where it does not, and one for the row that tries it again."""
-        if not self.drafting and row.handle != self._trial_row:
+        if self.drafting:
+            pass
+        elif row.handle == self._trial_row:
+            return Grant(min(_TRIAL_WINDOW, self._most))
+        else:
             return Grant(0)
         return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
 
@@ -172,6 +198,7 @@ class Adaptive(Policy):
     def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
         """A row's drafts were looked at. The few blocks of a trial count for more."""
         self._drafts[relayed].hazards.observe(drafted, accepted, 6.0 if self._trying in ("draft", "relay") else 1.0)
+        self._tried += 1
 
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
         """A pass ran. Now and then the figures are looked at, and something else is tried."""
@@ -182,9 +209,11 @@ class Adaptive(Policy):
             self.apart.observe(rows, tokens, context, seconds)
         self._context = context / rows
         self._passes += 1
-        if self._trying is not None and self._passes - self._trial_began >= self._trials[self._trying].passes:
-            self._end_trial()
-        elif self._passes - self._planned >= _REPLAN:
+        if self._trying is not None:
+            enough = self._trying == "draft" and self._tried >= _ENOUGH
+            if enough or self._passes - self._trial_began >= self._trials[self._trying].passes:
+                self._end_trial()
+        elif self._passes - self._planned >= min(_REPLAN, max(2, self._planned)):
             self._plan()
             self._begin_trial()
 
@@ -213,19 +242,22 @@ class Adaptive(Policy):
 
     def _best(self, relayed: bool) -> Decision:
         """The wait and the window that promise most; of windows within one per cent, the least."""
-        at = self._conditions(relayed)
+        at, held = self._conditions(relayed), self.decision
 
-        def rate(m: int, window: int) -> Prediction:
-            return predict(at, m, window)
+        def rate(m: int, window: int, most: int) -> float:
+            return predict(at, m, window, most).tokens_per_s
 
-        m = max((m for m in _WAITS if m <= self._most), key=lambda m: rate(m, self._most).tokens_per_s)
-        held = self.decision
-        most = rate(m, self._most).tokens_per_s
-        if held.relay == relayed and rate(held.min_drafts, self._most).tokens_per_s * _BETTER > most:
-            m, most = held.min_drafts, rate(held.min_drafts, self._most).tokens_per_s
+        m = held.min_drafts
+        limits = [limit for limit in _MOST if m <= limit < self._most] + [self._most]
+        most = max(limits, key=lambda limit: rate(m, self._most, limit))
+        m = max((m for m in _WAITS if m <= most), key=lambda m: rate(m, self._most, most))
+        best = rate(m, self._most, most)
+        if held.relay == relayed and rate(held.min_drafts, self._most, held.max_drafts) * _BETTER > best:
+            m, most = held.min_drafts, held.max_drafts
+            best = rate(m, self._most, most)
         windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
-        window = next((w for w in windows if rate(m, w).tokens_per_s >= 0.99 * most), self._most)
-        return Decision(m, window, relay=relayed, reason="most predicted tokens per second", tokens_per_s=most)
+        window = next((w for w in windows if rate(m, w, most) >= 0.99 * best), self._most)
+        return Decision(m, window, most, relay=relayed, reason="most predicted tokens per second", tokens_per_s=best)
 
     def _adopt(self, new: Decision) -> None:
         held = self.decision
@@ -247,7 +279,7 @@ class Adaptive(Policy):
                 continue
             if name == "alone" and held.tokens_per_s > _CLOSE * held.tokens_per_s_alone:
                 continue
-            self._trying, self._trial_began, self._since_switch = name, self._passes, 0
+            self._trying, self._trial_began, self._since_switch, self._tried = name, self._passes, 0, 0
 
     def _end_trial(self) -> None:
         name, before = self._trying, self.decision

@@ -23,10 +23,13 @@ _PACE_FORGET = 0.95
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy has settled on, and why. Rates are predicted tokens per second, 0 where nothing was predicted."""
+    """What a policy has settled on, and why. A pass looks at min_drafts to max_drafts of a row's drafts; rates are
+    predicted tokens per second, 0 where nothing was predicted.
+    """
 
     min_drafts: int
     window: int
+    max_drafts: int = 0
     speculate: bool = True
     relay: bool = False
     reason: str = "as configured"
@@ -44,7 +47,7 @@ class Policy:
     hides_prefill = True  # a prompt is fed at once, while drafters begin
 
     def __init__(self, min_drafts: int, window: int = MAX_WINDOW, block: int = 1, sends: int = 1) -> None:
-        self.decision = Decision(min_drafts, window)
+        self.decision = Decision(min_drafts, window, min_drafts)
         self._grant = Grant(window, block)
         self._first = Grant(MAX_WINDOW, sends)
         self._seconds = self._tokens = 0.0
@@ -59,7 +62,7 @@ class Policy:
 
     def limit(self, row: ScheduledRow) -> int:
         """The most drafts a pass looks at."""
-        return 0 if row.alone else self.decision.min_drafts
+        return 0 if row.alone else self.decision.max_drafts
 
     def grant(self, row: ScheduledRow) -> Grant:
         """What upstream may do for this row."""

@@ -17,7 +17,7 @@ from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.hazards import expected_tokens
 
 _CHAIN = 12  # passes in a row without a refusal that are followed before the chain is taken to have settled
-_FIXED_POINT = 6
+_FIXED_POINT = 4
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,18 @@ class Prediction:
     wait_s: float
 
 
-def predict(at: Conditions, m: int, window: int) -> Prediction:
-    """Run passes over at least `m` drafts while the drafter stays within `window` of what is confirmed."""
-    m = min(m, window)
+def predict(at: Conditions, m: int, window: int, most: int | None = None) -> Prediction:
+    """Run passes over at least `m` drafts and at most `most`, while the drafter stays within `window` of what is
+    confirmed.
+    """
+    most = window if most is None else max(1, most)
+    m = min(m, window, most)
     sharing, pass_s = float(at.rows), 0.0
     tokens = drafts = wait_s = 0.0
     for _ in range(_FIXED_POINT):
         fed = 1.0 + (drafts or m)
         pass_s = at.cost.seconds(sharing, sharing * fed, sharing * at.context)
-        tokens, drafts, wait_s = _chain(at, m, window, pass_s)
+        tokens, drafts, wait_s = _chain(at, m, window, most, pass_s)
         if at.rows > 1 and wait_s > 0:
             wait_s = max(wait_s, (1 - sharing / at.rows) * pass_s)
         sharing = max(1.0, at.rows * pass_s / (pass_s + wait_s))
@@ -68,26 +71,26 @@ def alone(at: Conditions) -> float:
     return at.rows / at.cost.seconds(at.rows, at.rows, at.rows * at.context)
 
 
-def _chain(at: Conditions, m: int, window: int, pass_s: float) -> tuple[float, float, float]:
+def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float]:
     """Tokens, drafts and seconds of waiting per pass of one row, in the long run."""
     meanwhile = int(pass_s / at.pace_s) if at.pace_s > 0 else window
     top = len(at.survival) - 1
     weight, total = 1.0, 0.0
     tokens = drafts = waits = 0.0
-    h, wait_s = m, at.restart_s + m * at.pace_s if m else 0.0
+    there, wait_s = m, at.restart_s + m * at.pace_s if m else 0.0
     for _ in range(_CHAIN):
-        h = min(h, top)
+        h = min(there, most, top)
         total += weight
         tokens += weight * expected_tokens(at.survival, h)
         drafts += weight * h
         waits += weight * wait_s
-        ahead = min(window, h + meanwhile)
+        ahead = min(window, there + meanwhile)
         if ahead <= h:
             break  # the drafter was not let go on: every pass starts anew
         weight *= at.survival[min(h + 1, top)]
         behind = max(0, m - (ahead - h - 1))
         wait_s = behind * at.pace_s
-        h = ahead - h - 1 + behind
-        if weight < 1e-4:
+        there = ahead - h - 1 + behind
+        if weight < 1e-3:
             break
     return tokens / total, drafts / total, waits / total

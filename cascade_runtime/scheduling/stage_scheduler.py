@@ -29,23 +29,29 @@ _PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longe
 
 @dataclass(frozen=True)
 class Task:
-    """One row's share of a pass."""
+    """One row's share of a pass. prompt: positions of its prompt to feed first, at most; `unfinished`, and nothing
+    can be chosen yet.
+    """
 
     row: ScheduledRow
     work: Work
+    prompt: int | None = None
+    unfinished: bool = False
 
 
 @dataclass(eq=False)
 class StageScheduler:
     """Stage `stage` of `levels`. `upstream`, `downstream`: whether that neighbour is there and linked.
 
-    upstream_s: how long a row waits for a silent upstream.
+    upstream_s: how long a row waits for a silent upstream. prefill_tokens: positions of prompts in one pass, at most: a
+    long prompt is fed in chunks, and no row waits for all of another's.
     """
 
     stage: int
     levels: int
     policy: Policy
     upstream_s: float
+    prefill_tokens: int = 512
     upstream: bool = field(init=False)
     downstream: bool = field(init=False)
     rows: dict[int, ScheduledRow] = field(default_factory=dict)
@@ -56,10 +62,10 @@ class StageScheduler:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def admit(self, standing: Standing, now: float, *, expect_drafts: bool = True, context: int = 0) -> ScheduledRow:
-        """A request begins. Drafts that came before it are taken in."""
+    def admit(self, standing: Standing, now: float, *, expect_drafts: bool = True, prompt: int = 0) -> ScheduledRow:
+        """A request begins, with a prompt of so many positions. Drafts that came before it are taken in."""
         standing.grant = self.policy.first_grant()
-        row = ScheduledRow(standing, expect_drafts, since=now, heard=now, context=context)
+        row = ScheduledRow(standing, expect_drafts, since=now, heard=now, context=prompt, prompt_left=prompt)
         self.rows[row.handle] = row
         block = self.early.pop(row.handle, None)
         if block is not None:
@@ -121,18 +127,31 @@ class StageScheduler:
             (ready if self._ready(row, now) else others).append(row)
         if not ready:
             return []
-        picked = self.policy.pick(ready, others)
-        return [Task(row, row.standing.work(most)) for row, most in picked]
+        tasks, budget = [], self.prefill_tokens
+        for row, most in self.policy.pick(ready, others):
+            if not row.prompt_left:
+                tasks.append(Task(row, row.standing.work(most)))
+            elif budget:
+                fed = min(row.prompt_left, budget)
+                budget -= fed
+                unfinished = fed < row.prompt_left
+                tasks.append(Task(row, Work((), ()) if unfinished else row.standing.work(most), fed, unfinished))
+        return tasks
 
     def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float) -> None:
         """The model has run: it fed so many tokens to rows that held `context` positions in all. Before `settle`."""
-        if not any(task.row.fresh for task in tasks):  # a prefill says nothing of a step
+        if not any(task.prompt for task in tasks):  # a prefill says nothing of a step
             self.policy.observe_pass(len(tasks), fed, context, seconds)
 
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices. Yields what each brought, in order."""
         for task, chosen in zip(tasks, choices, strict=True):
             row = task.row
+            row.prompt_left -= task.prompt or 0
+            if task.unfinished:
+                row.since = now
+                yield Settled(0, 0, ())
+                continue
             settled = row.standing.settle(task.work, chosen)
             assert settled is not None  # messages are taken between passes only
             if settled.drafted:

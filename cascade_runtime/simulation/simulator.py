@@ -247,9 +247,10 @@ class _Run:
         node.tasks, node.asleep, node.started_s = tasks, False, self.now
         node.fed = 0
         for task in tasks:
-            prefix = len(task.work.prefix)
-            held = min(node.held.get(task.row.handle, -self.load.prompt), prefix - 1)
-            node.fed += prefix - held + len(task.work.drafts)
+            prefix, fed = len(task.work.prefix), task.prompt or 0
+            if not task.unfinished:
+                fed += prefix - min(node.held.get(task.row.handle, 0), prefix - 1) + len(task.work.drafts)
+            node.fed += fed
         context = sum(task.row.context + len(task.work.prefix) for task in tasks)
         node.left_s = node.spec.cost.seconds(len(tasks), node.fed, context) + node.spec.overhead_s
 
@@ -262,7 +263,7 @@ class _Run:
         for task, settled in zip(tasks, node.scheduler.settle(tasks, choices, self.now), strict=True):
             self.out.drafted[k] += len(settled.added)
             node.held[task.row.handle] = len(task.work.prefix) + settled.accepted
-            if k == len(self.nodes) - 1:
+            if k == len(self.nodes) - 1 and settled.added:
                 self._answered(task.row)
         self.out.busy_s[k] += seconds
         if self.keep_passes:
@@ -272,6 +273,8 @@ class _Run:
 
     def _choices(self, k: int, task: Task) -> list[int]:
         work, request = task.work, task.row.handle
+        if task.unfinished:
+            return []
         drafts = work.drafts
         out: list[int] = []
         for j in range(len(drafts) + 1):
@@ -305,7 +308,7 @@ class _Run:
                 ends=frozenset(),
                 window=None if k == last else self.window,
             )
-            node.scheduler.admit(standing, self.now, expect_drafts=self.load.speculate, context=self.load.prompt)
+            node.scheduler.admit(standing, self.now, expect_drafts=self.load.speculate, prompt=self.load.prompt)
             self._at(self.now, k, node.wake, None)
 
     def _answered(self, row: ScheduledRow) -> None:

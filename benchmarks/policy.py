@@ -1,0 +1,139 @@
+"""Does the adaptive policy find what the best fixed one would have been set to, and does it follow a change?
+
+    python -m benchmarks.policy [--quick]
+
+In the simulator, over agreement, speed ratio and streams, two stages on devices of their own, and two ways in which a
+pass grows with its tokens (a device bound by its memory, and one bound by its arithmetic): tokens per second of the
+adaptive policy over the best of all fixed (m, W), each run for the same requests. `change`: the agreement drops or rises
+in the middle of the run; the best fixed policy is the best over the whole run. One JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from cascade_runtime.scheduling.adaptive import Adaptive
+from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.scheduling.policy import Policy
+from cascade_runtime.simulation import Agreement, Link, Load, Stage, simulate
+
+MS = (0, 1, 2, 4, 8)
+WINDOWS = (8, 32)
+STEP_S = 2e-3  # of the drafter
+
+
+class Fixed(Policy):
+    """At least m drafts, and all that are there."""
+
+    def limit(self, row: object) -> int:
+        """Everything."""
+        return 64
+
+
+class Changing(Agreement):
+    """Agreement that changes from one request on."""
+
+    def __init__(self, before: float, after: float, at: int) -> None:
+        super().__init__([before])
+        self.before, self.after, self.at = before, after, at
+
+    def choice(self, stage: int, request: int, prefix: tuple[int, ...]) -> int:
+        """The token."""
+        self.agreement[0] = self.before if request < self.at else self.after
+        return super().choice(stage, request, prefix)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One condition. bound: what a pass of the target grows with, "memory" or "arithmetic"."""
+
+    agreement: float
+    ratio: float
+    streams: int
+    bound: str
+    after: float | None = None
+
+    def stages(self, policy: Policy) -> list[Stage]:
+        """The drafter and the target under `policy`."""
+        shares = {"memory": (0.96, 0.02, 0.005), "arithmetic": (0.5, 0.1, 0.4)}[self.bound]
+
+        def cost(step_s: float) -> StepCost:
+            return StepCost(*(step_s * share for share in shares))
+
+        return [Stage("light", Policy(0), cost(STEP_S)), Stage("heavy", policy, cost(self.ratio * STEP_S))]
+
+    def run(self, policy: Policy, requests: int) -> float:
+        """Tokens per second."""
+        tokens = Agreement([self.agreement])
+        if self.after is not None:
+            tokens = Changing(self.agreement, self.after, requests // 2)
+        load = Load(self.streams, requests, 96)
+        return simulate(self.stages(policy), tokens, load, [Link(1e-4)], upstream_s=1.0, window=32).tokens_per_s
+
+
+def compare(point: Point, requests: int) -> dict[str, object]:
+    """The adaptive policy beside every fixed one and beside the target alone."""
+    fixed = {
+        (m, window): point.run(Fixed(m, window), requests) for m, window in itertools.product(MS, WINDOWS) if m <= window
+    }
+    best = max(fixed, key=lambda each: fixed[each])
+    prior = point.stages(Policy(0))[1].cost
+    policy = Adaptive(prior, most=32)
+    adaptive = point.run(policy, requests)
+    load = Load(point.streams, requests, 96, speculate=False)
+    apart = simulate(point.stages(Policy(0)), Agreement([0.0]), load).tokens_per_s
+    return {
+        "point": point.__dict__,
+        "adaptive_vs_best_fixed": round(adaptive / fixed[best], 3),
+        "adaptive_vs_alone": round(adaptive / apart, 3),
+        "best_fixed": best,
+        "decided": (policy.decision.min_drafts, policy.decision.window, policy.decision.speculate),
+    }
+
+
+def points(quick: bool) -> list[Point]:
+    """The sweep."""
+    agreements, ratios = ((0.5, 0.9), (10,)) if quick else ((0.0, 0.3, 0.5, 0.7, 0.9), (3, 10, 20))
+    steady = [
+        Point(a, c, n, bound)
+        for a, c, n, bound in itertools.product(agreements, ratios, (1, 4, 16), ("memory", "arithmetic"))
+    ]
+    change = [Point(a, c, n, "memory", b) for (a, b), c, n in itertools.product(((0.9, 0.2), (0.2, 0.9)), (5, 20), (1, 8))]
+    return steady + change
+
+
+def main() -> None:
+    """Sweep, print, end in JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    everything = points(args.quick)
+    requests = [max(12, 3 * point.streams) * (2 if point.after is not None else 1) for point in everything]
+    with ProcessPoolExecutor(2) as pool:
+        rows = list(pool.map(compare, everything, requests))
+    for row in rows:
+        print(row)
+    report("steady", [row for row, point in zip(rows, everything, strict=True) if point.after is None])
+    report("change", [row for row, point in zip(rows, everything, strict=True) if point.after is not None])
+    result = {}
+    for name, changed in (("steady", False), ("change", True)):
+        some = [r for r, p in zip(rows, everything, strict=True) if (p.after is not None) == changed]
+        result[f"worst_{name}"] = min(row["adaptive_vs_best_fixed"] for row in some)  # type: ignore[type-var]
+    result["worst_vs_alone"] = min(row["adaptive_vs_alone"] for row in rows)  # type: ignore[type-var]
+    print(json.dumps(result))
+
+
+def report(name: str, rows: Sequence[dict[str, object]]) -> None:
+    """The spread of one group."""
+    ratios = sorted(float(str(row["adaptive_vs_best_fixed"])) for row in rows)
+    print(f"{name}: over the best fixed, worst {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, best {ratios[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Whatever decides when to draft and when to verify, and however prompts are cut, the tokens are the target's own."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from threaded_pipeline import threaded_pipeline
+from toy_family import toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.engine import Engine
+from cascade_runtime.messages import Grant
+from cascade_runtime.scheduling.adaptive import Adaptive
+from cascade_runtime.scheduling.policy import Policy
+
+REQUESTS = 24
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def reference(family: Path) -> list[tuple[int, ...]]:
+    answers = Engine.load(toy_recipe(family, [])).generate(toy_requests(REQUESTS, seed=11))
+    return [answer.token_ids for answer in answers]  # type: ignore[union-attr]
+
+
+def answers_of(controller: object) -> list[tuple[int, ...]]:
+    with ThreadPoolExecutor(6) as pool:
+        return [a.token_ids for a in pool.map(controller.generate, toy_requests(REQUESTS, seed=11))]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"mode": "fixed"},
+        {"mode": "lock_step"},
+        {"mode": "adaptive"},
+        {"mode": "adaptive", "objective": "latency"},
+    ],
+)
+@pytest.mark.parametrize("prefill_tokens", [7, 512])
+def test_the_answer_is_the_targets_own(
+    family: Path, reference: list[tuple[int, ...]], policy: dict[str, str], prefill_tokens: int
+) -> None:
+    recipe = toy_recipe(
+        family, ["noisy", "identical"], [2, 4], policy=policy, cascade={"prefill_tokens": prefill_tokens}
+    )
+    with threaded_pipeline(recipe) as controller:
+        assert answers_of(controller) == reference
+        assert all(stage.stats()["free_slots"] == 4 for stage in controller.language)
+        heavy = controller.language[-1]
+        assert heavy.stats()["edge"]["spec_decode_num_accepted_tokens"] > 0
+        assert heavy.stats()["decision"]["reason"]
+
+
+def test_a_long_prompt_is_fed_in_chunks(family: Path) -> None:
+    with threaded_pipeline(toy_recipe(family, [], cascade={"prefill_tokens": 7})) as controller:
+        target = controller.language[0]
+        controller.generate(toy_requests(1)[0])
+        whole = target.stats()["passes"]
+    with threaded_pipeline(toy_recipe(family, [])) as controller:
+        target = controller.language[0]
+        answer = controller.generate(toy_requests(1)[0])
+        prompt = target.stats()["tokens_fed"] - (len(answer.token_ids) - 1)
+        assert whole - target.stats()["passes"] == -(-prompt // 7) - 1
+
+
+class Turned(Policy):
+    """Alternates between relaying and verifying, and between a window and none, with every pass."""
+
+    turns = 0
+
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
+        self.turns += 1
+
+    def grant(self, row: object) -> Grant:
+        return Grant([8, 0, 3][self.turns % 3], 1 + self.turns % 2, relay=self.turns % 4 > 1)
+
+    def limit(self, row: object) -> int:
+        return self.turns % 5
+
+
+def test_grants_that_change_all_the_time_change_no_token(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy", "identical"], [2, 4])) as controller:
+        for stage in controller.language[1:]:
+            assert isinstance(stage.scheduler.policy, Adaptive)
+            stage.scheduler.policy = Turned(2, window=12)
+        assert answers_of(controller) == reference
+        masks = {mask for a in map(controller.generate, toy_requests(8, seed=3)) for mask in a.masks}
+        assert 0b101 in masks  # relayed by mid, accepted by the target
+        assert controller.language[2].scheduler.policy.turns > 10
