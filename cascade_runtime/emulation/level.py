@@ -111,8 +111,11 @@ class EmulatedDecoder(Decoder):
     def _choices(self, row: Row, wanted: list[int], count: int) -> list[int]:
         """What is said after the prefix and after each draft, the last count - 1 of `wanted`.
 
-        What would follow a refused draft is never looked at, and not made up.
+        What would follow a refused draft is never looked at, and not made up. No choices (count 0) where the prompt is
+        not fed to the end.
         """
+        if not count:
+            return []
         assert isinstance(row.prompt, EmulatedPrompt)
         request, out = sampled(row.prompt.request, row.sampling), list[int]()
         for end in range(len(wanted) - count + 1, len(wanted) + 1):
