@@ -108,14 +108,21 @@ class PolicyConfig:
     mode: "adaptive" decides from measured costs and hazards, num_draft_tokens are where it begins; "fixed" keeps to
     num_draft_tokens; "lock_step" runs one stage at a time, to compare with. objective, of "adaptive": "throughput"
     waits for drafts where that brings more tokens per second, "latency" never makes a token wait for drafts.
+    draft_length: how far the lightest stage drafts within its window: "survival" all of it, as the verifier's measured
+    hazards set it; "confidence" while the joint probability of its drafts, in its own eyes, is at least min_confidence;
+    "occupancy" the less, the more patches of the recording hold events.
     """
 
     mode: str = "adaptive"
     objective: str = "throughput"
+    draft_length: str = "survival"
+    min_confidence: float = 0.3
 
     def __post_init__(self) -> None:
         choice("policy.mode", self.mode, ("adaptive", "fixed", "lock_step"))
         choice("policy.objective", self.objective, ("throughput", "latency"))
+        choice("policy.draft_length", self.draft_length, ("survival", "confidence", "occupancy"))
+        number(ConfigError, "policy.min_confidence", self.min_confidence, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class Row:
     sampling: SamplingParams
     held: int = 0  # positions in the cache, prompt included
     tokens: list[int] = field(default_factory=list)  # answer tokens in the cache
+    confidence: float = 1.0  # the model's probability of its last choice but noise, where the decoder tells it
     poisoned: bool = False  # non-finite numbers were written to the slot
     released: bool = False
 
@@ -69,7 +70,10 @@ class Extension:
 
 
 class Decoder:
-    """Rows of requests over one language model. Not thread-safe: one loop owns it."""
+    """Rows of requests over one language model. Not thread-safe: one loop owns it.
+
+    tells_confidence: keep, per row, the largest probability of the last position of each pass.
+    """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
         self.language = language
@@ -77,6 +81,7 @@ class Decoder:
         self._free = list(range(slots - 1, -1, -1))
         self.passes = 0
         self.tokens_fed = 0
+        self.tells_confidence = False
 
     @property
     def free_slots(self) -> int:
@@ -161,6 +166,11 @@ class Decoder:
         params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
         indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
         logits = language.logits(hidden.flatten(0, 1)[torch.tensor(asked, device=language.device)])
+        if self.tells_confidence:
+            sure = iter(logits.softmax(-1).amax(-1).tolist())
+            for plan in plans:
+                for _ in range(plan.choices):
+                    plan.row.confidence = next(sure)
         flat = iter(choose(logits, params, indices))
         return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
 

@@ -160,3 +160,11 @@ def _contrast(
     rows += columns
     counts = np.bincount(rows)
     return float(np.dot(counts.astype(np.float64), counts))
+
+
+def patch_occupancy(events: Events, patch: int = 14) -> float:
+    """Share of the sensor's square patches of `patch` pixels in which at least one event lies: 0 to 1."""
+    columns, rows = -(-events.width // patch), -(-events.height // patch)
+    hit = np.zeros((rows, columns), bool)
+    hit[events.y // patch, events.x // patch] = True
+    return float(hit.mean())

@@ -29,7 +29,8 @@ from cascade_runtime.scheduling.prediction import Conditions, alone, predict
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 
 _REPLAN = 32  # passes between two looks at the figures, less at the beginning
-_BETTER = 1.03
+_BETTER = 1.03  # what another mode must promise to be taken
+_FINER = 1.01  # and other figures of the same mode
 _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -122,42 +123,28 @@ class Adaptive(Policy):
         self._choose_trial_row(ready)
         if not others or not self.drafting or not self._patient:
             return [(row, self.limit(row)) for row in ready]
-        survival = self._drafts[self.relaying].hazards.survival(self._most + 1)
-        share = _Share(0, 0, 0, 0.0)
-        for row in ready:
-            share = self._joined(share, row, survival)
-        rate = share.rate(self.together.fit)
-        joining = [row for row in others if self._worth_joining(row, rate, survival)]
-        for row in joining:
-            share = self._joined(share, row, survival)
-        if self._worth_waiting(ready, others, share.rate(self.together.fit), survival):
+        seats = _Seats(self.decision, self._drafts[self.relaying].hazards.survival(self._most + 1), self.together.fit)
+        joining = [row for row in others if seats.gain(self._looks(row)) > seats.price(self._looks(row))]
+        if self._worth_waiting(others, seats):
             return []
         return [(row, self.limit(row)) for row in (*ready, *joining)]
 
-    def _joined(self, share: _Share, row: ScheduledRow, survival: Sequence[float]) -> _Share:
-        drafts = min(len(row.standing.hints), self.limit(row))
-        return share.joined(drafts + 1, row.context, expected_tokens(survival, drafts))
+    def limit(self, row: ScheduledRow) -> int:
+        """The most drafts a pass looks at."""
+        wanted = self.drafting or row.handle == self._trial_row
+        return self.decision.max_drafts if wanted and not row.alone else 0
 
-    def _worth_joining(self, row: ScheduledRow, rate: float, survival: Sequence[float]) -> bool:
-        """Whether running now with too few drafts, and again next time, brings more than running only next time."""
-        drafts, cost = min(len(row.standing.hints), self.limit(row)), self.together.fit
-        full, goes_on = expected_tokens(survival, self.decision.max_drafts), survival[drafts + 1]
-        twice = expected_tokens(survival, drafts) + goes_on * full + (1 - goes_on)
-        return twice - full > rate * (cost.per_row + cost.per_token * (drafts + 1))
+    def _looks(self, row: ScheduledRow) -> int:
+        return min(len(row.standing.hints), self.limit(row))
 
-    def _worth_waiting(
-        self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow], rate: float, survival: Sequence[float]
-    ) -> bool:
-        """Whether a pass that starts once the nearest k others are ready too, for some k, brings more per second."""
-        need, pace_s, cost = self.decision.min_drafts, self._drafts[self.relaying].pace_s, self.together.fit
-        gain, share = expected_tokens(survival, need), _Share(0, 0, 0, 0.0)
-        for row in ready:
-            share = self._joined(share, row, survival)
-        away = sorted((need - min(need, len(row.standing.hints)), row.context) for row in others)
-        for short, context in away:
-            share = share.joined(need + 1, context, gain)
-            wait_s = short * pace_s + (self._restart_s if short == need else 0.0)
-            if share.rate(cost, wait_s) > _BETTER * rate:
+    def _worth_waiting(self, others: Sequence[ScheduledRow], seats: _Seats) -> bool:
+        """Whether the pass had better start once the nearest k others are ready too, for some k."""
+        need, gained = self.decision.min_drafts, 0.0
+        there = max(0.0, seats.gain(need) - seats.price(need))
+        for short, here in sorted((need - min(need, len(row.standing.hints)), self._looks(row)) for row in others):
+            gained += there - max(0.0, seats.gain(here) - seats.price(here))
+            wait_s = short * self._drafts[self.relaying].pace_s + (self._restart_s if short == need else 0.0)
+            if gained > wait_s * seats.tokens_per_s:
                 return True
         return False
 
@@ -252,11 +239,11 @@ class Adaptive(Policy):
         most = max(limits, key=lambda limit: rate(m, self._most, limit))
         m = max((m for m in _WAITS if m <= most), key=lambda m: rate(m, self._most, most))
         best = rate(m, self._most, most)
-        if held.relay == relayed and rate(held.min_drafts, self._most, held.max_drafts) * _BETTER > best:
+        if held.relay == relayed and rate(held.min_drafts, self._most, held.max_drafts) * _FINER > best:
             m, most = held.min_drafts, held.max_drafts
             best = rate(m, self._most, most)
         windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
-        window = next((w for w in windows if rate(m, w, most) >= 0.99 * best), self._most)
+        window = next((w for w in windows if rate(m, w, most) > 0.997 * best), self._most)
         return Decision(m, window, most, relay=relayed, reason="most predicted tokens per second", tokens_per_s=best)
 
     def _adopt(self, new: Decision) -> None:
@@ -297,16 +284,24 @@ class Adaptive(Policy):
 
 
 @dataclass(frozen=True)
-class _Share:
-    """A pass as it would be: rows, tokens fed, positions held, tokens gained."""
+class _Seats:
+    """What a row's seat in a pass is worth, in tokens, beside leaving the row for the next pass.
 
-    rows: int
-    fed: int
-    held: int
-    gain: float
+    A row that runs over h drafts brings the accepted run and a token of its own, and with the chance that all of it
+    agrees keeps what is drafted meanwhile; one that is left out comes to the next pass with all it can use.
+    """
 
-    def joined(self, fed: int, held: int, gain: float) -> _Share:
-        return _Share(self.rows + 1, self.fed + fed, self.held + held, self.gain + gain)
+    decision: Decision
+    survival: Sequence[float]
+    cost: StepCost
 
-    def rate(self, cost: StepCost, wait_s: float = 0.0) -> float:
-        return self.gain / max(cost.seconds(self.rows, self.fed, self.held) + wait_s, 1e-9)
+    @property
+    def tokens_per_s(self) -> float:
+        return self.decision.tokens_per_s
+
+    def gain(self, drafts: int) -> float:
+        ahead = expected_tokens(self.survival, self.decision.max_drafts) - 1.0
+        return expected_tokens(self.survival, drafts) - (1.0 - self.survival[drafts + 1]) * ahead
+
+    def price(self, drafts: int) -> float:
+        return self.tokens_per_s * (self.cost.per_row + self.cost.per_token * (drafts + 1))

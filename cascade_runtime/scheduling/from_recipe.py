@@ -19,6 +19,23 @@ def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost) -> Policy:
     if recipe.policy.mode == "lock_step":
         return LockStep(takes, sends)
     if recipe.policy.mode == "fixed" or not stage:
-        return Policy(takes, window, max(1, takes), sends)
+        policy = Policy(takes, window, max(1, takes), sends)
+        if not stage and recipe.policy.draft_length == "confidence":
+            policy.min_confidence = recipe.policy.min_confidence
+        return policy
     patient = recipe.policy.objective == "throughput"
     return Adaptive(prior, most=window, first_wait=takes, sends=sends, can_relay=stage > 1, patient=patient)
+
+
+def window_of_row(recipe: Recipe, stage: int, occupancy: float | None) -> int | None:
+    """How far a stage may run ahead in one request: no limit for the target.
+
+    occupancy: share of the recording's patches with an event, or None where it is not known. Where the recipe says so,
+    the lightest stage's window shrinks with it: the more there is to see, the sooner a small model goes wrong.
+    """
+    if stage == len(recipe.stages) - 1:
+        return None
+    window = recipe.cascade.window
+    if stage or occupancy is None or recipe.policy.draft_length != "occupancy":
+        return window
+    return max(1, round(window * (1.0 - occupancy)))

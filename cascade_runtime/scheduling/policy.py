@@ -45,6 +45,7 @@ class Policy:
     """Fixed: wait for `min_drafts`, let the drafter run `window` ahead, and send it back in blocks of `block`."""
 
     hides_prefill = True  # a prompt is fed at once, while drafters begin
+    min_confidence = 0.0  # a drafter goes on while its drafts' joint probability, in its own eyes, is at least this
 
     def __init__(self, min_drafts: int, window: int = MAX_WINDOW, block: int = 1, sends: int = 1) -> None:
         self.decision = Decision(min_drafts, window, min_drafts)

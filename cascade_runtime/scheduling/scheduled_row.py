@@ -13,7 +13,8 @@ class ScheduledRow:
 
     expect_drafts: whether upstream takes part in it. since: when the current wait for drafts began. heard: the last
     word from downstream. late: the wait is over. missed: waits in vain in a row. context: positions its KV row holds.
-    prompt_left: those of its prompt that are still to be fed.
+    prompt_left: those of its prompt that are still to be fed. path: the product of the model's own probabilities for
+    what it has drafted since the last word from downstream.
     alone: the next pass looks at no drafts, the last one was spoilt by them.
     """
 
@@ -26,6 +27,7 @@ class ScheduledRow:
     passes: int = 0
     context: int = 0
     prompt_left: int = 0
+    path: float = 1.0
     alone: bool = False
     restarted: float | None = None  # when upstream was last sent back; None once its first new drafts are here
     produced: float | None = None  # when it last grew, while it could have grown on

@@ -109,7 +109,7 @@ class StageScheduler:
         was_blocked = row.standing.blocked
         row.standing.on_verdict(verdict)
         self.policy.observe_grant(row.standing.grant)
-        row.heard = now
+        row.heard, row.path = now, 1.0
         if was_blocked:
             row.since, row.produced = now, None
         if row.standing.grant.relay:
@@ -142,6 +142,12 @@ class StageScheduler:
         """The model has run: it fed so many tokens to rows that held `context` positions in all. Before `settle`."""
         if not any(task.prompt for task in tasks):  # a prefill says nothing of a step
             self.policy.observe_pass(len(tasks), fed, context, seconds)
+
+    def trust(self, row: ScheduledRow, confidence: float) -> None:
+        """How sure the model was of what it has just drafted; below the policy's limit the row waits for a verdict."""
+        row.path *= confidence
+        if self.downstream and row.path < self.policy.min_confidence:
+            row.standing.hesitates = True
 
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices. Yields what each brought, in order."""

@@ -68,6 +68,7 @@ class Standing:
     finished: bool = False
     upstream_waits: bool = False  # upstream said its block is all it will send until the next verdict
     grant: Grant = UNLIMITED  # what downstream lets this stage do
+    hesitates: bool = False  # it does not trust its own drafts any further, until downstream has spoken
     pace_us: int = 0  # what a token of upstream's costs, as it said
 
     def __post_init__(self) -> None:
@@ -86,15 +87,17 @@ class Standing:
     @property
     def room(self) -> int:
         """How many more tokens this stage may stand by now."""
-        room = self.limit - len(self.prefix)
+        end = self.limit
         if self.window is not None:
-            room = min(room, self.confirmed + min(self.window, self.grant.window) - len(self.prefix))
-        return room
+            granted = self.grant.window
+            end = min(end, self.confirmed + (granted if granted < self.window else self.window))
+        return end - len(self.prefix)
 
     @property
     def blocked(self) -> bool:
-        """Nothing to gain from a pass: finished, out of room, or it stands by an end of sequence."""
-        return self.finished or self.room <= 0 or bool(self.prefix and self.prefix[-1] in self.ends)
+        """Nothing to gain from a pass: finished, hesitating, out of room, or it stands by an end of sequence."""
+        ended = bool(self.prefix and self.prefix[-1] in self.ends)
+        return self.finished or self.hesitates or self.room <= 0 or ended
 
     def work(self, most: int) -> Work:
         """The next pass over at most `most` hints. Call only when not `blocked`."""
@@ -239,7 +242,7 @@ class Standing:
         if verdict.base > len(self.prefix) or end > self.limit or any(token >= self.vocab_size for token in tokens):
             return False
         self._taken_seq = verdict.seq
-        self.grant = verdict.grant
+        self.grant, self.hesitates = verdict.grant, False
         agree = 0
         for mine, theirs in zip(self.prefix[verdict.base :], tokens, strict=False):
             if mine != theirs:

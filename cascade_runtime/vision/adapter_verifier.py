@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,8 @@ class AdapterVerifier:
         adapter = self._expect_adapter(features)
         aligned = adapter(features.tensor(adapter.device))
         transforms = (*features.transforms, "adapter")
-        return VisualFeatures.from_tensor(aligned, space=self.space, transforms=transforms, source=features.source)
+        made = VisualFeatures.from_tensor(aligned, space=self.space, transforms=transforms, source=features.source)
+        return replace(made, occupancy=features.occupancy)
 
     @torch.inference_mode()
     def dense(self, frames: np.ndarray, source: str, level: int = -1) -> VisualFeatures:

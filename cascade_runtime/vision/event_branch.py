@@ -7,7 +7,7 @@ model is fed what it was trained on. A recording longer than one window is seen 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.events import Events
+from cascade_runtime.events.facts import patch_occupancy
 from cascade_runtime.events.representations import represent
 from cascade_runtime.models.event_encoder import load_event_encoder
 from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
@@ -57,11 +58,8 @@ class EventBranch:
             return EventView(frames, source, None)
         encoded = self.encoder(torch.from_numpy(frames.copy()))
         transforms = (self.rule, "event_encoder")
-        return EventView(
-            frames,
-            source,
-            VisualFeatures.from_tensor(encoded, space=self.encoder.space, transforms=transforms, source=source),
-        )
+        features = VisualFeatures.from_tensor(encoded, space=self.encoder.space, transforms=transforms, source=source)
+        return EventView(frames, source, replace(features, occupancy=patch_occupancy(window)))
 
 
 def render(events: Events, rule: str, options: dict[str, Any]) -> np.ndarray:

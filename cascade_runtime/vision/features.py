@@ -24,7 +24,7 @@ class VisualFeatures:
 
     space: tag of the space they live in. transforms: what was done to them, in order. source: hash of the recording.
     grid: (t, h, w) of patches for towers of any picture size (Qwen2-VL), else None. `bfloat16`: `data` holds uint16
-    bits.
+    bits. occupancy: share of the recording's 14-pixel patches in which anything happened, where it is known.
     """
 
     data: np.ndarray
@@ -33,6 +33,7 @@ class VisualFeatures:
     source: str
     grid: tuple[int, int, int] | None = None
     bfloat16: bool = False
+    occupancy: float | None = None
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or 0 in self.data.shape:

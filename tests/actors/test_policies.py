@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from threaded_pipeline import threaded_pipeline
-from toy_family import toy_recipe, toy_requests, write_toy_family
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
 from cascade_runtime.engine import Engine
+from cascade_runtime.events.facts import patch_occupancy
 from cascade_runtime.messages import Grant
 from cascade_runtime.scheduling.adaptive import Adaptive
+from cascade_runtime.scheduling.from_recipe import window_of_row
 from cascade_runtime.scheduling.policy import Policy
+from cascade_runtime.scheduling.standing import Standing
 
 REQUESTS = 24
 
@@ -93,3 +96,36 @@ def test_grants_that_change_all_the_time_change_no_token(family: Path, reference
         masks = {mask for a in map(controller.generate, toy_requests(8, seed=3)) for mask in a.masks}
         assert 0b101 in masks  # relayed by mid, accepted by the target
         assert controller.language[2].scheduler.policy.turns > 10
+
+
+def test_a_drafter_that_does_not_trust_itself_waits_for_a_verdict(
+    family: Path, reference: list[tuple[int, ...]]
+) -> None:
+    longest = {}
+    for limit in (0.0, 1.0):
+        policy = {"mode": "fixed", "draft_length": "confidence", "min_confidence": limit}
+        with threaded_pipeline(toy_recipe(family, ["noisy"], [4], policy=policy)) as controller:
+            assert answers_of(controller) == reference
+            edge = controller.language[1].stats()["edge"]
+            longest[limit] = len(edge["spec_decode_num_draft_tokens_per_pos"])
+    assert longest == {0.0: 4, 1.0: 1}  # sure of nothing, it drafts one token at a time
+
+
+def test_a_busy_recording_shortens_the_drafters_window(family: Path) -> None:
+    recipe = toy_recipe(family, ["noisy"], [4], policy={"draft_length": "occupancy"})
+    window = recipe.cascade.window
+    assert [window_of_row(recipe, 0, share) for share in (None, 0.0, 0.5, 1.0)] == [window, window, window // 2, 1]
+    assert window_of_row(recipe, 1, 0.5) is None
+    assert window_of_row(toy_recipe(family, ["noisy"], [4]), 0, 0.5) == window
+    events = toy_events()
+    with threaded_pipeline(recipe) as controller:
+        seen: list[int | None] = []
+        admit = controller.language[0].scheduler.admit
+
+        def spy(standing: Standing, *args: object, **options: object) -> object:
+            seen.append(standing.window)
+            return admit(standing, *args, **options)
+
+        controller.language[0].scheduler.admit = spy
+        controller.generate(toy_requests(1)[0])
+        assert seen == [max(1, round(window * (1 - patch_occupancy(events))))] and seen[0] < window
