@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 64
 _REPORT_S = 1.0  # how long an answer that is there waits for what drafters and gate have to tell
-_CANCELLED = 1024
+_RECALLED = 1024  # ids remembered that were cancelled before their request came
 
 
 class StageHandle(Protocol):
@@ -69,17 +69,27 @@ class _Course:
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     drafting: list[Any] = field(default_factory=list)  # references of the drafters' admissions
     decision: Any = None  # reference of the gate's decision, or None
+    entered: bool = False  # it has a slot
     cancelled: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in line for a slot."""
+        return not self.entered and not self.cancelled
 
     @property
     def left_s(self) -> float:
         """Seconds until the deadline. Raises when it has passed or the request was cancelled."""
         if self.cancelled:
-            raise StageError("controller", self.request.request_id, "cancelled")
+            raise _cancellation(self.request.request_id)
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded(f"request {self.request.request_id}: no answer before its deadline")
         return left
+
+
+def _cancellation(request_id: str) -> StageError:
+    return StageError("controller", request_id, "cancelled")
 
 
 class Controller:
@@ -93,11 +103,11 @@ class Controller:
         self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
         self.shared: tuple[bool, ...] = stages.adapter.result(stages.adapter.start("info"), control_s)["shared"]
         self._handles = itertools.count(1)
-        self._slots = threading.BoundedSemaphore(recipe.cascade.slots)
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._running: dict[str, _Course] = {}
-        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._changed = threading.Condition()  # guards what follows
+        self._inside: dict[str, _Course] = {}
+        self._free = recipe.cascade.slots
+        self._recalled: OrderedDict[str, None] = OrderedDict()
+        self._cancelled = 0
         self._draining = False
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
@@ -112,34 +122,38 @@ class Controller:
         yield from self._run(request, timeout_s, stream=True)
 
     def cancel(self, request_id: str) -> bool:
-        """End a running request early; whoever waits for it gets `StageError`. Returns whether it was running."""
-        with self._lock:
-            course = self._running.get(request_id)
+        """End a request early; whoever waits for it gets `StageError`. Returns whether it was running or waiting."""
+        with self._changed:
+            course = self._inside.get(request_id)
             if course is None:
-                self._cancelled[request_id] = None  # it may be on its way
-                while len(self._cancelled) > _CANCELLED:
-                    self._cancelled.popitem(last=False)
+                self._recalled[request_id] = None  # it may be on its way
+                while len(self._recalled) > _RECALLED:
+                    self._recalled.popitem(last=False)
                 return False
-        course.cancelled = True
+            self._cancelled += not course.cancelled
+            course.cancelled = True
+            self._changed.notify_all()
+            if not course.entered:  # it waits for a slot, and no stage knows it
+                return True
         release = self.stages.target.start("release", course.handle)  # wakes whoever waits in `take`
         self.stages.target.result(release, self.recipe.deadlines.control_s)
         return True
 
     def stats(self) -> dict[str, int | bool]:
-        """How many requests run and wait."""
-        with self._lock:
-            return {"running": len(self._running), "waiting": self._waiting, "draining": self._draining}
+        """How many requests run and wait, and how many were cancelled since the start."""
+        with self._changed:
+            return {
+                "running": sum(course.entered for course in self._inside.values()),
+                "waiting": sum(course.waits for course in self._inside.values()),
+                "cancelled": self._cancelled,
+                "draining": self._draining,
+            }
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests and wait for those inside. Returns whether all of them ended in time."""
-        self._draining = True
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end:
-            with self._lock:
-                if not self._running and not self._waiting:
-                    return True
-            time.sleep(0.01)
-        return False
+        with self._changed:
+            self._draining = True
+            return self._changed.wait_for(lambda: not self._inside, timeout_s)
 
     def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[str | Answer]:
         started = time.monotonic()
@@ -159,33 +173,40 @@ class Controller:
         yield self._answer(course, progress, received, reports)
 
     def _leave(self, course: _Course) -> None:
-        with self._lock:
-            self._running.pop(course.request.request_id, None)
-        self._slots.release()
+        with self._changed:
+            del self._inside[course.request.request_id]
+            if course.entered:
+                self._free += 1
+            self._changed.notify_all()
 
     def _enter(self, course: _Course) -> None:
+        """Wait for a slot; a request that is cancelled meanwhile leaves at once.
+
+        Raises `CapacityError`, `InputError` for an id that is inside already, `DeadlineExceeded`, `StageError`.
+        """
         request_id = course.request.request_id
-        with self._lock:
+        with self._changed:
             if self._draining:
                 raise CapacityError("the pipeline is draining")
-            if request_id in self._cancelled:
-                del self._cancelled[request_id]
-                raise StageError("controller", request_id, "cancelled")
-            if request_id in self._running:
+            if request_id in self._recalled:
+                del self._recalled[request_id]
+                self._cancelled += 1
+                raise _cancellation(request_id)
+            if request_id in self._inside:
                 raise InputError("request_id", request_id, "an id that is not being answered already")
-            if self._waiting >= MAX_WAITING:
+            if sum(other.waits for other in self._inside.values()) >= MAX_WAITING:
                 raise CapacityError(f"{MAX_WAITING} requests are waiting")
-            self._waiting += 1
-            self._running[request_id] = course
-        try:
-            entered = self._slots.acquire(timeout=max(0.0, course.deadline - time.monotonic()))
-        finally:
-            with self._lock:
-                self._waiting -= 1
-        if not entered:
-            with self._lock:
-                self._running.pop(request_id, None)
-            raise DeadlineExceeded(f"request {request_id}: no slot before its deadline")
+            self._inside[request_id] = course
+            try:
+                if not self._changed.wait_for(lambda: self._free or course.cancelled, course.left_s):
+                    raise DeadlineExceeded(f"request {request_id}: no slot before its deadline")
+                if course.cancelled:
+                    raise _cancellation(request_id)
+            except BaseException:
+                self._leave(course)
+                raise
+            self._free -= 1
+            course.entered = True
 
     def _call(self, stage: StageHandle, reference: Any, course: _Course) -> Any:
         return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
@@ -256,7 +277,7 @@ class Controller:
                 progress: Progress = self.stages.target.result(reference, wait_s)
             except StageError as error:
                 if course.cancelled:
-                    raise StageError("controller", course.request.request_id, "cancelled") from error
+                    raise _cancellation(course.request.request_id) from error
                 raise
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
@@ -266,7 +287,7 @@ class Controller:
                 yield text[shown:]
                 shown = max(shown, len(text))
             if progress.finish_reason == "cancelled":
-                raise StageError("controller", course.request.request_id, "cancelled")
+                raise _cancellation(course.request.request_id)
             if progress.finish_reason is not None:
                 return progress
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayError
@@ -15,12 +16,16 @@ from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
 from cascade_runtime.transports import Update
 from cluster.launch import Pipeline, Report, launch, plain_error
 
+Tell = Callable[[str | Answer | CascadeError], None]  # what is news of one request
+
 
 class RayTransport:
     """A pipeline of its own, started with the client and stopped with it."""
 
     def __init__(self, recipe: Recipe, *, report: Report = lambda line: None) -> None:
         self.pipeline: Pipeline = launch(recipe, report=report)
+        # What waits here has no deadline yet and takes no thread; the controller refuses more than it has threads for,
+        # whoever asks, so that control calls still find one.
         self._room = asyncio.Semaphore(MAX_WAITING)
 
     async def run(
@@ -28,8 +33,12 @@ class RayTransport:
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early cancels those that still run."""
         updates: asyncio.Queue[Update] = asyncio.Queue()
+
+        def tell(index: int, update: str | Answer | CascadeError) -> None:
+            updates.put_nowait((index, update))
+
         tasks = [
-            asyncio.create_task(self._one(index, request, timeout_s, stream, updates))
+            asyncio.create_task(self._one(request, timeout_s, stream, partial(tell, index)))
             for index, request in enumerate(requests)
         ]
         left = len(requests)
@@ -43,40 +52,26 @@ class RayTransport:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(
-        self,
-        index: int,
-        request: GenerateRequest,
-        timeout_s: float | None,
-        stream: bool,
-        updates: asyncio.Queue[Update],
-    ) -> None:
+    async def _one(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> None:
         outcome: Answer | CascadeError
         deadlines = self.pipeline.recipe.deadlines
         grace_s = (deadlines.request_s if timeout_s is None else timeout_s) + deadlines.control_s
-        try:
-            async with self._room:
+        async with self._room:
+            try:
                 async with asyncio.timeout(grace_s):
-                    outcome = await self._ask(index, request, timeout_s, stream, updates)
-        except TimeoutError:
-            outcome = DeadlineExceeded(f"request {request.request_id}: the controller is silent")
-        except RayError as error:
-            outcome = plain_error(error, "controller")
-        except asyncio.CancelledError:
-            self.pipeline.controller.start("cancel", request.request_id)
-            raise
-        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this request, and somebody waits for it
-            outcome = StageError("client", request.request_id, f"{type(error).__name__}: {error}")
-        await updates.put((index, outcome))
+                    outcome = await self._ask(request, timeout_s, stream, tell)
+            except TimeoutError:
+                outcome = DeadlineExceeded(f"request {request.request_id}: the controller is silent")
+            except RayError as error:
+                outcome = plain_error(error, "controller")
+            except asyncio.CancelledError:
+                self.pipeline.controller.start("cancel", request.request_id)
+                raise
+            except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this request, and somebody waits for it
+                outcome = StageError("client", request.request_id, f"{type(error).__name__}: {error}")
+        tell(outcome)
 
-    async def _ask(
-        self,
-        index: int,
-        request: GenerateRequest,
-        timeout_s: float | None,
-        stream: bool,
-        updates: asyncio.Queue[Update],
-    ) -> Answer:
+    async def _ask(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> Answer:
         controller: Any = self.pipeline.controller.actor
         if not stream:
             return await controller.generate.remote(request, timeout_s)
@@ -86,7 +81,7 @@ class RayTransport:
             if isinstance(update, Answer):
                 answer = update
             else:
-                await updates.put((index, update))
+                tell(update)
         assert answer is not None  # the controller's stream ends in an answer or raises
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -178,13 +179,17 @@ def test_bad_requests_fail_alone_and_leave_nothing_behind(family: Path, referenc
         with pytest.raises(PromptTooLong):
             controller.generate(GenerateRequest(events=toy_events(), question="where " * 400))
         assert slots_are_back(controller)
-        assert controller.stats() == {"running": 0, "waiting": 0, "draining": False}
+        assert controller.stats() == {"running": 0, "waiting": 0, "cancelled": 0, "draining": False}
         assert controller.generate(toy_requests(1, seed=3)[0]).token_ids == reference[0]
 
 
 def long_request(**changes: object) -> GenerateRequest:
     sampling = SamplingParams(max_tokens=150, ignore_eos=True)
     return GenerateRequest(**{"events": toy_events(), "question": "What moves?", "sampling": sampling, **changes})
+
+
+def short_request(**changes: object) -> GenerateRequest:
+    return long_request(sampling=SamplingParams(max_tokens=3), **changes)
 
 
 def test_a_deadline_ends_the_wait_and_frees_the_slot(family: Path) -> None:
@@ -213,6 +218,43 @@ def test_cancel_ends_a_running_request_and_a_double_is_refused(family: Path) -> 
         assert controller.cancel("one") and not controller.cancel("two")
         thread.join(5.0)
         assert isinstance(outcome[0], StageError) and "cancelled" in str(outcome[0])
+        assert controller.stats()["cancelled"] == 1
+        with pytest.raises(StageError, match="cancelled"):  # its cancellation came first
+            controller.generate(long_request(request_id="two"))
+        assert controller.stats() == {"running": 0, "waiting": 0, "cancelled": 2, "draining": False}
+        assert slots_are_back(controller)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+    return condition()
+
+
+def test_who_is_cancelled_while_waiting_leaves_at_once_and_nothing_was_started_for_it(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.controller.MAX_WAITING", 2)
+    with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller, ThreadPoolExecutor(8) as pool:
+        encoder, adapter = controller.stages.encoder.stage, controller.stages.adapter.stage
+        held, dense, view, viewed = threading.Event(), adapter.dense, encoder.view, []
+        adapter.dense = lambda *args: held.wait(30) and dense(*args)
+        encoder.view = lambda handle, *args: viewed.append(handle) or view(handle, *args)
+        running = [pool.submit(controller.generate, short_request()) for _ in range(4)]
+        assert until(lambda: controller.stats()["running"] == 4)
+        waiting = [pool.submit(controller.generate, short_request(request_id=f"waits{k}")) for k in range(2)]
+        assert until(lambda: controller.stats()["waiting"] == 2)
+        with pytest.raises(CapacityError, match="2 requests are waiting"):
+            controller.generate(short_request())
+        with controller._changed:  # whoever waits has no chance to wake yet, and counts no more
+            assert controller.cancel("waits0") and controller.cancel("waits0")
+            assert controller.stats() == {"running": 4, "waiting": 1, "cancelled": 1, "draining": False}
+        assert isinstance(waiting[0].exception(20), StageError)  # the slots are still taken
+        assert controller.stats()["running"] == 4
+        held.set()
+        assert all(isinstance(future.result(30), Answer) for future in (*running, waiting[1]))
+        assert len(viewed) == 5
         assert slots_are_back(controller)
 
 
