@@ -14,7 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray cluster, started once (about ten seconds) and stopped at the end. Mark its tests `ray`."""
+    """A local Ray cluster, started once (about ten seconds) and stopped at the end. Mark its tests `ray`.
+
+    What passes between actors lies in its object store from 1000 bytes on, as the features of real models do; by
+    default the features of toys would travel inside the calls (below 100 KB), and no test could see one left behind.
+    """
     import ray
 
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -27,6 +31,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level="ERROR",
         namespace=f"tests-{uuid.uuid4().hex}",
         runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+        _system_config={"max_direct_call_object_size": 1000},
     )
     yield
     ray.shutdown()

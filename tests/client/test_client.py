@@ -83,13 +83,26 @@ def test_an_answer_says_who_said_what(client: CascadeClient, family: Path) -> No
     assert coloured.count("\x1b[0m") == len(answer.pieces)
 
 
-def test_a_stream_ends_in_its_answer_and_may_be_left(client: CascadeClient) -> None:
+def test_a_stream_ends_in_its_answer(client: CascadeClient) -> None:
     *pieces, answer = client.stream(toy_events(), "What moves?", sampling=SAMPLING)
     assert isinstance(answer, Answer) and "".join(pieces) == answer.text
-    stream = client.stream(toy_events(), "What moves?", sampling=SamplingParams(max_tokens=200, ignore_eos=True))
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    assert client.generate(toy_events(), "What moves?", sampling=SAMPLING).token_ids == answer.token_ids
+
+
+def test_leaving_a_stream_spares_the_target_the_rest(client: CascadeClient) -> None:
+    transport = client._async._transport
+    decoder = transport.engine.levels[-1].decoder  # type: ignore[attr-defined]
+
+    def passes(leave: bool) -> int:
+        before = decoder.passes
+        stream = client.stream(toy_events(), "What moves?", sampling=SamplingParams(max_tokens=200, ignore_eos=True))
+        while not isinstance(next(stream), Answer) and not leave:
+            pass
+        stream.close()  # type: ignore[attr-defined]
+        with transport._turn:  # type: ignore[attr-defined]  # the batch has ended
+            return decoder.passes - before
+
+    assert 0 < passes(leave=True) < passes(leave=False)
+    assert decoder.free_slots == 4
 
 
 def test_a_list_shows_its_progress_and_keeps_errors_in_place(
