@@ -4,14 +4,13 @@ two.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_verifier
-from cascade_runtime.tracing import Trace, Tracer
+from cascade_runtime.tracing import Moments, Trace, Tracer
 from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision
@@ -24,7 +23,7 @@ class AdapterVerifierStage:
         if recipe.adapter is not None and recipe.adapter.threads:
             torch.set_num_threads(recipe.adapter.threads)
         self.verifier = load_verifier(recipe)
-        self.tracer = Tracer("adapter")
+        self.tracer = Tracer("adapter", capacity=4096)
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
@@ -32,34 +31,50 @@ class AdapterVerifierStage:
 
     def align(self, handle: int, view: EventView) -> VisualFeatures:
         """Event features in the target tower's space."""
-        start = time.monotonic_ns()
         assert view.features is not None
-        aligned = self.verifier.align(view.features)
-        self.tracer.record("align", start, time.monotonic_ns(), handle)
-        return aligned
+        with self.tracer.span("align", handle):
+            return self.verifier.align(view.features)
 
     def dense(self, handle: int, view: EventView, level: int = -1) -> VisualFeatures:
         """The features that one level's own tower (the target's, unless said otherwise) makes of the frames."""
-        start = time.monotonic_ns()
-        dense = self.verifier.dense(view.frames, view.source, level)
-        self.tracer.record("dense", start, time.monotonic_ns(), handle)
-        return dense
+        with self.tracer.span("dense", handle):
+            return self.verifier.dense(view.frames, view.source, level)
 
-    def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
+    def decide(
+        self, handle: int, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None
+    ) -> GateDecision:
         """The gate's decision on every frame, by the recipe's policy."""
-        return self.verifier.decide(view, aligned, dense)
+        with self.tracer.span("decide", handle):
+            return self.verifier.decide(view, aligned, dense)
 
     def fill(
-        self, view: EventView, aligned: VisualFeatures, decision: GateDecision, dense: VisualFeatures | None
+        self,
+        handle: int,
+        view: EventView,
+        aligned: VisualFeatures,
+        decision: GateDecision,
+        dense: VisualFeatures | None,
     ) -> VisualFeatures:
         """Frame by frame, aligned where accepted and dense elsewhere."""
-        return self.verifier.fill(view, aligned, decision, dense)
+        with self.tracer.span("fill", handle):
+            return self.verifier.fill(view, aligned, decision, dense)
 
     def correct(
-        self, view: EventView, aligned: VisualFeatures, decision: GateDecision, dense: VisualFeatures | None
+        self,
+        handle: int,
+        view: EventView,
+        aligned: VisualFeatures,
+        decision: GateDecision,
+        dense: VisualFeatures | None,
     ) -> VisualFeatures | None:
         """What `fill` gives, or None where every frame was accepted: nothing to correct."""
-        return None if all(decision.accepted) else self.verifier.fill(view, aligned, decision, dense)
+        return None if all(decision.accepted) else self.fill(handle, view, aligned, decision, dense)
+
+    def moments(self, handle: int, after: object = None) -> Moments:
+        """What was done for a request: (what, start, end) in monotonic ns of this machine. `after` is the outcome of a
+        call that is to be among it.
+        """
+        return self.tracer.of(handle)
 
     def trace(self) -> Trace:
         """The recorded spans."""

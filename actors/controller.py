@@ -29,6 +29,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
 from cascade_runtime.models.stage_source import load_front
+from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.gate import GateDecision
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class _Course:
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     drafting: list[Any] = field(default_factory=list)  # references of the drafters' admissions
     decision: Any = None  # reference of the gate's decision, or None
+    seeing: dict[str, Any] = field(default_factory=dict)  # references of what encoder and adapter did when
     entered: bool = False  # it has a slot
     cancelled: bool = False
 
@@ -162,6 +164,10 @@ class Controller:
         self._enter(course)
         try:
             self._admit(course)
+            course.seeing = {
+                "encoder": self.stages.encoder.start("moments", course.handle),
+                "adapter": self.stages.adapter.start("moments", course.handle, course.decision),
+            }
             progress = yield from self._follow(course, stream=stream)
         except BaseException:
             self._release(course)
@@ -232,13 +238,13 @@ class Controller:
         self._admit_drafters(course, aligned)  # drafting starts before the target has seen anything
         if strict or self.recipe.gate.policy == "full":
             dense = adapter.start("dense", handle, view)
-        course.decision = adapter.start("decide", view, aligned, dense)
+        course.decision = adapter.start("decide", handle, view, aligned, dense)
         if strict:
             self._admit_target(course, dense)
         else:
-            self._admit_target(course, adapter.start("fill", view, aligned, course.decision, dense))
+            self._admit_target(course, adapter.start("fill", handle, view, aligned, course.decision, dense))
         if request.speculate:
-            better = adapter.start("correct", view, aligned, course.decision, dense)
+            better = adapter.start("correct", handle, view, aligned, course.decision, dense)
             for level, drafter in enumerate(self.stages.drafters):
                 if level not in course.own:
                     drafter.start("revise", handle, better)
@@ -329,6 +335,16 @@ class Controller:
             log.warning("request %s went on %s", course.request.request_id, note)
         return tuple(notes), decision
 
+    def _seen(self, course: _Course) -> dict[str, Moments]:
+        """What encoder and adapter did when; without what is not known yet."""
+        seen: dict[str, Moments] = {}
+        for name, stage in (("encoder", self.stages.encoder), ("adapter", self.stages.adapter)):
+            try:
+                seen[name] = stage.result(course.seeing[name], _REPORT_S)
+            except CascadeError as error:
+                log.warning("request %s: %s did not say what it did: %s", course.request.request_id, name, error)
+        return seen
+
     def _answer(self, course: _Course, progress: Progress, received: float, reports: dict[str, RowReport]) -> Answer:
         request = course.request
         stopper = Stopper(self.tokenizer, self.ends, request.sampling)
@@ -338,11 +354,11 @@ class Controller:
         def ms(at: float) -> float:
             return 1000 * (at + apart - course.started)
 
+        moments = self._seen(course) | {name: reports[name].moments for name in self.names if name in reports}
         spans = [
             (name, what, ms(start / 1e9), ms(end / 1e9))
-            for name in self.names
-            if name in reports
-            for what, start, end in reports[name].spans
+            for name, those in moments.items()
+            for what, start, end in those
         ]
         return Answer(
             request_id=request.request_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_branch
 from cascade_runtime.events import Events
-from cascade_runtime.tracing import Trace, Tracer
+from cascade_runtime.tracing import Moments, Trace, Tracer
 from cascade_runtime.vision.event_branch import EventView
 
 
@@ -21,7 +20,7 @@ class EventEncoderStage:
         if recipe.encoder is not None and recipe.encoder.threads:
             torch.set_num_threads(recipe.encoder.threads)
         self.branch = load_branch(recipe)
-        self.tracer = Tracer("encoder")
+        self.tracer = Tracer("encoder", capacity=4096)
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
@@ -29,10 +28,12 @@ class EventEncoderStage:
 
     def view(self, handle: int, events: Events, encode: bool = True) -> EventView:
         """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""
-        start = time.monotonic_ns()
-        view = self.branch.view(events, encode)
-        self.tracer.record("encode", start, time.monotonic_ns(), handle)
-        return view
+        with self.tracer.span("encode", handle):
+            return self.branch.view(events, encode)
+
+    def moments(self, handle: int) -> Moments:
+        """What was done for a request: (what, start, end) in monotonic ns of this machine."""
+        return self.tracer.of(handle)
 
     def trace(self) -> Trace:
         """The recorded spans."""

@@ -4,16 +4,15 @@ its part in the schedule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.features import VisualFeatures
-
-MAX_SPANS = 1024
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,15 @@ class Admission:
 
 @dataclass(eq=False)
 class ActiveRow:
-    """One request in one stage: what was asked, its KV row, and its part in the stage's schedule."""
+    """One request in one stage: what was asked, its KV row, and its part in the stage's schedule. since_ns: when it was
+    admitted, monotonic.
+    """
 
     admission: Admission
     row: Row
     scheduled: ScheduledRow
     edge: EdgeCounters
-    spans: list[tuple[str, int, int]] = field(default_factory=list)  # (what, start, end) in monotonic ns
+    since_ns: int
 
     @property
     def handle(self) -> int:
@@ -51,19 +52,10 @@ class ActiveRow:
         """What the stage stands by."""
         return self.scheduled.standing
 
-    def spent(self, what: str, start_ns: int, end_ns: int) -> None:
-        """A pass ran."""
-        if len(self.spans) < MAX_SPANS:
-            self.spans.append((what, start_ns, end_ns))
-
-    def report(self) -> RowReport:
-        """What this stage did for the request."""
-        return RowReport(self.edge, tuple(self.spans))
-
 
 @dataclass(frozen=True)
 class RowReport:
     """What one stage did for one request: its edge's counters, and what ran when (monotonic ns of its machine)."""
 
     edge: EdgeCounters
-    spans: tuple[tuple[str, int, int], ...]
+    moments: Moments

@@ -31,27 +31,22 @@ import torch
 
 from actors.commands import Commands
 from actors.host import host
+from actors.neighbour import Heard, Neighbour
 from actors.rows import ActiveRow, Admission, RowReport
-from cascade_runtime.channels import Channel, ChannelSpec, Listener, connect, listen, wait_any
+from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension
-from cascade_runtime.decoding.level import Level
-from cascade_runtime.decoding.profile import profile
-from cascade_runtime.errors import (
-    CapacityError,
-    ChannelClosed,
-    ChannelError,
-    DeadlineExceeded,
-    StageError,
-)
-from cascade_runtime.messages import DraftBlock, Verdict, decode, encode
+from cascade_runtime.emulation.loading import load_level
+from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, DeadlineExceeded, StageError
+from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
-from cascade_runtime.scheduling.from_recipe import policy_from_recipe
+from cascade_runtime.scheduling.from_recipe import policy_from_recipe, window_of_row
+from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
-from cascade_runtime.scheduling.standing import Standing
-from cascade_runtime.tracing import Trace, Tracer
+from cascade_runtime.scheduling.standing import Settled, Standing
+from cascade_runtime.tracing import Share, Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
@@ -71,22 +66,26 @@ class LanguageStage:
         self.recipe, self.index = recipe, index
         self.name = self.config.name
         self.is_target = index == len(recipe.stages) - 1
-        self.level = Level.load(self.config, recipe.cascade)
-        policy = policy_from_recipe(recipe, index, profile(self.level.decoder))
-        self.scheduler = StageScheduler(index, len(recipe.stages), policy, recipe.deadlines.upstream_s)
+        self.level = load_level(recipe, index)
+        policy = policy_from_recipe(recipe, index, self.level.step_cost())
+        self.scheduler = StageScheduler(
+            index, len(recipe.stages), policy, recipe.deadlines.upstream_s, recipe.cascade.prefill_tokens
+        )
+        self.level.decoder.tells_confidence = policy.min_confidence > 0
         self.tracer = Tracer(self.name)
         self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}-{self.name}" if index else self.name)
         self.rows: dict[int, ActiveRow] = {}
-        self.refused = 0
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
         self._released: OrderedDict[int, None] = OrderedDict()
-        self._upstream: Channel | None = None
-        self._downstream: Channel | None = None
+        self._upstream: Neighbour[DraftBlock] | None = None
+        self._downstream: Neighbour[Verdict] | None = None
+        self._refused = 0  # by neighbours that are gone
         self._listener: Listener | None = None
         self._commands = Commands(self.name, self._ring)
         self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
         self._stopping = threading.Event()
         self._busy_ns = self._awake_ns = 0  # in passes; in turns of the loop, passes included
+        self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
         self._thread: threading.Thread | None = None
 
@@ -119,9 +118,11 @@ class LanguageStage:
         if self._thread is not None:
             return
         if upstream is not None:
-            self._upstream = connect(upstream, timeout_s)
+            name = self.recipe.stages[self.index - 1].name
+            self._upstream = Neighbour(name, connect(upstream, timeout_s), DraftBlock, self.tracer)
         if self._listener is not None:
-            self._downstream = self._listener.accept(timeout_s)
+            name = self.recipe.stages[self.index + 1].name
+            self._downstream = Neighbour(name, self._listener.accept(timeout_s), Verdict, self.tracer)
         self._thread = threading.Thread(target=self._run, name=f"stage-{self.name}", daemon=True)
         self._thread.start()
 
@@ -152,10 +153,11 @@ class LanguageStage:
         return self._command(lambda: self._release(handle))  # type: ignore[return-value]
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the start, as plain data; `busy_s` in passes, `awake_s` in turns of the loop, passes included."""
+        """Counters since the start; `busy_s` is time in passes, `awake_s` in turns of the loop, passes included."""
         decoder = self.level.decoder
         return {
             "name": self.name,
+            "emulated": self.config.emulated,
             "passes": decoder.passes,
             "tokens_fed": decoder.tokens_fed,
             "busy_s": self._busy_ns / 1e9,
@@ -164,7 +166,7 @@ class LanguageStage:
             "free_slots": decoder.free_slots,
             "slots": decoder.cache.slots,
             "early_blocks": len(self.scheduler.early),
-            "refused_messages": self.refused,
+            "refused_messages": self._refused + sum(each.refused for each in self._neighbours()),
             "edge": self.totals.to_dict(),
             "decision": self.scheduler.policy.decision.to_dict(),
             "upstream_alive": self._upstream is not None,
@@ -181,9 +183,13 @@ class LanguageStage:
         self._ring()
         if self._thread is not None:
             self._thread.join(self.recipe.deadlines.control_s)
-        for closable in (self._listener, self._upstream, self._downstream, self._bell, self._ear):
+        links = [each.channel for each in self._neighbours()]
+        for closable in (self._listener, *links, self._bell, self._ear):
             if closable is not None:
                 closable.close()
+
+    def _neighbours(self) -> list[Neighbour[Any]]:
+        return [each for each in (self._upstream, self._downstream) if each is not None]
 
     def _command(self, action: Callable[[], object]) -> object:
         if self._thread is None or self._stopping.is_set():
@@ -204,8 +210,8 @@ class LanguageStage:
             log.exception("stage %s: the loop ended", self.name)
             for one in list(self.rows.values()):
                 self._fail(one, "the stage's loop ended")
-            for link in filter(None, (self._upstream, self._downstream)):
-                link.close()
+            for neighbour in self._neighbours():
+                neighbour.channel.close()
         self._stopping.set()
         self._commands.refuse()
 
@@ -227,8 +233,8 @@ class LanguageStage:
     def _wait(self) -> None:
         """Sleep until a message, a command or the earliest deadline."""
         now = time.monotonic()
-        links = [link for link in (self._ear, self._upstream, self._downstream) if link is not None]
-        wait_any(links, max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
+        links = [each.channel for each in self._neighbours()]
+        wait_any([self._ear, *links], max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
         self._drain_bell()
         self._slept = True
 
@@ -236,40 +242,30 @@ class LanguageStage:
         while self._ear.recv(0.0) is not None:
             pass
 
-    def _take(self, link: Channel | None, on_message: Callable[[Any], None]) -> None:
-        if link is None:
+    def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None]) -> None:
+        if neighbour is None:
             return
         try:
-            for _ in range(_MESSAGES):
-                frame = link.recv(0.0)
-                if frame is None:
-                    return
-                try:
-                    on_message(decode(frame))
-                except ChannelError:
-                    self.refused += 1
+            for message in neighbour.take(_MESSAGES):
+                on_message(message)
         except ChannelClosed:
-            self._lost(link)
+            self._lost(neighbour)
 
-    def _lost(self, link: Channel) -> None:
-        """A neighbour is gone: go on without it."""
-        log.warning("stage %s: a neighbour closed its link", self.name)
-        link.close()
-        if link is self._upstream:
+    def _lost(self, neighbour: Neighbour[Any]) -> None:
+        """Go on without it."""
+        log.warning("stage %s: %s closed its link", self.name, neighbour.name)
+        neighbour.channel.close()
+        self._refused += neighbour.refused
+        if neighbour is self._upstream:
             self._upstream, self.scheduler.upstream = None, False
         else:
             self._downstream, self.scheduler.downstream = None, False
 
-    def _on_drafts(self, message: DraftBlock | Verdict) -> None:
-        if not isinstance(message, DraftBlock):
-            self.refused += 1
-        elif message.request not in self._released:
+    def _on_drafts(self, message: DraftBlock) -> None:
+        if message.request not in self._released:
             self.scheduler.on_drafts(message, time.monotonic(), waited=self._slept)
 
-    def _on_verdict(self, message: DraftBlock | Verdict) -> None:
-        if not isinstance(message, Verdict):
-            self.refused += 1
-            return
+    def _on_verdict(self, message: Verdict) -> None:
         self.scheduler.on_verdict(message, time.monotonic())
         one = self.rows.get(message.request)
         if one is not None and one.standing.finished:
@@ -283,7 +279,8 @@ class LanguageStage:
         start = time.monotonic_ns()
         try:
             extensions = [
-                Extension(one.row, task.work.prefix, task.work.drafts) for one, task in zip(batch, tasks, strict=True)
+                Extension(one.row, task.work.prefix, task.work.drafts, task.prompt)
+                for one, task in zip(batch, tasks, strict=True)
             ]
             choices = decoder.extend(extensions)
         except Exception as error:
@@ -294,11 +291,27 @@ class LanguageStage:
         end = time.monotonic_ns()
         self._busy_ns += end - start
         self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9)
-        for one, task in zip(batch, tasks, strict=True):
-            name = "prefill" if task.row.fresh else "verify" if self.index else "draft"
-            self.tracer.record(name, start, end, one.handle, drafts=len(task.work.drafts), rows=len(batch))
-            one.spent(name, start, end)
-        self._settle(tasks, [self._usable(task, chosen) for task, chosen in zip(tasks, choices, strict=True)])
+        usable = [self._usable(task, chosen) for task, chosen in zip(tasks, choices, strict=True)]
+        sound = [(task, chosen) for task, chosen in zip(tasks, usable, strict=True) if chosen is not None]
+        now = time.monotonic()
+        settled = list(self.scheduler.settle([task for task, _ in sound], [chosen for _, chosen in sound], now))
+        outcomes = [(task, each) for (task, _), each in zip(sound, settled, strict=True)]
+        self._note(tasks, outcomes, start, end, decoder.tokens_fed - fed)
+        self._settle(outcomes)
+
+    def _note(self, tasks: list[Task], outcomes: list[tuple[Task, Settled]], start: int, end: int, fed: int) -> None:
+        """The pass, and a decision that has changed with it, for the trace."""
+        accepted = {task.row.handle: each.accepted for task, each in outcomes}
+        step = "verify" if self.index else "draft"
+        shares = tuple(
+            Share(handle, "prefill" if task.prompt else step, len(task.work.drafts), accepted.get(handle, 0))
+            for task in tasks
+            for handle in [task.row.handle]
+        )
+        self.tracer.record(start, end, shares, fed)
+        if self.scheduler.policy.decision is not self._decided:
+            self._decided = self.scheduler.policy.decision
+            self.tracer.noted("decision", self._decided.to_dict())
 
     def _usable(self, task: Task, chosen: list[int]) -> list[int] | None:
         """The choices, or None where they are not numbers: a draft may have spoilt them, else the request fails."""
@@ -311,14 +324,15 @@ class LanguageStage:
             self._fail(self.rows[task.row.handle], "the model's logits are not finite")
         return None
 
-    def _settle(self, tasks: list[Task], choices: list[list[int] | None]) -> None:
-        sound = [(task, chosen) for task, chosen in zip(tasks, choices, strict=True) if chosen is not None]
-        settled = self.scheduler.settle([task for task, _ in sound], [chosen for _, chosen in sound], time.monotonic())
-        for (task, _), each in zip(sound, settled, strict=True):
+    def _settle(self, outcomes: list[tuple[Task, Settled]]) -> None:
+        for task, each in outcomes:
             one = self.rows[task.row.handle]
+            if each.added and self.scheduler.policy.min_confidence:
+                self.scheduler.trust(one.scheduled, one.row.confidence)
             for counters in (one.edge, self.totals) if self.index else ():
                 counters.observe(each.drafted, each.accepted, len(each.added) - each.accepted)
-            self._settled(one, len(task.work.prefix))
+            if each.added:
+                self._settled(one, len(task.work.prefix))
 
     def _settled(self, one: ActiveRow, before: int) -> None:
         """A row has grown beyond its first `before` tokens."""
@@ -326,17 +340,12 @@ class LanguageStage:
     def _publish(self, one: ActiveRow) -> None:
         """Say downstream and upstream what is news."""
         for message in self.scheduler.outgoing(one.scheduled, time.monotonic()):
-            link = self._downstream if isinstance(message, DraftBlock) else self._upstream
-            if link is not None:
-                self._send(link, message)
-
-    def _send(self, link: Channel, message: DraftBlock | Verdict) -> None:
-        try:
-            link.send(encode(message), 0.0)
-        except (DeadlineExceeded, CapacityError):
-            self.refused += 1  # the next message says it again: blocks and verdicts are cumulative
-        except ChannelClosed:
-            self._lost(link)
+            neighbour = self._downstream if isinstance(message, DraftBlock) else self._upstream
+            try:
+                if neighbour is not None:
+                    neighbour.tell(message)
+            except ChannelClosed:
+                self._lost(neighbour)  # type: ignore[arg-type]
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
@@ -354,16 +363,20 @@ class LanguageStage:
             limit=sampling.max_tokens,
             vocab_size=self.level.vocab_size,
             ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
-            window=None if self.is_target else self.recipe.cascade.window,
+            window=window_of_row(self.recipe, self.index, admission.features.occupancy),
         )
-        scheduled = self.scheduler.admit(standing, time.monotonic(), expect_drafts=admission.expect_drafts)
-        self.rows[handle] = ActiveRow(admission, row, scheduled, EdgeCounters(self.totals.edge))
+        scheduled = self.scheduler.admit(
+            standing, time.monotonic(), expect_drafts=admission.expect_drafts, prompt=len(row.prompt)
+        )
+        counters = EdgeCounters(self.totals.edge)
+        self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns())
 
     def _revise(self, handle: int, features: VisualFeatures) -> None:
         one = self.rows.get(handle)
         if one is not None:
             self.level.decoder.release(one.row)
             one.row = self.level.admit(one.admission.question, features, one.admission.sampling)
+            one.scheduled.prompt_left = len(one.row.prompt)
 
     def _release(self, handle: int) -> RowReport | None:
         self._forget(handle)
@@ -377,7 +390,7 @@ class LanguageStage:
         one = self.rows.pop(handle, None)
         if one is not None:
             self.level.decoder.release(one.row)
-            self._reports[handle] = one.report()
+            self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns))
             while len(self._reports) > _REPORTS:
                 self._reports.popitem(last=False)
 

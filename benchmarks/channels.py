@@ -21,7 +21,7 @@ from typing import Any
 import ray
 
 from cascade_runtime.channels import ChannelSpec, connect, listen
-from cascade_runtime.tracing import Tracer
+from cascade_runtime.tracing import Share, Tracer
 
 BACKENDS = ("stream", "stream-tcp", "object_store", "call")
 SIZES_BYTES = (64, 4096, 65536)
@@ -118,7 +118,7 @@ def span_cost_ns(spans: int = 100_000) -> float:
     tracer = Tracer("bench")
     start = time.process_time_ns()
     for k in range(spans):
-        tracer.record("extend", k, k + 1, 7, drafted=4)
+        tracer.record(k, k + 1, (Share(7, "verify", drafts=4),))
     return (time.process_time_ns() - start) / spans
 
 
