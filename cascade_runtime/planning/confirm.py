@@ -1,0 +1,74 @@
+"""`confirm`: a forecast replica in the simulator, with the schedulers and the policies that the runtime would make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import median
+
+from cascade_runtime.config import PolicyConfig, Recipe
+from cascade_runtime.planning.forecast import Forecast
+from cascade_runtime.planning.layout import Layout
+from cascade_runtime.planning.problem import Problem
+from cascade_runtime.scheduling.from_recipe import policy_from_recipe
+from cascade_runtime.simulation import Agreement, Device, Link, Load, Stage, simulate
+
+_MOST_TOKENS = 16_000
+MOST_ROWS = 128
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What the simulator says of one replica. ttft_s: the median, at full load."""
+
+    tokens_per_s: float
+    ttft_s: float
+
+
+def planned_recipe(problem: Problem, layout: Layout, said: Forecast) -> Recipe:
+    """The recipe as the plan would have it: its levels, m and W, slots, under the fixed policy."""
+    recipe = problem.recipe
+    cascade = replace(
+        recipe.cascade,
+        levels=tuple(recipe.cascade.levels[level] for level in layout.levels),
+        num_draft_tokens=tuple(edge.min_drafts for edge in said.edges),
+        window=max((edge.window for edge in said.edges), default=recipe.cascade.window),
+        slots=said.rows,
+    )
+    stages = tuple(recipe.stages[level] for level in layout.levels)
+    return replace(recipe, cascade=cascade, stages=stages, policy=PolicyConfig(mode="fixed"))
+
+
+def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | None:
+    """Simulate one replica; None where it holds more rows than the simulator can follow in seconds."""
+    if said.rows > MOST_ROWS:
+        return None
+    recipe = planned_recipe(problem, layout, said)
+    cluster, devices = problem.cluster, [Device(str(i)) for i in range(len(layout.devices))]
+    stages = []
+    for k, level in enumerate(layout.levels):
+        part, device = problem.levels[level], layout.at[problem.levels[level].name]
+        cost = problem.cost(part, cluster.kind_of(cluster.pools[layout.devices[device]]))
+        stages.append(Stage(part.name, policy_from_recipe(recipe, k, cost), cost, devices[device]))
+    load = problem.load
+    requests = max(2 * said.rows, min(4 * said.rows, _MOST_TOKENS // load.tokens))
+    result = simulate(
+        stages,
+        Agreement([edge.agreement for edge in said.edges]),
+        Load(streams=said.rows, requests=requests, tokens=load.tokens, prompt=problem.prompt),
+        [Link(edge.latency_s) for edge in said.edges],
+        upstream_s=recipe.deadlines.upstream_s,
+        window=recipe.cascade.window,
+    )
+    tower = layout.at[problem.tower.name]
+    kind = cluster.kind_of(cluster.pools[layout.devices[tower]])
+    encode_s = problem.request_s(problem.tower, kind)
+    rate = result.tokens_per_s
+    if encode_s and problem.tower.name not in (problem.levels[-1].name,):
+        rate = min(rate, load.tokens / encode_s)
+    elif encode_s and not _measured(problem):
+        rate = 1 / (1 / rate + encode_s / load.tokens)  # the target's own tower holds up its decoding
+    return Confirmed(rate, median(result.ttft_s) + encode_s)
+
+
+def _measured(problem: Problem) -> bool:
+    return any(p.stage == problem.tower.name and p.request_ms is not None for p in problem.cluster.profiles)

@@ -1,0 +1,109 @@
+"""`describe`: a chosen replica as the plan shows it: memory and load of every device, and the bottleneck."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cascade_runtime.planning.confirm import Confirmed, planned_recipe
+from cascade_runtime.planning.forecast import Forecast, forecast
+from cascade_runtime.planning.layout import Layout, slots_that_fit
+from cascade_runtime.planning.plan import DevicePlan, Replica, StageOnDevice
+from cascade_runtime.planning.problem import Problem
+from cascade_runtime.planning.turns import Turns, resident_bytes
+
+_FASTER = 1.25
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`count` replicas of a layout with its forecast, or of turns."""
+
+    count: int
+    layout: Layout | None
+    said: Forecast | None
+    turns: Turns | None
+    confirmed: Confirmed | None
+
+
+def describe(problem: Problem, chosen: Chosen) -> Replica:
+    """The replica in full."""
+    if chosen.turns is not None:
+        return _in_turns(problem, chosen.count, chosen.turns)
+    assert chosen.layout is not None and chosen.said is not None
+    layout, said = chosen.layout, chosen.said
+    recipe = planned_recipe(problem, layout, said)
+    overrides = [f"cascade.slots={said.rows}"]
+    if said.edges:
+        drafts = ",".join(map(str, recipe.cascade.num_draft_tokens))
+        overrides += [f"cascade.num_draft_tokens=[{drafts}]", f"cascade.window={recipe.cascade.window}"]
+    whole = len(layout.levels) == len(problem.levels)
+    return Replica(
+        count=chosen.count,
+        mode="together",
+        levels=recipe.cascade.levels,
+        slots=said.rows,
+        slots_that_fit=slots_that_fit(problem, layout),
+        devices=tuple(_device(problem, layout, said, device) for device in range(len(layout.devices))),
+        edges=said.edges,
+        tokens_per_s=said.tokens_per_s,
+        simulated_tokens_per_s=chosen.confirmed.tokens_per_s if chosen.confirmed else None,
+        ttft_s=said.ttft_s,
+        simulated_ttft_s=chosen.confirmed.ttft_s if chosen.confirmed else None,
+        bottleneck=bottleneck(problem, layout, said),
+        overrides=tuple(overrides) if whole else (),
+    )
+
+
+def bottleneck(problem: Problem, layout: Layout, said: Forecast) -> str:
+    """The part whose being faster would bring most tokens per second."""
+    gains = {name: forecast(problem, layout, said.rows, {name: _FASTER}).tokens_per_s for name in layout.at}
+    return max(gains, key=lambda name: (gains[name], said.busy[name]))
+
+
+def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> DevicePlan:
+    pool = problem.cluster.pools[layout.devices[device]]
+    kind = problem.cluster.kind_of(pool)
+    stages = tuple(
+        StageOnDevice(
+            stage=part.name,
+            dtype=problem.dtype(part, kind),
+            weight_bytes=problem.weight_bytes(part, kind),
+            kv_bytes=said.rows * problem.slot_bytes(part, kind),
+            pass_ms=1000 * said.pass_s.get(part.name, 0.0),
+            busy=said.busy[part.name],
+            load_s=problem.load_s(part, kind),
+        )
+        for part in problem.parts
+        if layout.at.get(part.name) == device
+    )
+    return DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, stages, device in layout.shared)
+
+
+def _in_turns(problem: Problem, count: int, turns: Turns) -> Replica:
+    pool = problem.cluster.pools[turns.pool]
+    kind = problem.cluster.kind_of(pool)
+    parts = {part.name: part for part in problem.parts}
+    stages: list[StageOnDevice] = []
+    for turn, name in enumerate(turns.order):
+        part = parts.get(name, problem.levels[-1])
+        tower = name not in parts
+        held = int(2 * part.size.vision) if tower else resident_bytes(problem, part, turns.pool)
+        kv = 0 if tower else turns.rows * problem.slot_bytes(part, kind)
+        dtype = "bfloat16" if tower else problem.dtype(part, kind)
+        stages.append(StageOnDevice(name, dtype, held, kv, 0.0, turns.busy[name], turns.load_s[name], turn))
+    levels = tuple(part.name for part in problem.levels if part.name in turns.order)
+    return Replica(
+        count=count,
+        mode="in turns",
+        levels=levels,
+        slots=turns.rows,
+        slots_that_fit=turns.rows,
+        devices=(DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, tuple(stages)),),
+        edges=(),
+        tokens_per_s=turns.tokens_per_s,
+        simulated_tokens_per_s=None,
+        ttft_s=turns.ttft_s,
+        simulated_ttft_s=None,
+        bottleneck=max(turns.busy, key=lambda name: turns.busy[name]),
+        overrides=(),
+    )

@@ -1,0 +1,269 @@
+"""`plan`: which stage on which device, how often, and what that should bring.
+
+    1  every layout of one replica that fits (`layout.py`), with the m and W that promise most (`forecast.py`)
+    2  the cluster filled with replicas: by tokens per second for the devices they take, from several beginnings
+    3  the few best, and the best of each set of levels, in the simulator (`confirm.py`): the best of those it is
+    4  the same again with one more device of each pool
+
+What the runtime does not do is assumed only where the cluster file or `assume` allows it, and then the plan says so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from cascade_runtime.config import Recipe
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.planning.cluster import ASSUMPTIONS, DEFAULT_AGREEMENT, Cluster, Load
+from cascade_runtime.planning.confirm import Confirmed, confirm
+from cascade_runtime.planning.describe import Chosen, describe
+from cascade_runtime.planning.forecast import Forecast, forecast
+from cascade_runtime.planning.layout import Layout, layouts, slots_that_fit
+from cascade_runtime.planning.plan import OneMore, Plan, Spare
+from cascade_runtime.planning.problem import Problem, problem_of
+from cascade_runtime.planning.turns import Turns, take_turns
+
+_CONFIRMED = 3
+_BEGINNINGS = 24
+_KINDS_OF_REPLICA = 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """One replica that fits: a layout and its forecast, or turns on one device."""
+
+    usage: Mapping[int, int]
+    rate: float
+    worth: float
+    layout: Layout | None = None
+    said: Forecast | None = None
+    turns: Turns | None = None
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """That take part at the same time; none where parts take turns."""
+        return self.layout.levels if self.layout else ()
+
+
+_Filled = list[tuple[_Candidate, int]]
+
+
+def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: Sequence[str] = ()) -> Plan:
+    """Plan a recipe on a cluster. Raises `ConfigError` where no stage order fits, saying what would."""
+    allowed = tuple(dict.fromkeys((*cluster.assume, *assume)))
+    problem = _quantised(problem_of(recipe, cluster, load or cluster.load), allowed)
+    room = {i: pool.devices for i, pool in enumerate(cluster.pools)}
+    candidates = _candidates(problem, {i: count + 1 for i, count in room.items()}, "sequential" in allowed)
+    tried = _most_promising(_fillings(problem, candidates, room))
+    if not tried:
+        raise _impossible(problem, allowed)
+    confirmed: dict[int, Confirmed | None] = {}
+    alone = [candidate for candidate in candidates if candidate.levels == (len(problem.levels) - 1,)]
+    by_alone = max(_fillings(problem, alone, room), key=_worth, default=[])
+    best = max([*tried, by_alone or tried[0]], key=lambda filled: _measured(problem, filled, confirmed))
+    rate_alone = _measured_total(problem, by_alone, confirmed)
+    chosen = [
+        Chosen(count, candidate.layout, candidate.said, candidate.turns, confirmed.get(id(candidate)))
+        for candidate, count in best
+    ]
+    used: Counter[int] = Counter()
+    for candidate, count in best:
+        for pool, devices in candidate.usage.items():
+            used[pool] += count * devices
+        if candidate.layout is not None:
+            used.update(dict.fromkeys({candidate.layout.devices[i] for i in candidate.layout.shared}, 1))
+    replicas = tuple(describe(problem, each) for each in chosen)
+    return Plan(
+        recipe=recipe.name,
+        cluster=cluster.name,
+        tokens_per_s=sum(r.count * (r.simulated_tokens_per_s or r.tokens_per_s) for r in replicas),
+        predicted_tokens_per_s=_total(best),
+        tokens_per_s_alone=rate_alone,
+        ttft_s=max(replica.ttft_s for replica in replicas),
+        streams=sum(replica.count * replica.slots for replica in replicas),
+        prompt=problem.prompt,
+        answer_tokens=problem.load.tokens,
+        replicas=replicas,
+        one_more=tuple(_one_more(problem, candidates, room)),
+        spare=tuple(
+            Spare(pool.name, pool.kind, pool.site, pool.devices - used[i])
+            for i, pool in enumerate(cluster.pools)
+            if pool.devices > used[i]
+        ),
+        assumptions=_assumptions(problem, chosen),
+        defaults=_defaults(problem),
+    )
+
+
+# -- one replica -----------------------------------------------------------------------------------------------------
+
+
+def _quantised(problem: Problem, allowed: Sequence[str]) -> Problem:
+    """The mildest allowed type of weights with which every level fits in some layout, else the smallest."""
+    room = {i: pool.devices for i, pool in enumerate(problem.cluster.pools)}
+    for dtype in ("", *(name for name in ASSUMPTIONS if name in allowed and name != "sequential")):
+        problem = problem.with_quantise(dtype)
+        if any(len(layout.levels) == len(problem.levels) for layout in layouts(problem, room)):
+            break
+    return problem
+
+
+def _wanted(problem: Problem) -> list[int]:
+    """Requests at a time that one replica might be given."""
+    streams, most = problem.load.streams, sum(pool.devices for pool in problem.cluster.pools)
+    if not streams:
+        return [problem.recipe.cascade.slots]
+    counts = {1, *(2**k for k in range(18) if 2**k <= min(most, streams)), min(most, streams)}
+    return sorted({min(4096, -(-streams // count)) for count in counts})
+
+
+def _candidates(problem: Problem, room: Mapping[int, int], sequential: bool) -> list[_Candidate]:
+    found: list[_Candidate] = []
+    latency = problem.recipe.policy.objective == "latency"
+    for layout in layouts(problem, room):
+        fit = slots_that_fit(problem, layout)
+        for rows in sorted({min(wanted, fit) for wanted in _wanted(problem)}):
+            said = forecast(problem, layout, rows)
+            worth = said.tokens_per_s / rows if latency else said.tokens_per_s
+            found.append(_Candidate(layout.usage, said.tokens_per_s, worth, layout, said))
+    if sequential:
+        for pool in room:
+            for wanted in _wanted(problem):
+                turns = take_turns(problem, pool, wanted)
+                if turns is not None:
+                    worth = turns.tokens_per_s / turns.rows if latency else turns.tokens_per_s
+                    found.append(_Candidate({pool: 1}, turns.tokens_per_s, worth, turns=turns))
+    return found
+
+
+# -- the whole cluster -----------------------------------------------------------------------------------------------
+
+
+def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[_Filled]:
+    """Ways to fill the cluster: each begins with another candidate and goes on with what pays most for what is left."""
+    latency = problem.recipe.policy.objective == "latency"
+
+    def density(candidate: _Candidate) -> float:
+        """Tokens per second for the scarcest share of the cluster that it takes."""
+        if latency:
+            return candidate.worth
+        return candidate.rate / max((n / max(room[pool], 1) for pool, n in candidate.usage.items()), default=1.0)
+
+    fitting = [c for c in candidates if all(room[pool] >= n for pool, n in c.usage.items())]
+    ranked = sorted(fitting, key=density, reverse=True)
+    by_rate = sorted(fitting, key=lambda candidate: candidate.worth, reverse=True)
+    of_levels = {candidate.levels: candidate for candidate in reversed(ranked)}
+    for first in dict.fromkeys((*ranked[:_BEGINNINGS], *by_rate[:_BEGINNINGS], *of_levels.values())):
+        left, filled = dict(room), list[tuple[_Candidate, int]]()
+        streams = problem.load.streams
+        for candidate in (first, *ranked):
+            count = min((left[pool] // n for pool, n in candidate.usage.items()), default=1)
+            if problem.load.streams:
+                count = min(
+                    count, streams // _rows(candidate) + (1 if not filled and streams < _rows(candidate) else 0)
+                )
+            if count < 1 or len(filled) == _KINDS_OF_REPLICA:
+                continue
+            filled.append((candidate, count))
+            streams -= count * _rows(candidate)
+            for pool, n in candidate.usage.items():
+                left[pool] -= count * n
+        if filled:
+            yield filled
+
+
+def _most_promising(filled: Iterable[_Filled]) -> list[_Filled]:
+    """The best few, and the best that begins with each set of levels: predictions err by how much is drafted."""
+    ranked = sorted(filled, key=_worth, reverse=True)
+    of_levels: dict[tuple[int, ...], _Filled] = {}
+    for each in ranked:
+        of_levels.setdefault(each[0][0].levels, each)
+    return [*ranked[:_CONFIRMED], *(each for each in of_levels.values() if each not in ranked[:_CONFIRMED])]
+
+
+def _rows(candidate: _Candidate) -> int:
+    return candidate.said.rows if candidate.said else candidate.turns.rows if candidate.turns else 1
+
+
+def _total(filled: _Filled) -> float:
+    return sum(count * candidate.rate for candidate, count in filled)
+
+
+def _worth(filled: _Filled) -> float:
+    """What the objective counts: by throughput all replicas, by latency one row of the first."""
+    return filled[0][0].worth if filled[0][0].worth != filled[0][0].rate else _total(filled)
+
+
+def _measured(problem: Problem, filled: _Filled, confirmed: dict[int, Confirmed | None]) -> float:
+    """As `_worth`, by the simulator where it can follow."""
+    total = _measured_total(problem, filled, confirmed)
+    if problem.recipe.policy.objective == "latency":
+        return total / sum(count * _rows(candidate) for candidate, count in filled)
+    return total
+
+
+def _measured_total(problem: Problem, filled: _Filled, confirmed: dict[int, Confirmed | None]) -> float:
+    """Tokens per second over all replicas. What was simulated is kept in `confirmed`."""
+    total = 0.0
+    for candidate, count in filled:
+        if candidate.layout is not None and candidate.said is not None and id(candidate) not in confirmed:
+            confirmed[id(candidate)] = confirm(problem, candidate.layout, candidate.said)
+        said = confirmed.get(id(candidate))
+        total += count * (said.tokens_per_s if said else candidate.rate)
+    return total
+
+
+def _one_more(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[OneMore]:
+    now = max(map(_total, _fillings(problem, candidates, room)))
+    for i, pool in enumerate(problem.cluster.pools):
+        then = max(map(_total, _fillings(problem, candidates, {**room, i: room[i] + 1})))
+        yield OneMore(pool.name, pool.kind, max(then, now), max(0.0, then - now))
+
+
+# -- what is said besides --------------------------------------------------------------------------------------------
+
+
+def _assumptions(problem: Problem, chosen: Sequence[Chosen]) -> tuple[str, ...]:
+    said: list[str] = []
+    if problem.quantise:
+        said.append(f"weights on GPUs in {problem.quantise}")
+    if any(each.turns for each in chosen):
+        said.append("sequential loading: stages take turns in a device's memory")
+    return tuple(said)
+
+
+def _defaults(problem: Problem) -> tuple[str, ...]:
+    given, names = problem.cluster.agreement, [part.name for part in problem.levels]
+    edges = [f"{a}->{b}" for a, b in pairwise(names)]
+    said = [f"agreement {DEFAULT_AGREEMENT} on {edge}" for edge in edges if edge not in given]
+    measured = {(profile.stage, profile.kind) for profile in problem.cluster.profiles}
+    for kind in problem.cluster.kinds.values():
+        if any((name, kind.name) not in measured for name in names):
+            shares = f"{kind.bandwidth_share:.0%} of its bandwidth, {kind.flops_share:.0%} of its FLOPS"
+            said.append(f"{kind.name} reaches {shares}, and {kind.layer_us:g} us of host time per layer and pass")
+    return tuple(said)
+
+
+def _impossible(problem: Problem, allowed: Sequence[str]) -> ConfigError:
+    """The target on the largest device, in every type of weights: which would do."""
+    target = problem.levels[-1]
+    pool = max(problem.cluster.pools, key=lambda pool: problem.cluster.kind_of(pool).memory_gib)
+    kind = problem.cluster.kind_of(pool)
+    need = problem.weight_bytes(target, kind) + problem.slot_bytes(target, kind)
+    would: list[str] = []
+    for dtype in ("int8", "int4"):
+        smaller = replace(problem, quantise=dtype)
+        if dtype not in allowed and any(layouts(smaller, dict.fromkeys(range(len(problem.cluster.pools)), 1))):
+            would.append(f"--assume {dtype} ({smaller.weight_bytes(target, kind) / 1e9:.3g} GB of weights)")
+    if "sequential" not in allowed and any(
+        take_turns(problem, i, 1) is not None for i in range(len(problem.cluster.pools))
+    ):
+        would.append("--assume sequential")
+    dtype = problem.dtype(target, kind)
+    shown = f"{need / 1e9:.3g} GB of {dtype} weights and one KV slot"
+    limit = f"at most {kind.usable_bytes / 1e9:.3g} GB, nine tenths of a {kind.name}: a stage runs on one device"
+    tail = f". Would fit: {' or '.join(would)}" if would else ". No quantisation that a plan may assume fits either"
+    return ConfigError(f"stages.{target.name}", shown, limit + tail)
