@@ -9,13 +9,14 @@ block; positions count from 0 within it. Example: a block of 4 of which 2 were a
 Acceptance is a run: position i is only *tested* when all before it were accepted. The hazard at i is the share of
 tested tokens there that were refused; it does not fall merely because earlier positions failed, as the plain
 per-position rate does. Here it is [0, 0, 1, -]: position 3 was never tested.
+
+`prometheus_text` writes the counters of a whole pipeline in the text format of Prometheus.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,81 +125,71 @@ _COUNTS = ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_bonus_t
 _PER_POS = ("num_draft_tokens_per_pos", "num_accepted_tokens_per_pos", "num_tested_tokens_per_pos")
 
 
-def edge_counters(snapshot: Mapping[str, Any]) -> EdgeCounters:
-    """The counters that `to_dict` wrote. Raises `InputError` when a count is missing."""
-    try:
-        counters = EdgeCounters(str(snapshot["edge"]))
-        for name in _COUNTS:
-            setattr(counters, name, int(snapshot[_PREFIX + name]))
-        for name in _PER_POS:
-            setattr(counters, name, [int(count) for count in snapshot[_PREFIX + name]])
-        return counters
-    except KeyError as error:
-        raise InputError("metrics", error.args[0], "a snapshot of EdgeCounters.to_dict") from None
-
-
-class Histogram:
-    """Counts of values in buckets with fixed upper bounds (inclusive), Prometheus style, and a quantile estimate."""
-
-    def __init__(self, name: str, bounds: Sequence[float]) -> None:
-        if not bounds or list(bounds) != sorted(set(bounds)):
-            raise InputError("histogram.bounds", list(bounds), "at least one bound, rising")
-        self.name = name
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.total = 0.0
-
-    @property
-    def count(self) -> int:
-        """How many values were observed."""
-        return sum(self.counts)
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def quantile(self, share: float) -> float:
-        """The value below which `share` of all lie, linear within a bucket; inf above the bounds, nan when empty."""
-        if not 0 <= share <= 1:
-            raise InputError("quantile", share, "0 to 1")
-        wanted = share * self.count
-        if not self.count:
-            return math.nan
-        below = 0
-        for index, count in enumerate(self.counts[:-1]):
-            if count and below + count >= wanted:
-                low = self.bounds[index - 1] if index else min(0.0, self.bounds[0])
-                return low + (self.bounds[index] - low) * (wanted - below) / count
-            below += count
-        return math.inf
-
-    def merge(self, other: Histogram) -> Histogram:
-        """The sum of two histograms of the same name and bounds, as a new one."""
-        if (other.name, other.bounds) != (self.name, self.bounds):
-            raise InputError("histogram", (other.name, other.bounds), f"{self.name!r} with bounds {self.bounds}")
-        merged = Histogram(self.name, self.bounds)
-        merged.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        merged.total = self.total + other.total
-        return merged
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON: bounds, counts (the last is above all bounds), sum and count."""
-        return {
-            "name": self.name,
-            "bounds": list(self.bounds),
-            "counts": list(self.counts),
-            "sum": self.total,
-            "count": self.count,
-        }
-
-
 def merge_edges(counters: Iterable[EdgeCounters]) -> dict[str, EdgeCounters]:
     """Counters of several stages and runs, summed per edge."""
     merged: dict[str, EdgeCounters] = {}
     for one in counters:
         merged[one.edge] = merged[one.edge].merge(one) if one.edge in merged else one.merge(EdgeCounters(one.edge))
     return merged
+
+
+def prometheus_text(stats: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a pipeline's `stats()` says ("controller", then every language stage), in Prometheus' text format 0.0.4.
+
+    What vLLM counts has vLLM's name (prefix `vllm:`), with an `edge` label where it counts speculation; all else the
+    prefix `cascade:` and a `stage` label. `cascade:policy_*` is what each stage's policy has decided.
+    """
+    families: dict[str, list[str]] = {}
+
+    def add(name: str, value: float, **labels: object) -> None:
+        said = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
+        families.setdefault(name, []).append(f"{name}{{{said}}} {value:.15g}" if said else f"{name} {value:.15g}")
+
+    for name, counted in stats.items():
+        if name == "controller":
+            add("vllm:num_requests_running", counted["running"])
+            add("vllm:num_requests_waiting", counted["waiting"])
+            add("cascade:num_requests_cancelled_total", counted["cancelled"])
+            continue
+        for key, metric in _STAGE_METRICS.items():
+            add(f"cascade:{metric}", counted[key], stage=name)
+        decision = counted["decision"]
+        for key in _DECISION:
+            add(f"cascade:policy_{key}", decision[key], stage=name)
+        add("cascade:policy_info", 1, stage=name, reason=decision["reason"])
+        edge = counted["edge"]
+        if edge["edge"] == name:  # the first stage: nobody drafts for it
+            continue
+        for count in _COUNTS:
+            add(_metric(count), edge[_PREFIX + count], edge=edge["edge"])
+        for count in _PER_POS:
+            for position, value in enumerate(edge[_PREFIX + count]):
+                add(_metric(count), value, edge=edge["edge"], position=position)
+    lines: list[str] = []
+    for name, samples in families.items():
+        lines += [f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}", *samples]
+    return "\n".join(lines) + "\n"
+
+
+_STAGE_METRICS = {
+    "passes": "stage_passes_total",
+    "tokens_fed": "stage_tokens_fed_total",
+    "busy_s": "stage_busy_seconds_total",
+    "awake_s": "stage_awake_seconds_total",
+    "refused_messages": "stage_refused_messages_total",
+    "active_rows": "stage_active_rows",
+    "free_slots": "stage_free_slots",
+}
+_DECISION = ("min_drafts", "window", "speculate", "relay", "tokens_per_s", "tokens_per_s_alone")
+_OF_VLLM = ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_accepted_tokens_per_pos")
+
+
+def _metric(count: str) -> str:
+    return f"{'vllm' if count in _OF_VLLM else 'cascade'}:{_PREFIX}{count}_total"
+
+
+def _escaped(label: object) -> str:
+    return str(label).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_runtime.errors import InputError
-from cascade_runtime.metrics import EdgeCounters, Histogram, edge_counters, merge_edges
+from cascade_runtime.metrics import EdgeCounters, merge_edges, prometheus_text
 
 BLOCKS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)).map(lambda p: (max(p), min(p))), max_size=30)
 
@@ -82,17 +82,22 @@ def test_the_hazard_is_one_minus_the_chance_to_go_on(blocks: list[tuple[int, int
             assert math.isnan(hazard)
 
 
-@settings(max_examples=50, deadline=None)
-@given(BLOCKS)
-def test_counters_survive_json_under_the_names_of_vllm(blocks: list[tuple[int, int]]) -> None:
-    counters = counted("light-mid", blocks)
-    snapshot = json.loads(json.dumps(counters.to_dict(), allow_nan=False))
-    assert edge_counters(snapshot) == counters
-    assert snapshot["edge"] == "light-mid"
-    for name in ("num_drafts", "num_draft_tokens", "num_accepted_tokens", "num_accepted_tokens_per_pos"):
-        assert snapshot[f"spec_decode_{name}"] == getattr(counters, name)
-    with pytest.raises(InputError):
-        edge_counters({"edge": "light-mid"})
+def test_counters_are_plain_json_under_the_names_of_vllm() -> None:
+    counters = counted("light-mid", [(3, 1), (2, 2)])
+    assert json.loads(json.dumps(counters.to_dict(), allow_nan=False)) == {
+        "edge": "light-mid",
+        "spec_decode_num_drafts": 2,
+        "spec_decode_num_draft_tokens": 5,
+        "spec_decode_num_accepted_tokens": 3,
+        "spec_decode_num_bonus_tokens": 2,
+        "spec_decode_num_draft_tokens_per_pos": [2, 2, 1],
+        "spec_decode_num_accepted_tokens_per_pos": [2, 1, 0],
+        "spec_decode_num_tested_tokens_per_pos": [2, 2, 0],
+        "acceptance_rate": 0.6,
+        "mean_acceptance_length": 2.5,
+        "acceptance_rate_per_pos": [1.0, 0.5, 0.0],
+        "acceptance_hazard_per_pos": [0.0, 0.5, None],
+    }
 
 
 def test_counters_of_different_edges_do_not_mix() -> None:
@@ -100,19 +105,50 @@ def test_counters_of_different_edges_do_not_mix() -> None:
         EdgeCounters("a-b").merge(EdgeCounters("b-c"))
 
 
-def test_a_histogram_counts_inclusive_buckets_and_interpolates() -> None:
-    histogram = Histogram("ttft_ms", [10, 20, 40])
-    for value in (1, 10, 15, 30, 41):
-        histogram.observe(value)
-    assert histogram.counts == [2, 1, 1, 1]
-    assert (histogram.count, histogram.total) == (5, 97)
-    assert histogram.quantile(0.2) == 5.0
-    assert histogram.quantile(0.6) == 20.0
-    assert histogram.quantile(1.0) == math.inf
-    assert math.isnan(Histogram("x", [1]).quantile(0.5))
-    assert histogram.merge(histogram).counts == [4, 2, 2, 2]
-    assert histogram.to_dict()["sum"] == 97
-    with pytest.raises(InputError):
-        histogram.merge(Histogram("ttft_ms", [10, 20]))
-    with pytest.raises(InputError):
-        Histogram("x", [2, 1])
+def stage_stats(edge: EdgeCounters, **changes: object) -> dict:
+    decision = {"min_drafts": 4, "window": 16, "speculate": True, "relay": False, "reason": 'most "tokens"\\s'}
+    return {
+        "passes": 12,
+        "tokens_fed": 34_567_891,
+        "busy_s": 1.25,
+        "awake_s": 1.5,
+        "refused_messages": 0,
+        "active_rows": 2,
+        "free_slots": 6,
+        "edge": edge.to_dict(),
+        "decision": decision | {"tokens_per_s": 210.5, "tokens_per_s_alone": 0.0},
+        **changes,
+    }
+
+
+def test_prometheus_text_keeps_the_names_of_vllm_and_adds_the_edge() -> None:
+    controller = {"running": 3, "waiting": 1, "cancelled": 2, "draining": False}
+    edge = counted("light-mid", [(3, 1), (2, 2)])
+    text = prometheus_text(
+        {"controller": controller, "light": stage_stats(EdgeCounters("light")), "mid": stage_stats(edge)}
+    )
+    lines = text.splitlines()
+    for line in (
+        "vllm:num_requests_running 3",
+        "vllm:num_requests_waiting 1",
+        "cascade:num_requests_cancelled_total 2",
+        'vllm:spec_decode_num_drafts_total{edge="light-mid"} 2',
+        'vllm:spec_decode_num_draft_tokens_total{edge="light-mid"} 5',
+        'vllm:spec_decode_num_accepted_tokens_total{edge="light-mid"} 3',
+        'vllm:spec_decode_num_accepted_tokens_per_pos_total{edge="light-mid",position="1"} 1',
+        'cascade:spec_decode_num_tested_tokens_per_pos_total{edge="light-mid",position="2"} 0',
+        'cascade:stage_tokens_fed_total{stage="mid"} 34567891',
+        'cascade:stage_busy_seconds_total{stage="mid"} 1.25',
+        'cascade:policy_min_drafts{stage="mid"} 4',
+        'cascade:policy_window{stage="light"} 16',
+        'cascade:policy_speculate{stage="mid"} 1',
+        'cascade:policy_relay{stage="mid"} 0',
+        r'cascade:policy_info{stage="mid",reason="most \"tokens\"\\s"} 1',
+        "# TYPE vllm:spec_decode_num_drafts_total counter",
+        "# TYPE cascade:stage_active_rows gauge",
+    ):
+        assert lines.count(line) == 1, line
+    assert 'edge="light"' not in text  # nobody drafts for the first stage
+    assert text.endswith("\n") and len({line for line in lines if line.startswith("#")}) == sum(
+        line.startswith("#") for line in lines
+    )
