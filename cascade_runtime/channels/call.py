@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +22,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from cascade_runtime.channels import hello
-from cascade_runtime.channels.base import Channel, ChannelSpec, Listener
+from cascade_runtime.channels.base import ChannelSpec, Listener
 from cascade_runtime.channels.inbox import Inbox
-from cascade_runtime.errors import ChannelClosed, ChannelError, ConfigError, DeadlineExceeded
+from cascade_runtime.channels.inbox_channel import InboxChannel
+from cascade_runtime.errors import ChannelError, ConfigError, DeadlineExceeded
 
 _PING_S = 0.25
 _BACKLOG = 16
@@ -32,13 +33,12 @@ _doors: dict[str, CallListener] = {}
 _ends: dict[str, CallChannel] = {}
 
 
-class CallChannel(Channel):
+class CallChannel(InboxChannel):
     """One end, reached under `key` in its process."""
 
     def __init__(self, spec: ChannelSpec, key: str, peer: Any, peer_key: str) -> None:
-        super().__init__(spec)
+        super().__init__(spec, Inbox(spec.link, spec.capacity))
         self._key, self._peer, self._peer_key = key, peer, peer_key
-        self._inbox = Inbox(spec.link, spec.capacity)
         self._changed = threading.Condition()
         self._credits = spec.capacity
         self._sent = self._due = self._owed = 0
@@ -56,8 +56,7 @@ class CallChannel(Channel):
         self.refuse_oversize(frame)
         with self._changed:
             self._changed.wait_for(lambda: self._credits or self._inbox.reason is not None, timeout_s)
-            if self._inbox.reason is not None:
-                raise ChannelClosed(f"link {self.spec.link!r}: {self._inbox.reason}")
+            self.refuse_closed()
             if not self._credits:
                 raise self.refuse_full()
             self._credits -= 1
@@ -66,9 +65,8 @@ class CallChannel(Channel):
             self._stats.sent(frame)
 
     def recv(self, timeout_s: float) -> bytes | None:
-        frame = self._inbox.get(timeout_s)
+        frame = super().recv(timeout_s)
         if frame is not None:
-            self._stats.received(frame)
             self._owed += 1
             if self._owed >= max(1, self.spec.capacity // 4):
                 self._tell(_credit, self._owed)
@@ -82,19 +80,6 @@ class CallChannel(Channel):
         self._inbox.abandon()
         self._notify()
         self._tell(_finish, self._sent)
-
-    @property
-    def closed(self) -> bool:
-        return self._inbox.reason is not None
-
-    def ready(self) -> bool:
-        return self._inbox.ready()
-
-    def arm(self) -> Mapping[int, int]:
-        return self._inbox.arm()
-
-    def disarm(self) -> None:
-        self._inbox.disarm()
 
     # -- called for the peer, in threads of this actor -----------------------------------------------------------------
 

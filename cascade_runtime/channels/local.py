@@ -6,57 +6,36 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cascade_runtime.channels import hello
-from cascade_runtime.channels.base import Channel, ChannelSpec, Listener
+from cascade_runtime.channels.base import ChannelSpec, Listener
 from cascade_runtime.channels.inbox import Inbox
-from cascade_runtime.errors import ChannelClosed, ChannelError, DeadlineExceeded
+from cascade_runtime.channels.inbox_channel import InboxChannel
+from cascade_runtime.errors import ChannelError, DeadlineExceeded
 
 _BACKLOG = 16
 _listeners: dict[str, LocalListener] = {}
 _listeners_lock = threading.Lock()
 
 
-class LocalChannel(Channel):
+class LocalChannel(InboxChannel):
     """One end of a pair of queues."""
 
     def __init__(self, spec: ChannelSpec, mine: Inbox, theirs: Inbox) -> None:
-        super().__init__(spec)
-        self._mine = mine
+        super().__init__(spec, mine)
         self._theirs = theirs
 
     def send(self, frame: bytes, timeout_s: float) -> None:
         self.refuse_oversize(frame)
-        if self._mine.reason is not None:
-            raise ChannelClosed(f"link {self.spec.link!r}: {self._mine.reason}")
+        self.refuse_closed()
         if not self._theirs.put(bytes(frame), timeout_s):
             raise self.refuse_full()
         self._stats.sent(frame)
 
-    def recv(self, timeout_s: float) -> bytes | None:
-        frame = self._mine.get(timeout_s)
-        if frame is not None:
-            self._stats.received(frame)
-        return frame
-
     def close(self) -> None:
-        self._mine.abandon()
+        self._inbox.abandon()
         self._theirs.finish("the peer closed it")
-
-    @property
-    def closed(self) -> bool:
-        return self._mine.reason is not None
-
-    def ready(self) -> bool:
-        return self._mine.ready()
-
-    def arm(self) -> Mapping[int, int]:
-        return self._mine.arm()
-
-    def disarm(self) -> None:
-        self._mine.disarm()
 
 
 def pair(spec: ChannelSpec) -> tuple[LocalChannel, LocalChannel]:
