@@ -169,7 +169,7 @@ def _connect(recipe: Recipe, address: str | None, report: Report) -> bool:
 
 def _places(recipe: Recipe) -> dict[str, StageConfig]:
     """Stage name -> what it asks of the cluster. Encoder and adapter default to the target's machine, on CPU."""
-    bare = StageConfig(name="encoder", checkpoint=recipe.target.checkpoint)
+    bare = StageConfig(name="encoder", checkpoint=recipe.target.checkpoint or "none")  # only its place is asked for
     return {
         "encoder": recipe.encoder or bare,
         "adapter": recipe.adapter or bare,

@@ -112,5 +112,5 @@ def test_one_level_without_an_event_branch_is_a_cascade_too() -> None:
 def test_a_file_that_is_not_there_is_refused_when_the_stages_are_made(tmp_path: Path) -> None:
     emulation = {"drafters": "ngram", "answers": str(tmp_path / "none.json")}
     recipe = recipe_from_dict(emulated_table(DRAFTERS, emulation))
-    with pytest.raises(ConfigError, match="none.json"):
+    with pytest.raises(ConfigError, match=r"none\.json"):
         Engine.load(recipe)
