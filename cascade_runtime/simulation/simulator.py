@@ -57,8 +57,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Load:
-    """streams clients, each with the next of `requests` as soon as it has an answer. tokens: an answer's length.
-    prompt: positions of a prompt, fed in the row's first pass. speculate: whether drafters take part."""
+    """streams clients, each with the next of `requests` as soon as it has an answer. tokens: an answer's length, at
+    most. prompt: positions of a prompt, fed before the row's first choice. speculate: whether drafters take part."""
 
     streams: int = 1
     requests: int = 16
@@ -112,24 +112,36 @@ def simulate(
     *,
     upstream_s: float = 0.05,
     window: int = 32,
+    prefill_tokens: int = 512,
     keep_passes: bool = False,
 ) -> Result:
-    """Run until all requests are answered. `links` default to instant ones; the policies are used up by the run."""
+    """Run until all requests are answered. `links` default to instant ones; the policies are used up by the run.
+
+    upstream_s, window, prefill_tokens: as in the schedulers and the recipes.
+    """
     if not stages:
         raise InputError("stages", len(stages), "at least one")
-    run = _Run(stages, tokens, load, links or [Link()] * (len(stages) - 1), upstream_s, window, keep_passes)
-    return run.result()
+    links = links or [Link()] * (len(stages) - 1)
+    if len(links) != len(stages) - 1:
+        raise InputError("links", len(links), f"one between each two of {len(stages)} stages")
+    schedulers = [
+        StageScheduler(k, len(stages), stage.policy, upstream_s, prefill_tokens) for k, stage in enumerate(stages)
+    ]
+    return _Run(stages, schedulers, tokens, load, links, window, keep_passes).result()
 
 
 @dataclass(eq=False)
 class _Node:
-    """A stage in the simulation. `task` is the pass that runs now, `left_s` its remaining work at full speed."""
+    """A stage in the simulation. `tasks` is the pass that runs now, `left_s` its remaining work at full speed,
+    `context` the positions its rows hold. shared: other stages run on its device."""
 
     spec: Stage
     scheduler: StageScheduler
     inbox: list[DraftBlock | Verdict] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
+    shared: bool = False
     fed: int = 0
+    context: int = 0
     held: dict[int, int] = field(default_factory=dict)
     started_s: float = 0.0
     left_s: float = 0.0
@@ -141,17 +153,19 @@ class _Run:
     def __init__(
         self,
         stages: Sequence[Stage],
+        schedulers: Sequence[StageScheduler],
         tokens: Tokens,
         load: Load,
         links: Sequence[Link],
-        upstream_s: float,
         window: int,
         keep_passes: bool,
     ) -> None:
         self.tokens, self.load, self.links, self.window, self.keep_passes = tokens, load, links, window, keep_passes
-        self.nodes = [
-            _Node(spec, StageScheduler(k, len(stages), spec.policy, upstream_s)) for k, spec in enumerate(stages)
-        ]
+        self.nodes = [_Node(spec, scheduler) for spec, scheduler in zip(stages, schedulers, strict=True)]
+        devices = [spec.device for spec in stages]
+        for node in self.nodes:
+            device = node.spec.device
+            node.shared = device is not None and (device.capacity < 1 or devices.count(device) > 1)
         self.now = 0.0
         self.events: list[tuple[float, int, int, int, object]] = []  # when, order, stage, wake number, message
         self.order = 0
@@ -174,34 +188,36 @@ class _Run:
 
     def _step(self) -> bool:
         """The next thing that happens: an event, or the end of a running pass, whichever is first."""
-        ends = [(node.left_s / self._speed(node), k) for k, node in enumerate(self.nodes) if node.tasks]
-        first_end = min(ends, default=None)
-        if first_end is None and not self.events:
-            return False
-        at_end = self.now + first_end[0] if first_end is not None else float("inf")
+        at_end, first = float("inf"), -1
+        for k, node in enumerate(self.nodes):
+            if node.tasks:
+                end = self.now + (node.left_s / self._speed(node) if node.shared else node.left_s)
+                if end < at_end:
+                    at_end, first = end, k
         if self.events and self.events[0][0] <= at_end:
             when, _, k, wake, message = heapq.heappop(self.events)
             self._advance(when)
             self._happen(k, wake, message)
-            return True
-        assert first_end is not None
-        self._advance(at_end)
-        self._end_pass(first_end[1])
+        elif first >= 0:
+            self._advance(at_end)
+            self._end_pass(first)
+        else:
+            return False
         return True
 
     def _speed(self, node: _Node) -> float:
         device = node.spec.device
-        if device is None:
+        if device is None or not node.shared:
             return 1.0
-        running = sum(1 for other in self.nodes if other.tasks and other.spec.device is device)
+        running = sum(1 for other in self.nodes if other.tasks and other.spec.device == device)
         return min(1.0, device.capacity / running)
 
     def _advance(self, when: float) -> None:
         passed = when - self.now
         if passed > 0:
-            speeds = [self._speed(node) if node.tasks else 0.0 for node in self.nodes]
-            for node, speed in zip(self.nodes, speeds, strict=True):
-                node.left_s = max(0.0, node.left_s - passed * speed)
+            for node in self.nodes:
+                if node.tasks:
+                    node.left_s = max(0.0, node.left_s - (passed * self._speed(node) if node.shared else passed))
         self.now = when
 
     def _at(self, when: float, k: int, wake: int, message: object) -> None:
@@ -251,14 +267,13 @@ class _Run:
             if not task.unfinished:
                 fed += prefix - min(node.held.get(task.row.handle, 0), prefix - 1) + len(task.work.drafts)
             node.fed += fed
-        context = sum(task.row.context + len(task.work.prefix) for task in tasks)
-        node.left_s = node.spec.cost.seconds(len(tasks), node.fed, context) + node.spec.overhead_s
+        node.context = sum(task.row.context + len(task.work.prefix) for task in tasks)
+        node.left_s = node.spec.cost.seconds(len(tasks), node.fed, node.context) + node.spec.overhead_s
 
     def _end_pass(self, k: int) -> None:
         node, tasks, seconds = self.nodes[k], self.nodes[k].tasks, self.now - self.nodes[k].started_s
         node.tasks = []
-        context = sum(task.row.context + len(task.work.prefix) for task in tasks)
-        node.scheduler.ran(tasks, node.fed, context, seconds)
+        node.scheduler.ran(tasks, node.fed, node.context, seconds)
         choices = [self._choices(k, task) for task in tasks]
         for task, settled in zip(tasks, node.scheduler.settle(tasks, choices, self.now), strict=True):
             self.out.drafted[k] += len(settled.added)
@@ -275,10 +290,10 @@ class _Run:
         work, request = task.work, task.row.handle
         if task.unfinished:
             return []
-        drafts = work.drafts
-        out: list[int] = []
+        drafts, before = work.drafts, len(work.prefix)
+        along, out = work.prefix + drafts, list[int]()
         for j in range(len(drafts) + 1):
-            out.append(self.tokens.choice(k, request, work.prefix + drafts[:j]))
+            out.append(self.tokens.choice(k, request, along[: before + j]))
             if j < len(drafts) and out[-1] != drafts[j]:
                 return out + [out[-1]] * (len(drafts) - j)  # what follows a refused draft is not looked at
         return out
@@ -305,7 +320,7 @@ class _Run:
                 stage=k,
                 limit=self.load.tokens,
                 vocab_size=self.tokens.vocab_size,
-                ends=frozenset(),
+                ends=frozenset(self.tokens.ends),
                 window=None if k == last else self.window,
             )
             node.scheduler.admit(standing, self.now, expect_drafts=self.load.speculate, prompt=self.load.prompt)
@@ -315,10 +330,10 @@ class _Run:
         standing = row.standing
         if row.passes == 1:
             self.out.ttft_s.append(self.now - self.began[row.handle])
-        if len(standing.prefix) < standing.limit:
+        if len(standing.prefix) < standing.limit and standing.prefix[-1] not in standing.ends:
             return
         last = len(self.nodes) - 1
-        standing.finish(standing.limit)
+        standing.finish(len(standing.prefix))
         self._say(last, row)
         self.nodes[last].scheduler.release(row.handle)
         self.out.answers[row.handle] = tuple(standing.prefix)
