@@ -27,8 +27,8 @@ from actors.target import Progress
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.emulation.loading import load_tokenizer
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError, StageError
-from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.gate import GateDecision
 
@@ -100,7 +100,7 @@ class Controller:
     def __init__(self, recipe: Recipe, stages: Stages) -> None:
         self.recipe, self.stages = recipe, stages
         self.names = recipe.cascade.levels
-        self.tokenizer = load_front(recipe.target).tokenizer
+        self.tokenizer = load_tokenizer(recipe)
         control_s = recipe.deadlines.control_s
         self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
         self.shared: tuple[bool, ...] = stages.adapter.result(stages.adapter.start("info"), control_s)["shared"]
@@ -333,7 +333,7 @@ class Controller:
                 notes.append(f"without the gate: {error}")
         for note in notes:
             log.warning("request %s went on %s", course.request.request_id, note)
-        return tuple(notes), decision
+        return (*self.recipe.marks, *notes), decision
 
     def _seen(self, course: _Course) -> dict[str, Moments]:
         """What encoder and adapter did when; without what is not known yet."""

@@ -1,0 +1,31 @@
+"""Emulated stages as Ray actors: processes and links are real, and there is no checkpoint anywhere."""
+
+from __future__ import annotations
+
+import pytest
+from emulated import emulated_table
+from toy_family import toy_events
+
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import SamplingParams, recipe_from_dict
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize("event_branch", [True, False])
+def test_emulated_stages_run_on_ray_and_say_so(ray_cluster: None, event_branch: bool) -> None:
+    table = emulated_table(["light"], {"agreement": [0.7]})
+    for name in ("encoder", "adapter"):
+        if not event_branch:
+            del table[name]
+    table["stages"]["light"]["device"] = table["stages"]["target"]["device"] = "emulated:shared_by_a_test"
+    recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}})
+    sampling = SamplingParams(max_tokens=40, temperature=0.7, seed=3)
+    with CascadeClient("ray", recipe=recipe) as client, CascadeClient(recipe=recipe) as reference:
+        answer = client.generate(toy_events(), "What moves?", sampling=sampling)
+        expected = reference.generate(toy_events(), "What moves?", sampling=sampling)
+        stats = client._async._transport.pipeline.stats()  # type: ignore[attr-defined]
+    assert answer.token_ids == expected.token_ids and len(answer.token_ids) == 40
+    assert answer.notes == expected.notes == recipe.marks
+    assert answer.edges[0].num_draft_tokens > answer.edges[0].num_accepted_tokens > 0
+    assert [stats[name]["emulated"] for name in ("light", "target")] == [True, True]
