@@ -59,6 +59,7 @@ class StageScheduler:
     def __post_init__(self) -> None:
         self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
         self.early: OrderedDict[int, DraftBlock] = OrderedDict()
+        self._held_back: set[int] = set()
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -125,6 +126,7 @@ class StageScheduler:
             if not self._can_run(row):
                 continue
             (ready if self._ready(row, now) else others).append(row)
+        self._held_back.clear()
         if not ready:
             return []
         tasks, budget = [], self.prefill_tokens
@@ -136,6 +138,8 @@ class StageScheduler:
                 budget -= fed
                 unfinished = fed < row.prompt_left
                 tasks.append(Task(row, Work((), ()) if unfinished else row.standing.work(most), fed, unfinished))
+        if not tasks:  # the policy rather waits for the others: being due does not wake the stage again
+            self._held_back.update(row.handle for row in ready)
         return tasks
 
     def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float) -> None:
@@ -198,7 +202,8 @@ class StageScheduler:
         wake = now + idle_s
         for row in self.rows.values():
             if self._can_run(row):
-                wake = min(wake, self._due(row))
+                if row.handle not in self._held_back:
+                    wake = min(wake, self._due(row))
             elif self.downstream and not row.standing.finished:
                 wake = min(wake, row.heard + _REPEAT_S)
         return wake
