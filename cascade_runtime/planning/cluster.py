@@ -220,7 +220,7 @@ def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
     _name("name", table.get("name"))
     kinds = dict(_catalogue())
     own = table.get("kinds", {})
-    _known("kinds", own, own if len(own) <= MAX_POOLS else ())
+    _known("kinds", own, own if isinstance(own, Mapping) and len(own) <= MAX_POOLS else ())
     for name, fields_ in own.items():
         _name("kinds", name)
         kinds[name] = Kind(name=name, **_arguments(Kind, f"kinds.{name}", fields_, "name"))
@@ -240,6 +240,7 @@ def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
         Profile(**_arguments(Profile, "profiles", x)) for x in _list("profiles", table.get("profiles", []))
     )
     agreement = table.get("agreement", {})
+    _known("agreement", agreement, agreement)
     _known("agreement", agreement, [edge for edge in agreement if "->" in edge][:64])
     for edge, value in agreement.items():
         number(ConfigError, f"agreement.{edge}", value, 0.0, 0.999)

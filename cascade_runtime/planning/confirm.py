@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from statistics import median
 
-from cascade_runtime.config import PolicyConfig, Recipe
+from cascade_runtime.config import Recipe
 from cascade_runtime.planning.forecast import Forecast
 from cascade_runtime.planning.layout import Layout
 from cascade_runtime.planning.problem import Problem
 from cascade_runtime.scheduling.from_recipe import policy_from_recipe
 from cascade_runtime.simulation import Agreement, Device, Link, Load, Stage, simulate
 
-_MOST_TOKENS = 16_000
-MOST_ROWS = 128
+MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Confirmed:
 
 
 def planned_recipe(problem: Problem, layout: Layout, said: Forecast) -> Recipe:
-    """The recipe as the plan would have it: its levels, m and W, slots, under the fixed policy."""
+    """The recipe as the plan would have it: its levels, slots, and the m and W to begin with."""
     recipe = problem.recipe
     cascade = replace(
         recipe.cascade,
@@ -35,7 +34,7 @@ def planned_recipe(problem: Problem, layout: Layout, said: Forecast) -> Recipe:
         slots=said.rows,
     )
     stages = tuple(recipe.stages[level] for level in layout.levels)
-    return replace(recipe, cascade=cascade, stages=stages, policy=PolicyConfig(mode="fixed"))
+    return replace(recipe, cascade=cascade, stages=stages)
 
 
 def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | None:
@@ -50,7 +49,7 @@ def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | Non
         cost = problem.cost(part, cluster.kind_of(cluster.pools[layout.devices[device]]))
         stages.append(Stage(part.name, policy_from_recipe(recipe, k, cost), cost, devices[device]))
     load = problem.load
-    requests = max(2 * said.rows, min(4 * said.rows, _MOST_TOKENS // load.tokens))
+    requests = 4 * said.rows
     result = simulate(
         stages,
         Agreement([edge.agreement for edge in said.edges]),
@@ -58,11 +57,13 @@ def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | Non
         [Link(edge.latency_s) for edge in said.edges],
         upstream_s=recipe.deadlines.upstream_s,
         window=recipe.cascade.window,
+        prefill_tokens=recipe.cascade.prefill_tokens,
     )
     tower = layout.at[problem.tower.name]
     kind = cluster.kind_of(cluster.pools[layout.devices[tower]])
     encode_s = problem.request_s(problem.tower, kind)
-    rate = result.tokens_per_s
+    began, ended = (result.finished_at_s[k * said.rows - 1] for k in (1, 3))  # while every row is taken
+    rate = 2 * said.rows * load.tokens / (ended - began)
     if encode_s and problem.tower.name not in (problem.levels[-1].name,):
         rate = min(rate, load.tokens / encode_s)
     elif encode_s and not _measured(problem):

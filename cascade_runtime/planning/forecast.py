@@ -1,7 +1,7 @@
 """`forecast`: what one replica in a layout should reach, by `scheduling.prediction`, with the best m and W.
 
-Stages on one device slow each other by the share of time that the others are busy. A verifier looks at m drafts a pass
-and its drafter stays within W; prefill, and vision where it is done, take their share of each device.
+Stages on one device slow each other by the share of time that the others are busy. A verifier waits
+for m drafts and its drafter stays within W; prefill, and vision where it is done, take their share of each device.
 """
 
 from __future__ import annotations
@@ -135,15 +135,24 @@ class _Chain:
         return name not in self.names or name == self.problem.tower.name
 
     def _prefill_s(self, name: str) -> float:
-        """What a prompt adds to a pass over the other rows; the pass brings a token of its own."""
-        prompt, rows, held = self.problem.prompt, self.rows, self.rows * self.context
-        return self.costs[name].seconds(rows, rows - 1 + prompt, held) - self.costs[name].seconds(rows, rows, held)
+        """What a prompt adds: to each pass that feeds a piece of it, and of the passes that its own row misses."""
+        cost, rows, held = self.costs[name], self.rows, self.rows * self.context
+        pieces, piece = self._pieces()
+        step_s = cost.seconds(rows, rows, held)
+        return pieces * (cost.seconds(rows, rows - 1 + piece, held) - step_s) + (pieces - 1) * step_s / rows
+
+    def _pieces(self) -> tuple[int, float]:
+        """A prompt is fed in so many pieces, of so many positions."""
+        pieces = -(-self.problem.prompt // self.problem.recipe.cascade.prefill_tokens)
+        return pieces, self.problem.prompt / pieces
 
     def _ttft_s(self) -> float:
         """Vision, features over the link, prefill. In strict mode the target waits for its own tower alone."""
         problem, tower = self.problem, self.problem.tower.name
         target, size = self.pools[self.names[-1]], self.problem.levels[-1].size
-        seconds = self.request_s[tower] + self.costs[self.names[-1]].seconds(1, problem.prompt, problem.prompt)
+        pieces, piece = self._pieces()
+        prefill_s = pieces * self.costs[self.names[-1]].seconds(1, piece, problem.prompt / 2)
+        seconds = self.request_s[tower] + prefill_s
         sender = self.pools.get("encoder", self.pools[tower])
         features = 2.0 * problem.load.frames * size.positions * size.feature_size
         latency_s = problem.cluster.latency_s(sender, target) or 0.0
@@ -154,9 +163,9 @@ class _Chain:
 def _best(
     cost: StepCost, alpha: float, pace_s: float, restart_s: float, rows: int, context: float, window: int
 ) -> tuple[int, Prediction]:
-    """The m that promises most tokens per second. A pass looks at m drafts at most, as the fixed policy does."""
+    """The m that promises most tokens per second, if a pass looks at all drafts that wait."""
 
     def at(m: int) -> Prediction:
-        return predict(Conditions(cost, geometric(alpha, m), pace_s, restart_s, rows, context), m, window)
+        return predict(Conditions(cost, geometric(alpha, window + 1), pace_s, restart_s, rows, context), m, window)
 
     return max(((m, at(m)) for m in _WAITS if m <= window), key=lambda found: found[1].tokens_per_s)

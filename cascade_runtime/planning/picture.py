@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape
 
-from cascade_runtime.planning.plan import DevicePlan, Plan, Replica, StageOnDevice, edge_words
+from cascade_runtime.planning.plan import DevicePlan, Plan, Replica, StageOnDevice, byte_words, edge_words
 
 _WIDTH, _MARGIN, _GAP = 1000, 24, 56
 _COLUMNS = 3
@@ -113,8 +113,8 @@ def _device(
     canvas.text(x + 10, y + 20, f"{device.kind}{shared}", 14, extra=' font-weight="bold"')
     canvas.text(x + width - 10, y + 20, f"{device.pool} ({device.site})", 12, _DIM, ' text-anchor="end"')
     _memory_bar(canvas, device, x + 10, y + 30, width - 20)
-    used, whole = device.used_bytes / 1e9, device.usable_bytes / 1e9
-    canvas.text(x + 10, y + 56, f"{used:.3g} of {whole:.3g} GB: weights, lighter: KV", 11, _DIM)
+    memory = f"{byte_words(device.used_bytes)} of {byte_words(device.usable_bytes)}: weights, lighter: KV"
+    canvas.text(x + 10, y + 56, memory, 11, _DIM)
     for i, stage in enumerate(device.stages):
         top = y + _HEAD_HEIGHT + i * _STAGE_HEIGHT
         places[stage.stage] = (x, top + 24)

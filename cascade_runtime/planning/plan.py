@@ -149,14 +149,14 @@ def _replica_lines(replica: Replica) -> list[str]:
     for device in replica.devices:
         share = device.used_bytes / device.usable_bytes
         shared = ", shared by all" if device.shared else ""
-        memory = f"{_bytes(device.used_bytes)} of {_bytes(device.usable_bytes)} ({share:.0%})"
+        memory = f"{byte_words(device.used_bytes)} of {byte_words(device.usable_bytes)} ({share:.0%})"
         lines.append(f"  {device.kind} in {device.pool} ({device.site}){shared}: {memory}")
         for stage in device.stages:
             mark = " <- bottleneck" if stage.stage == replica.bottleneck else ""
             turn = f"turn {stage.turn + 1}, loads in {_seconds(stage.load_s)}, " if stage.turn is not None else ""
-            kv = f" + {_bytes(stage.kv_bytes)} KV" if stage.kv_bytes else ""
+            kv = f" + {byte_words(stage.kv_bytes)} KV" if stage.kv_bytes else ""
             passes = f", {stage.pass_ms:.3g} ms a pass" if stage.pass_ms else ""
-            weight = f"{stage.dtype} {_bytes(stage.weight_bytes)}{kv}"
+            weight = f"{stage.dtype} {byte_words(stage.weight_bytes)}{kv}"
             lines.append(f"    {stage.stage:<9}{turn}{weight}{passes}, busy {stage.busy:.0%}{mark}")
     for edge in replica.edges:
         away = f"{1000 * edge.latency_s:.3g} ms away"
@@ -181,7 +181,8 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _bytes(count: float) -> str:
+def byte_words(count: float) -> str:
+    """Bytes for people."""
     return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"
 
 

@@ -2,8 +2,8 @@
 
     1  every layout of one replica that fits (`layout.py`), with the m and W that promise most (`forecast.py`)
     2  the cluster filled with replicas: by tokens per second for the devices they take, from several beginnings
-    3  the few best, and the best of each set of levels, in the simulator (`confirm.py`): the best of those it is
-    4  the same again with one more device of each pool
+    3  the few best, and the best of each set of levels, in the simulator (`confirm.py`); 2 again with what that taught
+    4  of all that were simulated, the best; and what one more device of each pool would bring
 
 What the runtime does not do is assumed only where the cluster file or `assume` allows it, and then the plan says so.
 """
@@ -47,6 +47,11 @@ class _Candidate:
         """That take part at the same time; none where parts take turns."""
         return self.layout.levels if self.layout else ()
 
+    @property
+    def sort(self) -> tuple[tuple[int, ...], int]:
+        """What a prediction's error depends on: the levels, and how many devices they have."""
+        return self.levels, sum(self.usage.values())
+
 
 _Filled = list[tuple[_Candidate, int]]
 
@@ -57,16 +62,19 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
     problem = _quantised(problem_of(recipe, cluster, load or cluster.load), allowed)
     room = {i: pool.devices for i, pool in enumerate(cluster.pools)}
     candidates = _candidates(problem, {i: count + 1 for i, count in room.items()}, "sequential" in allowed)
+    measured = _Measured(problem)
     tried = _most_promising(_fillings(problem, candidates, room))
     if not tried:
         raise _impossible(problem, allowed)
-    confirmed: dict[int, Confirmed | None] = {}
+    for filled in tried:
+        measured.total(filled)
+    candidates = measured.corrected(candidates)
+    tried += _most_promising(_fillings(problem, candidates, room))
     alone = [candidate for candidate in candidates if candidate.levels == (len(problem.levels) - 1,)]
     by_alone = max(_fillings(problem, alone, room), key=_worth, default=[])
-    best = max([*tried, by_alone or tried[0]], key=lambda filled: _measured(problem, filled, confirmed))
-    rate_alone = _measured_total(problem, by_alone, confirmed)
+    best = max([*tried, by_alone or tried[0]], key=measured.worth)
     chosen = [
-        Chosen(count, candidate.layout, candidate.said, candidate.turns, confirmed.get(id(candidate)))
+        Chosen(count, candidate.layout, candidate.said, candidate.turns, measured.of(candidate))
         for candidate, count in best
     ]
     used: Counter[int] = Counter()
@@ -80,8 +88,8 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
         recipe=recipe.name,
         cluster=cluster.name,
         tokens_per_s=sum(r.count * (r.simulated_tokens_per_s or r.tokens_per_s) for r in replicas),
-        predicted_tokens_per_s=_total(best),
-        tokens_per_s_alone=rate_alone,
+        predicted_tokens_per_s=sum(replica.count * replica.tokens_per_s for replica in replicas),
+        tokens_per_s_alone=measured.total(by_alone),
         ttft_s=max(replica.ttft_s for replica in replicas),
         streams=sum(replica.count * replica.slots for replica in replicas),
         prompt=problem.prompt,
@@ -197,23 +205,43 @@ def _worth(filled: _Filled) -> float:
     return filled[0][0].worth if filled[0][0].worth != filled[0][0].rate else _total(filled)
 
 
-def _measured(problem: Problem, filled: _Filled, confirmed: dict[int, Confirmed | None]) -> float:
-    """As `_worth`, by the simulator where it can follow."""
-    total = _measured_total(problem, filled, confirmed)
-    if problem.recipe.policy.objective == "latency":
-        return total / sum(count * _rows(candidate) for candidate, count in filled)
-    return total
+class _Measured:
+    """Replicas as the simulator finds them, each simulated once."""
 
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._said: dict[int, Confirmed | None] = {}
+        self._ratios: dict[tuple[tuple[int, ...], int], list[float]] = {}
 
-def _measured_total(problem: Problem, filled: _Filled, confirmed: dict[int, Confirmed | None]) -> float:
-    """Tokens per second over all replicas. What was simulated is kept in `confirmed`."""
-    total = 0.0
-    for candidate, count in filled:
-        if candidate.layout is not None and candidate.said is not None and id(candidate) not in confirmed:
-            confirmed[id(candidate)] = confirm(problem, candidate.layout, candidate.said)
-        said = confirmed.get(id(candidate))
-        total += count * (said.tokens_per_s if said else candidate.rate)
-    return total
+    def of(self, candidate: _Candidate) -> Confirmed | None:
+        """What the simulator says of a candidate; None where it cannot follow."""
+        if candidate.layout is None or candidate.said is None:
+            return None
+        key = id(candidate.said)
+        if key not in self._said:
+            said = self._said[key] = confirm(self._problem, candidate.layout, candidate.said)
+            if said is not None:
+                ratio = said.tokens_per_s / candidate.said.tokens_per_s
+                self._ratios.setdefault(candidate.sort, []).append(ratio)
+        return self._said[key]
+
+    def total(self, filled: _Filled) -> float:
+        """Tokens per second over all replicas."""
+        rates = ((said.tokens_per_s if (said := self.of(each)) else each.rate) * count for each, count in filled)
+        return sum(rates)
+
+    def worth(self, filled: _Filled) -> float:
+        """What the objective counts: all tokens per second, or those of one request."""
+        total = self.total(filled)
+        if self._problem.recipe.policy.objective == "latency":
+            return total / sum(count * _rows(candidate) for candidate, count in filled)
+        return total
+
+    def corrected(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """Predictions scaled by what the simulator found for the same levels on as many devices."""
+        scale = {sort: sum(ratios) / len(ratios) for sort, ratios in self._ratios.items()}
+        factors = ((candidate, scale.get(candidate.sort, 1.0)) for candidate in candidates)
+        return [replace(each, rate=each.rate * by, worth=each.worth * by) for each, by in factors]
 
 
 def _one_more(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[OneMore]:
