@@ -6,30 +6,46 @@ Pipelines of Ray actors that differ in one thing, turn about in one run, medians
 
     lockstep    real models, 16 streams: the adaptive pipeline beside the same actors in lock step (one stage at a time,
                 the recipe's blocks), tokens per second from the first request to the last answer
-    one_stream  real models, 1 stream: the adaptive pipeline beside lock step at every block length tried, the best counts
+    one_stream  real models, 1 stream: the adaptive pipeline beside lock step at several block lengths, the best counts
+    emulated    devices of 5, 25 and 100 ms a pass (benchmarks/recipes/emulated_5_25_100.toml), 16 streams: how much of
+                the time the bottleneck is in a pass, latency hidden, coordination
+    useless     drafters that are no use: random weights (real models), always wrong, ten times slower than the target,
+                and dead (emulated), at 1, 4 and 16 streams: the adaptive pipeline beside the same target alone
+    clips       with --traces DIR: recorded stage times of two models, clips of 2 to 20 s (emulated): one clip after the
+                other with the target alone, then pipelined with the target alone, then with drafts
     idle        cores burnt by all actors of a pipeline that has nothing to do, from /proc
-    useless     a drafter of random weights: the adaptive pipeline beside the target alone
 
 From the stages' own clocks: latency hidden = 1 - (wall - longest busy) / (sum of busy - longest busy). Coordination is
-what a stage's loop spends awake outside passes, over its time in passes. Every answer of every pipeline is compared with
-the target's own: the benchmark fails where token ids differ. One JSON line last.
+what the busiest stage's loop spends awake outside passes, over its time in passes. All answers of a part are compared:
+the benchmark fails where token ids differ. Emulated parts run no model: timed waits, made-up or recorded tokens, all
+else real. One JSON line last.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from actors.adapter import AdapterVerifierStage
+from actors.controller import Controller
+from actors.drafter import Drafter
+from actors.encoder import EventEncoderStage
+from actors.mid_verifier import MidVerifier
+from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
-from cascade_runtime.config import PolicyConfig, Recipe, SamplingParams, load_recipe
+from cascade_runtime.config import Recipe, SamplingParams, StepProfile, load_recipe
 from cascade_runtime.events import Events
 from cluster.launch import Pipeline, launch
 
@@ -61,7 +77,7 @@ class Run:
     def hidden(self) -> float:
         """Share of what could overlap that did."""
         total, longest = sum(self.busy_s.values()), max(self.busy_s.values())
-        return 1 - (self.wall_s - longest) / (total - longest)
+        return 1 - (self.wall_s - longest) / (total - longest) if total > longest else 1.0
 
     @property
     def coordination(self) -> float:
@@ -71,11 +87,11 @@ class Run:
 
 
 @contextmanager
-def local_ray() -> Iterator[None]:
+def local_ray() -> Generator[None]:
     """A local Ray whose books have room for several pipelines; threads per stage are the recipe's all the same."""
     import ray
 
-    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
@@ -138,7 +154,11 @@ def ratio(runs: dict[str, list[Run]], one: str, other: str) -> float:
 
 def with_policy(recipe: Recipe, mode: str, **cascade: Any) -> Recipe:
     """The recipe under another policy; `cascade` replaces fields of its [cascade] table."""
-    return replace(recipe, policy=PolicyConfig(mode=mode), cascade=replace(recipe.cascade, **cascade))
+    deadlines = recipe.deadlines
+    if mode == "lock_step":  # it waits for everybody, however long that takes
+        deadlines = replace(deadlines, upstream_s=10.0)
+    policy = replace(recipe.policy, mode=mode)
+    return replace(recipe, policy=policy, deadlines=deadlines, cascade=replace(recipe.cascade, **cascade))
 
 
 def show(name: str, runs: Sequence[Run]) -> None:
@@ -160,7 +180,11 @@ def lockstep(args: argparse.Namespace) -> dict[str, Any]:
     recipe = load_recipe(args.recipe, ["cascade.slots=16", *args.set])
     work = requests(24 if args.quick else 48, args.max_tokens)
     print(f"\nlockstep: {recipe.name}, 16 streams, {len(work)} questions")
-    with local_ray(), launch(with_policy(recipe, "adaptive")) as adaptive, launch(with_policy(recipe, "lock_step")) as lock:
+    with (
+        local_ray(),
+        launch(with_policy(recipe, "adaptive")) as adaptive,
+        launch(with_policy(recipe, "lock_step")) as lock,
+    ):
         runs = turn_about(
             {"pipelined": lambda: drive(adaptive, work, 16), "lock step": lambda: drive(lock, work, 16)}, args.rounds
         )
@@ -185,7 +209,10 @@ def one_stream(args: argparse.Namespace) -> dict[str, Any]:
         for block in (4, 12) if args.quick else BLOCKS:
             with launch(with_policy(recipe, "lock_step", num_draft_tokens=(block,) * edges)) as lock:
                 runs = turn_about(
-                    {"pipelined": lambda: drive(adaptive, work, 1), f"lock step, {block}": lambda: drive(lock, work, 1)},  # noqa: B023
+                    {
+                        "pipelined": lambda: drive(adaptive, work, 1),
+                        f"lock step, {block}": lambda: drive(lock, work, 1),
+                    },
                     args.rounds,
                 )
             for name, each in runs.items():
@@ -202,9 +229,7 @@ def idle(args: argparse.Namespace) -> dict[str, Any]:
     seconds = 5.0 if args.quick else 20.0
     with local_ray(), launch(recipe) as pipeline:
         drive(pipeline, requests(2, args.max_tokens), 1)
-        names = ("encoder", "adapter", *recipe.cascade.levels)
-        pids = [pipeline.stages[name].result(pipeline.stages[name].start("info"), 30.0)["pid"] for name in names]
-        pids.append(pipeline.controller.result(pipeline.controller.start("stats"), 30.0)["pid"])
+        pids = _actors()
         time.sleep(1.0)
         before = sum(map(_cpu_s, pids))
         time.sleep(seconds)
@@ -213,15 +238,170 @@ def idle(args: argparse.Namespace) -> dict[str, Any]:
     return {"idle_core_share": round(share, 4)}
 
 
+def _actors() -> list[int]:
+    """Processes that Ray has named after an actor of ours."""
+    kinds = (EventEncoderStage, AdapterVerifierStage, Drafter, MidVerifier, Target, Controller)
+    names = {f"ray::{kind.__name__}" for kind in kinds}
+    pids = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_text().split("\0")[0].split(".")[0] in names:
+                pids.append(int(path.parent.name))
+    return pids
+
+
 def _cpu_s(pid: int) -> float:
     with open(f"/proc/{pid}/stat", encoding="ascii") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def scenes_without_models(
+    count: int, *, speculate: bool = True, seconds: Sequence[float] = (0.05,)
+) -> list[GenerateRequest]:
+    """Questions about recordings that only have a length, for emulated devices."""
+    import numpy as np
+
+    made = []
+    for i in range(count):
+        t = np.linspace(0, 1e6 * seconds[i % len(seconds)], 50).astype(np.int64)
+        x = np.full(50, i % 100, np.uint16)
+        events = Events(t, x, x, np.zeros(50, np.uint8), width=128, height=128)
+        question = f"What is in clip {i}?"
+        made.append(
+            GenerateRequest(
+                events=events, question=question, sampling=SamplingParams(max_tokens=64), speculate=speculate
+            )
+        )
+    return made
+
+
+def emulated(args: argparse.Namespace) -> dict[str, Any]:
+    """5, 25 and 100 ms."""
+    recipe = load_recipe("benchmarks/recipes/emulated_5_25_100.toml", args.set)
+    work = scenes_without_models(32 if args.quick else 64)
+    print(f"\nemulated: {recipe.name}, 16 streams, {len(work)} questions, agreement {recipe.emulation.agreement}")  # type: ignore[union-attr]
+    with local_ray(), launch(recipe) as pipeline:
+        runs = turn_about({"16 streams": lambda: drive(pipeline, work, 16)}, args.rounds)
+        alone = [replace(request, speculate=False) for request in work[:4]]
+        one = turn_about(
+            {"1 stream": lambda: drive(pipeline, work[:4], 1), "1 stream, alone": lambda: drive(pipeline, alone, 1)}, 1
+        )
+    for name, each in (runs | one).items():
+        show(name, each)
+    median = runs["16 streams"]
+    return {
+        "bottleneck_efficiency": round(statistics.median(max(run.busy_s.values()) / run.wall_s for run in median), 3),
+        "latency_hidden": round(statistics.median(run.hidden for run in median), 3),
+        "coordination_overhead": round(statistics.median(run.coordination for run in median), 4),
+        "emulated_one_stream_vs_alone": round(ratio(one, "1 stream", "1 stream, alone"), 3),
+    }
+
+
+def useless(args: argparse.Namespace) -> dict[str, Any]:
+    """Never slower than the target alone, or by how much."""
+    kinds = {"always wrong": (5.0, 0.0), "ten times slower": (1000.0, 0.8), "dead": (5.0, 0.8)}
+    out: dict[str, float] = {}
+    print("\nuseless: adaptive over alone, medians")
+    with local_ray():
+        for kind, (step_ms, agreement) in kinds.items():
+            with launch(_two_emulated(step_ms, agreement)) as pipeline:
+                if kind == "dead":
+                    import ray
+
+                    ray.kill(pipeline.stages["light"].actor)
+                _beside_alone(kind, pipeline, scenes_without_models, args, out)
+        with tempfile.TemporaryDirectory() as folder, launch(_random_drafter(Path(folder))) as pipeline:
+            _beside_alone("random weights, real models", pipeline, lambda n: requests(n, args.max_tokens), args, out)
+    return {"useless_drafters": out, "worst_vs_alone": min(out.values())}
+
+
+def _beside_alone(
+    kind: str,
+    pipeline: Pipeline,
+    make: Callable[[int], list[GenerateRequest]],
+    args: argparse.Namespace,
+    out: dict[str, float],
+) -> None:
+    for streams in (1, 16) if args.quick else (1, 4, 16):
+        work = make(max(4, 2 * streams))
+        alone = [replace(request, speculate=False) for request in work]
+        runs = turn_about(
+            {"with": lambda: drive(pipeline, work, streams), "alone": lambda: drive(pipeline, alone, streams)},  # noqa: B023
+            args.rounds,
+        )
+        out[f"{kind}, {streams}"] = round(ratio(runs, "with", "alone"), 3)
+        print(f"  {kind}, {streams} streams: {out[f'{kind}, {streams}']}", flush=True)
+
+
+def _two_emulated(step_ms: float, agreement: float) -> Recipe:
+    """A drafter of so many ms a step in front of the 100 ms target."""
+    recipe = load_recipe("benchmarks/recipes/emulated_5_25_100.toml")
+    light, _, heavy = recipe.stages
+    assert recipe.emulation is not None and isinstance(light.profile, StepProfile)
+    return replace(
+        recipe,
+        cascade=replace(recipe.cascade, levels=("light", "heavy"), num_draft_tokens=(4,)),
+        stages=(replace(light, profile=replace(light.profile, base_ms=step_ms)), heavy),
+        emulation=replace(recipe.emulation, agreement=(agreement,)),
+    )
+
+
+def _random_drafter(folder: Path) -> Recipe:
+    """light_heavy with a light of the bundled shape and random weights."""
+    from cascade_runtime.models import load_checkpoint
+    from cascade_runtime.models.family import build_model, save_model
+    from cascade_runtime.models.stage_source import checkpoint_path
+
+    recipe = load_recipe("light_heavy", ["cascade.slots=16"])
+    tokenizer = load_checkpoint(checkpoint_path(recipe.target), parts=()).tokenizer
+    save_model(build_model("light", tokenizer), tokenizer, folder)
+    return replace(recipe, stages=(replace(recipe.stages[0], checkpoint=str(folder)), recipe.stages[1]))
+
+
+def clips(args: argparse.Namespace) -> dict[str, Any]:
+    """Recorded stage times, recorded answers."""
+    if args.traces is None:
+        print("\nclips: left out, no --traces")
+        return {}
+    from benchmarks.recipes.stage_times import write_recipe
+
+    seconds = (2.0, 4.0, 5.0, 8.0, 10.0, 16.0, 20.0)
+    with tempfile.TemporaryDirectory() as folder, local_ray():
+        path = write_recipe(
+            args.traces / "stage_latency_profile.json",
+            args.traces / "eventgpt_videollava_tokens_1100.json",
+            Path(folder),
+            gpus=2,
+            per_token_ms=2.58,
+            drafters="ngram",
+        )
+        work = scenes_without_models(14 if args.quick else 28, seconds=seconds)
+        alone = [replace(request, speculate=False) for request in work]
+        with launch(load_recipe(path)) as pipeline:
+            runs = turn_about(
+                {
+                    "one after the other, alone": lambda: drive(pipeline, alone, 1),
+                    "pipelined, alone": lambda: drive(pipeline, alone, 8),
+                    "pipelined, drafts": lambda: drive(pipeline, work, 8),
+                },
+                1 if args.quick else 3,
+            )
+    print(f"\nclips: {len(work)} clips of {seconds} s, emulated")
+    for name, each in runs.items():
+        show(name, each)
+    return {
+        "clips_pipelined_vs_sequential": round(ratio(runs, "pipelined, alone", "one after the other, alone"), 3),
+        "clips_with_drafts_vs_sequential": round(ratio(runs, "pipelined, drafts", "one after the other, alone"), 3),
+    }
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "lockstep": lockstep,
     "one_stream": one_stream,
+    "emulated": emulated,
+    "useless": useless,
+    "clips": clips,
     "idle": idle,
 }
 
@@ -232,6 +412,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer questions, rounds and variants")
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=0, help="default 5, with --quick 2")
+    parser.add_argument("--traces", type=Path, help="a folder with recorded stage times and answers, for `clips`")
     parser.add_argument("--recipe", default="three_level")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")

@@ -80,7 +80,9 @@ class Point:
 def compare(point: Point, requests: int) -> dict[str, object]:
     """The adaptive policy beside every fixed one and beside the target alone."""
     fixed = {
-        (m, window): point.run(Fixed(m, window), requests) for m, window in itertools.product(MS, WINDOWS) if m <= window
+        (m, window): point.run(Fixed(m, window), requests)
+        for m, window in itertools.product(MS, WINDOWS)
+        if m <= window
     }
     best = max(fixed, key=lambda each: fixed[each])
     prior = point.stages(Policy(0))[1].cost
@@ -104,7 +106,9 @@ def points(quick: bool) -> list[Point]:
         Point(a, c, n, bound)
         for a, c, n, bound in itertools.product(agreements, ratios, (1, 4, 16), ("memory", "arithmetic"))
     ]
-    change = [Point(a, c, n, "memory", b) for (a, b), c, n in itertools.product(((0.9, 0.2), (0.2, 0.9)), (5, 20), (1, 8))]
+    change = [
+        Point(a, c, n, "memory", b) for (a, b), c, n in itertools.product(((0.9, 0.2), (0.2, 0.9)), (5, 20), (1, 8))
+    ]
     return steady + change
 
 
@@ -132,7 +136,9 @@ def main() -> None:
 def report(name: str, rows: Sequence[dict[str, object]]) -> None:
     """The spread of one group."""
     ratios = sorted(float(str(row["adaptive_vs_best_fixed"])) for row in rows)
-    print(f"{name}: over the best fixed, worst {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, best {ratios[-1]:.3f}")
+    print(
+        f"{name}: over the best fixed, worst {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, best {ratios[-1]:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def toy_recipe(
     }
     recipe: dict[str, object] = {
         "deadlines": {"start_s": 300.0},
+        "policy": {"mode": "fixed"},  # all of one size: a policy that measures would rather not draft at all
         "cascade": cascade,
         "stages": {
             name: {"checkpoint": str(family / kind), "num_cpus": 0.2} for name, kind in zip(names, kinds, strict=True)

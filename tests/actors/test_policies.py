@@ -12,7 +12,6 @@ from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 from cascade_runtime.engine import Engine
 from cascade_runtime.events.facts import patch_occupancy
 from cascade_runtime.messages import Grant
-from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.from_recipe import window_of_row
 from cascade_runtime.scheduling.policy import Policy
 from cascade_runtime.scheduling.standing import Standing
@@ -90,7 +89,6 @@ class Turned(Policy):
 def test_grants_that_change_all_the_time_change_no_token(family: Path, reference: list[tuple[int, ...]]) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy", "identical"], [2, 4])) as controller:
         for stage in controller.language[1:]:
-            assert isinstance(stage.scheduler.policy, Adaptive)
             stage.scheduler.policy = Turned(2, window=12)
         assert answers_of(controller) == reference
         masks = {mask for a in map(controller.generate, toy_requests(8, seed=3)) for mask in a.masks}
