@@ -4,6 +4,7 @@
     cascade generate FILE -q QUESTION     ask about a recording
     cascade events info|render FILE       what a recording holds; a picture of it
     cascade train family --out DIR        train the bundled models again
+    cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
 
@@ -122,6 +123,12 @@ def _train_family(args: argparse.Namespace) -> int:
     return OK
 
 
+def _trace(args: argparse.Namespace) -> int:
+    from cluster.trace import run_trace
+
+    return run_trace(_recipe(args), args.output, args.metrics, args.streams, args.requests, args.seed, sys.stdout)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from cluster.doctor import examine
 
@@ -236,6 +243,23 @@ def _parser() -> argparse.ArgumentParser:
     family.add_argument("--quick", action="store_true", help="minutes: proves the path, teaches little")
     family.set_defaults(run=_train_family)
 
+    trace = commands.add_parser("trace", help="what every stage does when: a Gantt chart, a Perfetto trace, counters")
+    _add_recipe(trace)
+    trace.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json|FILE.svg",
+        help="a trace for ui.perfetto.dev, or a picture; repeatable",
+    )
+    trace.add_argument("--metrics", type=Path, metavar="FILE", help="the counters of the run, as Prometheus text")
+    trace.add_argument("--streams", type=int, default=4, metavar="N", help="how many ask at the same time")
+    trace.add_argument("--requests", type=int, default=3, metavar="N", help="questions of each stream")
+    trace.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes are simulated")
+    trace.set_defaults(run=_trace)
+
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
@@ -277,6 +301,10 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 def _add_setup(command: argparse.ArgumentParser) -> None:
     command.add_argument("--target", choices=TARGETS, default="in-process", help="where the stages run")
+    _add_recipe(command)
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
         default="three_level",

@@ -33,10 +33,12 @@ from actors.drafter import Drafter
 from actors.encoder import EventEncoderStage
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
+from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec, choose_backend
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
+from cascade_runtime.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,17 @@ class Pipeline:
         everything = {"controller": self.controller, **self.stages}
         references = {name: everything[name].start("stats") for name in names}
         return {name: everything[name].result(references[name], control_s) for name in names}
+
+    def generate(self, request: GenerateRequest) -> Answer:
+        """The answer to one request, within its deadline. Raises what `Controller.generate` raises."""
+        limit_s = self.recipe.deadlines.request_s + self.recipe.deadlines.control_s
+        return self.controller.result(self.controller.start("generate", request, None), limit_s)
+
+    def trace(self) -> list[Trace]:
+        """What every stage has recorded, in the order of the pipeline: encoder, adapter, the levels from light on."""
+        references = {name: stage.start("trace") for name, stage in self.stages.items()}
+        control_s = self.recipe.deadlines.control_s
+        return [self.stages[name].result(reference, control_s) for name, reference in references.items()]
 
     def close(self) -> None:
         """Drain, stop the loops, kill the actors, give back the placement group. A second call does nothing."""

@@ -125,6 +125,9 @@ def test_generate_json_is_one_line_that_holds_the_answer(fake_client, recording,
         (["generate", "{clip}", "-q", "What?", "--recipe", "huge"], cli.USAGE, "three_level"),
         (["generate", "{clip}", "-q", "What?", "--set", "cascade.windw=3"], cli.USAGE, "cascade.windw"),
         (["demo", "--set", "gate.accept=2"], cli.USAGE, "gate.accept"),
+        (["trace", "-o", "trace.png"], cli.USAGE, ".json or .svg"),
+        (["trace", "--streams", "0"], cli.USAGE, "streams"),
+        (["trace", "--requests", "-1"], cli.USAGE, "requests"),
         (["events", "render", "{clip}", "-o", "/no/such/folder/x.png"], cli.FAILED, "/no/such/folder/x.png"),
     ],
 )
@@ -191,6 +194,23 @@ def test_render_writes_a_picture_and_previews_it(recording, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 4
     assert cli.main(["events", "render", str(recording), "-o", str(picture), "--quiet"]) == cli.OK
     assert capsys.readouterr().out == ""
+
+
+def test_trace_passes_its_options_and_returns_its_code(monkeypatch):
+    seen = []
+    module = ModuleType("cluster.trace")
+    module.run_trace = lambda *given: seen.append(given) or 0
+    monkeypatch.setitem(sys.modules, "cluster.trace", module)
+    options = ["-o", "a.json", "-o", "b.svg", "--metrics", "m.prom", "--streams", "2", "--requests", "5", "--seed", "9"]
+    assert cli.main(["trace", *options, "--recipe", "light_heavy"]) == cli.OK
+    assert cli.main(["trace"]) == cli.OK
+    (recipe, *given, out), (_, *defaults, _) = seen
+    assert (recipe.cascade.name, given, out) == (
+        "light_heavy",
+        [[Path("a.json"), Path("b.svg")], Path("m.prom"), 2, 5, 9],
+        sys.stdout,
+    )
+    assert defaults == [[], None, 4, 3, 0]
 
 
 def test_demo_passes_its_options_and_returns_its_code(monkeypatch):
