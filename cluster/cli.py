@@ -124,7 +124,7 @@ def _train_family(args: argparse.Namespace) -> int:
 
 
 def _trace(args: argparse.Namespace) -> int:
-    from cluster.trace import run_trace
+    from cluster.traced_run import run_trace
 
     return run_trace(_recipe(args), args.output, args.metrics, args.streams, args.requests, args.seed, sys.stdout)
 

@@ -198,9 +198,9 @@ def test_render_writes_a_picture_and_previews_it(recording, tmp_path, capsys):
 
 def test_trace_passes_its_options_and_returns_its_code(monkeypatch):
     seen = []
-    module = ModuleType("cluster.trace")
+    module = ModuleType("cluster.traced_run")
     module.run_trace = lambda *given: seen.append(given) or 0
-    monkeypatch.setitem(sys.modules, "cluster.trace", module)
+    monkeypatch.setitem(sys.modules, "cluster.traced_run", module)
     options = ["-o", "a.json", "-o", "b.svg", "--metrics", "m.prom", "--streams", "2", "--requests", "5", "--seed", "9"]
     assert cli.main(["trace", *options, "--recipe", "light_heavy"]) == cli.OK
     assert cli.main(["trace"]) == cli.OK

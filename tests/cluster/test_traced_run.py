@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from toy_family import toy_recipe, write_toy_family
 
-from cluster.trace import run_trace
+from cluster.traced_run import run_trace
 
 pytestmark = pytest.mark.ray
 STAGES = ["encoder", "adapter", "level0", "level1", "target"]
