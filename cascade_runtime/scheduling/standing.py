@@ -178,7 +178,8 @@ class Standing:
         hints, masks = list(block.tokens[overlap:]), list(block.stages[overlap:])
         bad = next((i for i, token in enumerate(hints) if token >= self.vocab_size), len(hints))
         hints, masks = hints[:bad], masks[:bad]
-        self.upstream_waits = block.finished
+        known = self._told[0] if self._told is not None else 0
+        self.upstream_waits = block.finished and block.ack == self._seq and known == self._version  # else it will go on
         if len(hints) <= len(self.hints) and self.hints[: len(hints)] == hints:
             return bool(hints) and len(hints) == len(self.hints)  # an older block, or the same again
         below = (1 << self.stage) - 1
