@@ -57,17 +57,20 @@ QUESTIONS = (
 )
 FIRST_SCENE = 6_000_000  # far from the seeds of training
 BLOCKS = (2, 4, 8, 12, 16)
+COUNTERS = ("busy_s", "awake_s", "passes", "tokens_fed")
 
 
 @dataclass
 class Run:
-    """One workload through one pipeline. busy_s and awake_s per language stage."""
+    """One workload through one pipeline; counters per language stage."""
 
     tokens: int
     wall_s: float
     answers: tuple[tuple[int, ...], ...]
     busy_s: dict[str, float] = field(default_factory=dict)
     awake_s: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, float] = field(default_factory=dict)
+    tokens_fed: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
@@ -129,7 +132,7 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int) -> 
     wall_s = time.perf_counter() - start
     after = pipeline.stats()
     levels = pipeline.recipe.cascade.levels
-    spent = {key: {name: after[name][key] - before[name][key] for name in levels} for key in ("busy_s", "awake_s")}
+    spent = {key: {name: after[name][key] - before[name][key] for name in levels} for key in COUNTERS}
     tokens = tuple(answer.token_ids for answer in answers)
     return Run(sum(map(len, tokens)), wall_s, tokens, **spent)
 
@@ -167,7 +170,11 @@ def show(name: str, runs: Sequence[Run]) -> None:
     def median(of: Callable[[Run], float]) -> float:
         return statistics.median(of(run) for run in runs)
 
-    busy = "  ".join(f"{stage} {median(lambda r, s=stage: r.busy_s[s] / r.wall_s):.2f}" for stage in runs[0].busy_s)
+    busy = "  ".join(
+        f"{stage} {median(lambda r, s=stage: r.busy_s[s] / r.wall_s):.2f}"
+        f" ({median(lambda r, s=stage: r.passes[s]):.0f} passes, {median(lambda r, s=stage: r.tokens_fed[s]):.0f} fed)"
+        for stage in runs[0].busy_s
+    )
     print(
         f"  {name:<34}{median(lambda r: r.tokens_per_s):>8.1f} tokens/s   hidden {median(lambda r: r.hidden):>5.2f}"
         f"   coordination {median(lambda r: r.coordination):.3f}   busy {busy}",

@@ -25,7 +25,7 @@ from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.errors import CapacityError, InputError, PromptTooLong
 from cascade_runtime.models.language import LanguageModel
 
-_LONG = 32  # rows that feed more than this (prefill) do not share a pass with rows that feed a few tokens
+_PASS_TOKENS = 24.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Extension:
 class Decoder:
     """Rows of requests over one language model. Not thread-safe: one loop owns it.
 
-    tells_confidence: keep, per row, the largest probability of the last position of each pass.
+    tells_confidence: keep, per row, the largest probability of the last position of each pass. pass_tokens: as many
+    tokens cost what a pass costs before its first; rows that feed very different numbers of tokens run apart where
+    padding them to the longest would cost more.
     """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
@@ -82,6 +84,7 @@ class Decoder:
         self.passes = 0
         self.tokens_fed = 0
         self.tells_confidence = False
+        self.pass_tokens = _PASS_TOKENS
 
     @property
     def free_slots(self) -> int:
@@ -117,13 +120,10 @@ class Decoder:
         """
         choices: list[list[int]] = [[] for _ in extensions]
         plans = [self._plan(extension) for extension in extensions]
-        short = [i for i, plan in enumerate(plans) if plan.count <= _LONG]
-        long = [i for i, plan in enumerate(plans) if plan.count > _LONG]
-        for group in (short, long):
-            if group:
-                group.sort(key=lambda i: plans[i].row.slot)  # neighbouring slots are read in place
-                for i, chosen in zip(group, self._run([plans[i] for i in group]), strict=True):
-                    choices[i] = chosen
+        for group in _alike([plan.count for plan in plans], self.pass_tokens):
+            group.sort(key=lambda i: plans[i].row.slot)  # neighbouring slots are read in place
+            for i, chosen in zip(group, self._run([plans[i] for i in group]), strict=True):
+                choices[i] = chosen
         return choices
 
     def _plan(self, extension: Extension) -> _Plan:
@@ -226,6 +226,23 @@ class _Plan:
     def first_token(self) -> int:
         """The first answer token among them."""
         return max(self.start - len(self.row.prompt), 0)
+
+
+def _alike(counts: Sequence[int], pass_tokens: float) -> list[list[int]]:
+    """Indices of `counts` in groups, so that groups times `pass_tokens` plus all padded rows is least."""
+    order = sorted(range(len(counts)), key=lambda i: -counts[i])
+    if not order or counts[order[0]] == counts[order[-1]]:
+        return [order] if order else []
+    best, cut = [0.0], [0]  # of the first n in order: the least cost, and where the last group begins
+    for end in range(1, len(order) + 1):
+        cost, start = min((best[j] + pass_tokens + (end - j) * counts[order[j]], j) for j in range(end))
+        best.append(cost)
+        cut.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[cut[end] : end])
+        end = cut[end]
+    return groups
 
 
 def check_fits(prompt_length: int, sampling: SamplingParams, max_len: int) -> None:

@@ -180,7 +180,9 @@ class StageScheduler:
             yield settled
 
     def _can_run(self, row: ScheduledRow) -> bool:
-        return not row.standing.blocked and not (row.standing.grant.relay and self.upstream and row.expect_drafts)
+        return not row.standing.blocked and not (
+            row.standing.grant.relay and self.upstream and self.downstream and row.expect_drafts
+        )
 
     def _ready(self, row: ScheduledRow, now: float) -> bool:
         """Whether to spend a pass on this row now: enough drafts, nothing to wait for, or waited long enough."""
