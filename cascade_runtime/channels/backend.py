@@ -2,13 +2,15 @@
 
     backend        reaches           round trip, 64 B / 64 KB   peer death   idle reader   Ray API
     local          one process       -                          -            asleep        none
-    stream         a node, unix      63 / 157 us                at once      asleep        none
-    stream         across, TCP       87 / 170 us                at once      asleep        none
-    object_store   one node          133 / 155 us               at once      asleep        alpha and private
-    call           one Ray cluster   2,100 / 2,500 us           1-3 s        a ping/.25 s  public
+    stream         a node, unix      34 / 144 us                at once      asleep        none
+    stream         across, TCP       71 / 156 us                at once      asleep        none
+    object_store   one node          103 / 121 us               at once      asleep        alpha and private
+    call           one Ray cluster   1,500 / 1,780 us           1-3 s        a ping/.25 s  public
 
-Medians of benchmarks/channels.py between two actors, Ray 2.60, two cores that others kept busy (a bare actor call took
-862 us in the same run). Blocked readers cost no CPU that two actors without a link do not cost (.013 to .022 cores).
+Round trips are medians of `python -m benchmarks.channels` between two actors on one node (TCP over loopback), Ray 2.60,
+two quiet cores of an AMD EPYC (benchmarks/results/channels.txt); a bare actor call took 660 us in the same run. Times so
+short are noisy: other work on the same cores can double them. Blocked readers cost no CPU that two actors without a link
+do not cost (.011 to .012 cores), but for "call" (.022).
 
 The rule of "auto": within a node the object store, whose 70 us more than a socket are under 2 % of any round longer
 than 3.5 ms, and nothing from 64 KB on. Stages quicker than that should ask for "stream"; so should a caller whose
