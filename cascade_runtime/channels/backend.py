@@ -8,9 +8,9 @@
     call           one Ray cluster   1,500 / 1,780 us           1-3 s        a ping/.25 s  public
 
 Round trips are medians of `python -m benchmarks.channels` between two actors on one node (TCP over loopback), Ray 2.60,
-two quiet cores of an AMD EPYC (benchmarks/results/channels.txt); a bare actor call took 660 us in the same run. Times so
-short are noisy: other work on the same cores can double them. Blocked readers cost no CPU that two actors without a link
-do not cost (.011 to .012 cores), but for "call" (.022).
+two quiet cores of an AMD EPYC (benchmarks/results/channels.txt); a bare actor call took 660 us in the same run. Such
+short times are noisy: other work on the same cores can double them. Blocked readers cost no CPU that two actors without
+a link do not cost (.011 to .012 cores), but for "call" (.022).
 
 The rule of "auto": within a node the object store, whose 70 us more than a socket are under 2 % of any round longer
 than 3.5 ms, and nothing from 64 KB on. Stages quicker than that should ask for "stream"; so should a caller whose
