@@ -244,7 +244,9 @@ class Adaptive(Policy):
             best = rate(m, self._most, most)
         windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
         window = next((w for w in windows if rate(m, w, most) > 0.997 * best), self._most)
-        return Decision(m, window, most, relay=relayed, reason="most predicted tokens per second", tokens_per_s=best)
+        why = "most predicted tokens per second"
+        pace_s, restart_s = at.pace_s, at.restart_s
+        return Decision(m, window, most, True, relayed, why, best, pace_s=pace_s, restart_s=restart_s)
 
     def _adopt(self, new: Decision) -> None:
         held = self.decision

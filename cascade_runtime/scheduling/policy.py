@@ -24,7 +24,8 @@ _PACE_FORGET = 0.95
 @dataclass(frozen=True)
 class Decision:
     """What a policy has settled on, and why. A pass looks at min_drafts to max_drafts of a row's drafts; rates are
-    predicted tokens per second, 0 where nothing was predicted.
+    predicted tokens per second, 0 where nothing was predicted. They rest on the pace (seconds per draft token of a
+    row) and the restart (seconds from a refusal until drafts come again).
     """
 
     min_drafts: int
@@ -35,6 +36,8 @@ class Decision:
     reason: str = "as configured"
     tokens_per_s: float = 0.0
     tokens_per_s_alone: float = 0.0
+    pace_s: float = 0.0
+    restart_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for metrics and traces."""
