@@ -5,7 +5,8 @@
 Pipelines of Ray actors that differ in one thing, turn about in one run, medians of rounds:
 
     lockstep    real models, 16 streams: the adaptive pipeline beside the same actors in lock step (one stage at a time,
-                the recipe's blocks), tokens per second from the first request to the last answer
+                the recipe's blocks, 16 questions after the other 16), tokens per second from the first request to the
+                last answer; and beside lock step that new rows may join at any round
     one_stream  real models, 1 stream: the adaptive pipeline beside lock step at several block lengths, the best counts
     emulated    devices of 5, 25 and 100 ms a pass (benchmarks/recipes/emulated_5_25_100.toml), 16 streams: how much of
                 the time the bottleneck is in a pass, latency hidden, coordination
@@ -13,7 +14,7 @@ Pipelines of Ray actors that differ in one thing, turn about in one run, medians
                 and dead (emulated), at 1, 4 and 16 streams: the adaptive pipeline beside the same target alone
     clips       with --traces DIR: recorded stage times of two models, clips of 2 to 20 s (emulated): one clip after the
                 other with the target alone, then pipelined with the target alone, then with drafts
-    idle        cores burnt by all actors of a pipeline that has nothing to do, from /proc
+    idle        what all actors of a pipeline that has nothing to do burn, beyond as many bare Ray actors, from /proc
 
 From the stages' own clocks: latency hidden = 1 - (wall - longest busy) / (sum of busy - longest busy). Coordination is
 what the busiest stage's loop spends awake outside passes, over its time in passes. All answers of a part are compared:
@@ -118,8 +119,10 @@ def requests(count: int, max_tokens: int, *, speculate: bool = True) -> list[Gen
     ]
 
 
-def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int) -> Run:
-    """Each of `streams` clients asks its next question as soon as it has an answer."""
+def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int, *, batches: bool = False) -> Run:
+    """Each of `streams` clients asks its next question as soon as it has an answer; with `batches`, as soon as all
+    of them have theirs.
+    """
     before = pipeline.stats()
 
     def ask(request: GenerateRequest) -> Answer:
@@ -128,7 +131,8 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int) -> 
 
     start = time.perf_counter()
     with ThreadPoolExecutor(streams) as pool:
-        answers = list(pool.map(ask, work))
+        share = streams if batches else len(work)
+        answers = [each for i in range(0, len(work), share) for each in pool.map(ask, work[i : i + share])]
     wall_s = time.perf_counter() - start
     after = pipeline.stats()
     levels = pipeline.recipe.cascade.levels
@@ -193,7 +197,12 @@ def lockstep(args: argparse.Namespace) -> dict[str, Any]:
         launch(with_policy(recipe, "lock_step")) as lock,
     ):
         runs = turn_about(
-            {"pipelined": lambda: drive(adaptive, work, 16), "lock step": lambda: drive(lock, work, 16)}, args.rounds
+            {
+                "pipelined": lambda: drive(adaptive, work, 16),
+                "lock step": lambda: drive(lock, work, 16, batches=True),
+                "lock step, rows join": lambda: drive(lock, work, 16),
+            },
+            args.rounds,
         )
         decisions = {name: adaptive.stats()[name]["decision"] for name in recipe.cascade.levels[1:]}
     for name, each in runs.items():
@@ -201,6 +210,7 @@ def lockstep(args: argparse.Namespace) -> dict[str, Any]:
     print(f"  decided: {decisions}")
     return {
         "pipelined_vs_lockstep": round(ratio(runs, "pipelined", "lock step"), 3),
+        "pipelined_vs_lockstep_rows_join": round(ratio(runs, "pipelined", "lock step, rows join"), 3),
         "latency_hidden": round(statistics.median(run.hidden for run in runs["pipelined"]), 3),
     }
 
@@ -234,20 +244,45 @@ def idle(args: argparse.Namespace) -> dict[str, Any]:
     """All actors of a pipeline at rest."""
     recipe = load_recipe(args.recipe, args.set)
     seconds = 5.0 if args.quick else 20.0
-    with local_ray(), launch(recipe) as pipeline:
-        drive(pipeline, requests(2, args.max_tokens), 1)
-        pids = _actors()
-        time.sleep(1.0)
-        before = sum(map(_cpu_s, pids))
-        time.sleep(seconds)
-        share = (sum(map(_cpu_s, pids)) - before) / seconds
-    print(f"\nidle: {len(pids)} actors burn {100 * share:.2f} % of a core")
-    return {"idle_core_share": round(share, 4)}
+    with local_ray():
+        with launch(recipe) as pipeline:
+            drive(pipeline, requests(2, args.max_tokens), 1)
+            count = len(_actors())
+            share = _share_of_a_core(seconds)
+        bare = [_bare_actor() for _ in range(count)]
+        floor = _share_of_a_core(seconds)
+        del bare
+    print(f"\nidle: {count} actors burn {100 * share:.2f} % of a core, as many that do nothing {100 * floor:.2f} %")
+    return {"idle_core_share": round(share - floor, 4), "idle_core_share_with_ray": round(share, 4)}
+
+
+class Bare:
+    """An actor that does nothing."""
+
+    def ready(self) -> bool:
+        """It runs."""
+        return True
+
+
+def _bare_actor() -> Any:
+    import ray
+
+    actor: Any = ray.remote(Bare).options(num_cpus=0, max_concurrency=8).remote()
+    ray.get(actor.ready.remote(), timeout=60)
+    return actor
+
+
+def _share_of_a_core(seconds: float) -> float:
+    pids = _actors()
+    time.sleep(1.0)
+    before = sum(map(_cpu_s, pids))
+    time.sleep(seconds)
+    return (sum(map(_cpu_s, pids)) - before) / seconds
 
 
 def _actors() -> list[int]:
     """Processes that Ray has named after an actor of ours."""
-    kinds = (EventEncoderStage, AdapterVerifierStage, Drafter, MidVerifier, Target, Controller)
+    kinds = (EventEncoderStage, AdapterVerifierStage, Drafter, MidVerifier, Target, Controller, Bare)
     names = {f"ray::{kind.__name__}" for kind in kinds}
     pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
