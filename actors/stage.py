@@ -8,8 +8,7 @@
 
     consumes    draft blocks from upstream, verdicts from downstream, commands from the controller
     produces    draft blocks downstream, verdicts upstream, and at the target the answer
-    waits for   any of them, or the next row's deadline: never longer
-    unblocked by a message, a command, a closed link, the deadline
+    waits for   any of them, a closed link, or the next row's deadline: never longer
 
 What to run and what to say is decided by a `StageScheduler`, which has neither clock nor model; this is the shell that
 gives it both. One thread owns the decoder, the rows and both links; control calls only leave commands and wait for
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 
 from actors.commands import Commands
-from actors.host import host
+from actors.host import host, step_back
 from actors.neighbour import Heard, Neighbour
 from actors.rows import ActiveRow, Admission, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 _REPORTS = 1024  # reports of ended requests that nobody has collected, and handles known to be released
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
 _IDLE_S = 0.5
-_STEP_BACK = 4  # of 19 grades of niceness
 
 
 class LanguageStage:
@@ -69,9 +67,8 @@ class LanguageStage:
         self.is_target = index == len(recipe.stages) - 1
         self.level = load_level(recipe, index)
         policy = policy_from_recipe(recipe, index, self.level.step_cost())
-        self.scheduler = StageScheduler(
-            index, len(recipe.stages), policy, recipe.deadlines.upstream_s, recipe.cascade.prefill_tokens
-        )
+        upstream_s, prefill_tokens = recipe.deadlines.upstream_s, recipe.cascade.prefill_tokens
+        self.scheduler = StageScheduler(index, len(recipe.stages), policy, upstream_s, prefill_tokens)
         self.level.decoder.tells_confidence = policy.min_confidence > 0
         self.tracer = Tracer(self.name)
         self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}-{self.name}" if index else self.name)
@@ -155,7 +152,7 @@ class LanguageStage:
 
     def stats(self) -> dict[str, Any]:
         """Counters since the start; `busy_s` is time in passes, `awake_s` in turns of the loop, passes included."""
-        decoder = self.level.decoder
+        decoder, policy = self.level.decoder, self.scheduler.policy
         return {
             "name": self.name,
             "emulated": self.config.emulated,
@@ -169,7 +166,7 @@ class LanguageStage:
             "early_blocks": len(self.scheduler.early),
             "refused_messages": self._refused + sum(each.refused for each in self._neighbours()),
             "edge": self.totals.to_dict(),
-            "decision": self.scheduler.policy.decision.to_dict(),
+            "decision": policy.decision.to_dict(),
             "upstream_alive": self._upstream is not None,
             "downstream_alive": self._downstream is not None,
         }
@@ -204,8 +201,9 @@ class LanguageStage:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._step_back()
         try:
+            if not self.is_target and str(self.level.model.language.device) == "cpu":
+                step_back()
             while not self._stopping.is_set():
                 self._turn()
         except Exception:
@@ -216,14 +214,6 @@ class LanguageStage:
                 neighbour.channel.close()
         self._stopping.set()
         self._commands.refuse()
-
-    def _step_back(self) -> None:
-        """Where stages share CPU cores, the target goes first: a draft is worth less than the pass it waits for."""
-        if not self.is_target and self.level.model.language.device.type == "cpu":
-            with contextlib.suppress(OSError):
-                thread = threading.get_native_id()
-                niceness = os.getpriority(os.PRIO_PROCESS, thread)
-                os.setpriority(os.PRIO_PROCESS, thread, min(19, niceness + _STEP_BACK))
 
     def _turn(self) -> None:
         start = time.monotonic_ns()

@@ -9,13 +9,14 @@ In the simulator, one stream and sixteen, everything else fixed, speed over the 
     m           asynchronous, by how many drafts a verifier waits for
     W           asynchronous, by how far a drafter may run ahead; and the share of drafts thrown away
 
-With --real, on the bundled family in Ray actors: draft_length "survival", "confidence" by its threshold, and "occupancy",
-tokens per second turn about and tokens per verified block.
+With --real, on the bundled family in Ray actors: draft_length "survival", "confidence" by its threshold, and
+"occupancy", tokens per second turn about and tokens per verified block.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Bench:
     def run(self, levels: Sequence[int], policies: Sequence[Policy], streams: int) -> Result:
         """A cascade of some of the levels."""
         chain = []
-        for a, b in zip(levels, levels[1:], strict=False):
+        for a, b in itertools.pairwise(levels):
             between = 1.0
             for edge in self.agreement[a:b]:
                 between *= edge

@@ -4,8 +4,8 @@
 
 In the simulator, over agreement, speed ratio and streams, two stages on devices of their own, and two ways in which a
 pass grows with its tokens (a device bound by its memory, and one bound by its arithmetic): tokens per second of the
-adaptive policy over the best of all fixed (m, W), each run for the same requests. `change`: the agreement drops or rises
-in the middle of the run; the best fixed policy is the best over the whole run. One JSON line last.
+adaptive policy over the best of all fixed (m, W), each run for the same requests. `change`: the agreement drops or
+rises in the middle of the run; the best fixed policy is the best over the whole run. One JSON line last.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def report(name: str, rows: Sequence[dict[str, object]]) -> None:
     """The spread of one group."""
     ratios = sorted(float(str(row["adaptive_vs_best_fixed"])) for row in rows)
     print(
-        f"{name}: over the best fixed, worst {ratios[0]:.3f}, median {statistics.median(ratios):.3f}, best {ratios[-1]:.3f}"
+        f"{name}: over the best fixed, worst {ratios[0]:.3f}, "
+        f"median {statistics.median(ratios):.3f}, best {ratios[-1]:.3f}"
     )
 
 
