@@ -54,9 +54,10 @@ def test_the_answer_is_the_targets_own(
     with threaded_pipeline(recipe) as controller:
         assert answers_of(controller) == reference
         assert all(stage.stats()["free_slots"] == 4 for stage in controller.language)
-        heavy = controller.language[-1]
-        assert heavy.stats()["edge"]["spec_decode_num_accepted_tokens"] > 0
-        assert heavy.stats()["decision"]["reason"]
+        heavy = controller.language[-1].stats()
+        assert heavy["decision"]["reason"]
+        if policy["mode"] != "adaptive":  # which need not draft here: all models are of one size
+            assert heavy["edge"]["spec_decode_num_accepted_tokens"] > 0
 
 
 def test_a_long_prompt_is_fed_in_chunks(family: Path) -> None:
