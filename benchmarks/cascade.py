@@ -34,6 +34,7 @@ from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.stage_source import checkpoint_path
 from cascade_runtime.training.scenes import simulate_scene
 from cascade_runtime.vision.event_branch import render
+from cluster.launch import FOREGROUND
 
 QUESTIONS = (
     "What are the key elements in this scene?",
@@ -141,7 +142,8 @@ def _room_for_two_pipelines() -> Callable[[], None]:
     """A local Ray whose books have room for both pipelines at once; threads per stage are the recipe's all the same."""
     import ray
 
-    ray.init(address="local", num_cpus=32, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=32, _system_config=FOREGROUND, **quiet)
     return ray.shutdown
 
 

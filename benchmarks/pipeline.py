@@ -10,6 +10,7 @@ Pipelines of Ray actors that differ in one thing, turn about in one run, medians
     one_stream  real models, 1 stream: the adaptive pipeline beside lock step at several block lengths, the best counts
     emulated    devices of 5, 25 and 100 ms a pass (benchmarks/recipes/emulated_5_25_100.toml), 16 streams: how much of
                 the time the bottleneck is in a pass, latency hidden, coordination
+    measured    the same devices at 1, 4 and 16 streams, and the simulator beside them
     useless     drafters that are no use: random weights (real models), always wrong, ten times slower than the target,
                 and dead (emulated), at 1, 4 and 16 streams: the adaptive pipeline beside the same target alone
     clips       with --traces DIR: recorded stage times of two models, clips of 2 to 20 s (emulated): one clip after the
@@ -48,7 +49,9 @@ from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams, StepProfile, load_recipe
 from cascade_runtime.events import Events
-from cluster.launch import Pipeline, launch
+from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.simulation.measured import MeasuredPolicy, MeasuredRun, MeasuredStage
+from cluster.launch import FOREGROUND, Pipeline, launch
 
 QUESTIONS = (
     "What are the key elements in this scene?",
@@ -95,7 +98,8 @@ def local_ray() -> Generator[None]:
     """A local Ray whose books have room for several pipelines; threads per stage are the recipe's all the same."""
     import ray
 
-    ray.init(address="local", num_cpus=64, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=64, _system_config=FOREGROUND, **quiet)
     try:
         yield
     finally:
@@ -340,6 +344,49 @@ def emulated(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Emulated devices at 1, 4 and 16 streams, written down for `python -m benchmarks.simulator --validate FILE`."""
+    recipe = load_recipe("benchmarks/recipes/emulated_5_25_100.toml", args.set)
+    assert recipe.emulation is not None
+    stages = tuple(replace(stage, profile=replace(stage.profile, prefill_ms=0.0)) for stage in recipe.stages)  # type: ignore[type-var]
+    recipe = replace(recipe, stages=stages)
+    runs: list[MeasuredRun] = []
+    print("\nmeasured: simulated over measured tokens per second, emulated devices")
+    with local_ray(), launch(recipe) as pipeline:
+        drive(pipeline, scenes_without_models(8), 4)
+        for streams, count in ((1, 4), (4, 12), (16, 48)):
+            run = drive(pipeline, scenes_without_models(count), streams)
+            one = _written(recipe, run, streams, count)
+            runs.append(one)
+            print(f"  {streams} streams: {one.simulated().tokens_per_s / one.tokens_per_s:.3f}", flush=True)
+    if args.measured is not None:
+        args.measured.write_text(json.dumps({"runs": [run.to_dict() for run in runs]}))
+    worst = max(abs(run.simulated().tokens_per_s / run.tokens_per_s - 1) for run in runs)
+    return {"simulator_worst_error": round(worst, 3)}
+
+
+def _written(recipe: Recipe, run: Run, streams: int, count: int) -> MeasuredRun:
+    assert recipe.emulation is not None
+    stages = []
+    for stage in recipe.stages:
+        assert isinstance(stage.profile, StepProfile)
+        name, passes = stage.name, max(1.0, run.passes[stage.name])
+        cost = StepCost(run.busy_s[name] / passes)
+        stages.append(MeasuredStage(name, cost, overhead_s=(run.awake_s[name] - run.busy_s[name]) / passes))
+    return MeasuredRun(
+        name=f"{streams} streams",
+        streams=streams,
+        requests=count,
+        tokens=64,
+        tokens_per_s=run.tokens_per_s,
+        stages=tuple(stages),
+        agreement=recipe.emulation.agreement,
+        policy=MeasuredPolicy(recipe.policy.mode, recipe.cascade.num_draft_tokens),
+        upstream_s=recipe.deadlines.upstream_s,
+        window=recipe.cascade.window,
+    )
+
+
 def useless(args: argparse.Namespace) -> dict[str, Any]:
     """Never slower than the target alone, or by how much."""
     kinds = {"always wrong": (5.0, 0.0), "ten times slower": (1000.0, 0.8), "dead": (5.0, 0.8)}
@@ -442,6 +489,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "lockstep": lockstep,
     "one_stream": one_stream,
     "emulated": emulated,
+    "measured": measured,
     "useless": useless,
     "clips": clips,
     "idle": idle,
@@ -455,6 +503,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=0, help="default 5, with --quick 2")
     parser.add_argument("--traces", type=Path, help="a folder with recorded stage times and answers, for `clips`")
+    parser.add_argument("--measured", type=Path, help="where `measured` writes its runs")
     parser.add_argument("--recipe", default="three_level")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")

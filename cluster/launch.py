@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 _CONTROL_THREADS = 8
 _OBJECT_STORE_BYTES = 400_000_000
+FOREGROUND: dict[str, Any] = {"worker_niceness": 0}  # Ray's 15 starves a stage as soon as anything else wants the cores
 Report = Callable[[str], None]
 
 
@@ -175,6 +176,7 @@ def _connect(recipe: Recipe, address: str | None, report: Report) -> bool:
             num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
+            _system_config=FOREGROUND,
             **quiet,
         )
     return True

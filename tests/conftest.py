@@ -31,7 +31,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level="ERROR",
         namespace=f"tests-{uuid.uuid4().hex}",
         runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-        _system_config={"max_direct_call_object_size": 1000},
+        _system_config={"max_direct_call_object_size": 1000, "worker_niceness": 0},
     )
     yield
     ray.shutdown()
