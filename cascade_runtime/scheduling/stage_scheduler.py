@@ -98,8 +98,8 @@ class StageScheduler:
                 self.policy.observe_restart(now - row.restarted, len(row.standing.hints), block.pace_us)
             row.restarted = None
         row.since, row.missed = now, 0
-        if row.standing.grant.relay and row.standing.relay():
-            row.since = now
+        if row.standing.grant.relay:
+            row.standing.relay()
         return True
 
     def on_verdict(self, verdict: Verdict, now: float) -> ScheduledRow | None:
