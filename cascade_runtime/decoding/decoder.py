@@ -25,7 +25,7 @@ from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.errors import CapacityError, InputError, PromptTooLong
 from cascade_runtime.models.language import LanguageModel
 
-_PASS_TOKENS = 24.0
+_CALL = 48  # as many padded queries cost what one more call of attention per layer costs
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,7 @@ class Extension:
 class Decoder:
     """Rows of requests over one language model. Not thread-safe: one loop owns it.
 
-    tells_confidence: keep, per row, the largest probability of the last position of each pass. pass_tokens: as many
-    tokens cost what a pass costs before its first; rows that feed very different numbers of tokens run apart where
-    padding them to the longest would cost more.
+    tells_confidence: keep, per row, the largest probability of the last position of each pass.
     """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
@@ -84,7 +82,6 @@ class Decoder:
         self.passes = 0
         self.tokens_fed = 0
         self.tells_confidence = False
-        self.pass_tokens = _PASS_TOKENS
 
     @property
     def free_slots(self) -> int:
@@ -118,12 +115,11 @@ class Decoder:
         its row, so the caller asks again without drafts; a row that fails without drafts should be failed. The next
         call rebuilds such a row from its prompt.
         """
-        choices: list[list[int]] = [[] for _ in extensions]
         plans = [self._plan(extension) for extension in extensions]
-        for group in _alike([plan.count for plan in plans], self.pass_tokens):
-            group.sort(key=lambda i: plans[i].row.slot)  # neighbouring slots are read in place
-            for i, chosen in zip(group, self._run([plans[i] for i in group]), strict=True):
-                choices[i] = chosen
+        order, groups = _attending([plan.count for plan in plans], [plan.row.slot for plan in plans])
+        choices: list[list[int]] = [[] for _ in extensions]
+        for i, chosen in zip(order, self._run([plans[i] for i in order], groups), strict=True):
+            choices[i] = chosen
         return choices
 
     def _plan(self, extension: Extension) -> _Plan:
@@ -147,25 +143,31 @@ class Decoder:
             return _Plan(row, row.held, row.held + extension.prompt, [], choices=0)
         return _Plan(row, row.held, prompt + len(wanted), wanted, choices=len(extension.drafts) + 1)
 
-    def _run(self, plans: Sequence[_Plan]) -> list[list[int]]:
-        language, width = self.language, max(plan.count for plan in plans)
-        embeds, positions = self._inputs(plans, width)
+    def _run(self, plans: Sequence[_Plan], groups: Sequence[int]) -> list[list[int]]:
+        language = self.language
+        embeds, positions = self._inputs(plans)
         hidden = language.forward(
             embeds,
             slots=[plan.row.slot for plan in plans],
             starts=[plan.start for plan in plans],
             counts=[plan.count for plan in plans],
-            positions=positions if language.position_axes > 1 else positions[0],
+            positions=positions,
             cache=self.cache,
+            groups=groups,
         )
         self.passes += 1
-        self.tokens_fed += sum(plan.count for plan in plans)
-        if not any(plan.choices for plan in plans):
+        self.tokens_fed += len(hidden)
+        asked, fed = [], 0
+        for plan in plans:
+            fed += plan.count
+            asked += range(fed - plan.choices, fed)
+        if not asked:
             return [self._settle(plan, []) for plan in plans]
-        asked = [i * width + plan.count - plan.choices + j for i, plan in enumerate(plans) for j in range(plan.choices)]
         params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
         indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
-        logits = language.logits(hidden.flatten(0, 1)[torch.tensor(asked, device=language.device)])
+        if len(asked) < len(hidden):
+            hidden = hidden[torch.tensor(asked, device=language.device)]
+        logits = language.logits(hidden)
         if self.tells_confidence:
             sure = iter(logits.softmax(-1).amax(-1).tolist())
             for plan in plans:
@@ -174,26 +176,26 @@ class Decoder:
         flat = iter(choose(logits, params, indices))
         return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
 
-    def _inputs(self, plans: Sequence[_Plan], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings (B, width, D) and positions (axes, B, width) of what the rows feed, padded to the longest."""
-        ids: list[list[int]] = []
-        at: list[list[int]] = []
+    def _inputs(self, plans: Sequence[_Plan]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (N, D) and positions (N,) or (3, N) of what the rows feed, one after the other."""
+        ids: list[int] = []
+        at: list[int] = []
+        prefills: list[tuple[slice, _Plan]] = []
         for plan in plans:
-            before, after = [0] * plan.prompt_count, [0] * (width - plan.count)
+            if plan.prompt_count:
+                prefills.append((slice(len(ids), len(ids) + plan.prompt_count), plan))
             tokens = plan.wanted[plan.first_token :]
             first = plan.row.prompt.next_position + plan.first_token
-            ids.append(before + tokens + after)
-            at.append(before + list(range(first, first + len(tokens))) + after)
+            ids += [0] * plan.prompt_count + tokens
+            at += [0] * plan.prompt_count + list(range(first, first + len(tokens)))
         embeds = self.language.embed(torch.tensor(ids))
-        positions = torch.tensor(at, device=self.language.device).expand(self.language.position_axes, -1, -1)
-        prefills = [(i, plan) for i, plan in enumerate(plans) if plan.prompt_count]
-        if prefills:
-            positions = positions.clone()
-        for i, plan in prefills:
-            prompt = plan.row.prompt
+        positions = torch.tensor(at, device=self.language.device)
+        if self.language.position_axes > 1:
+            positions = positions.repeat(self.language.position_axes, 1)
+        for here, plan in prefills:
             fed = slice(plan.start, plan.start + plan.prompt_count)
-            embeds[i, : plan.prompt_count] = prompt.embeds[fed]
-            positions[:, i, : plan.prompt_count] = prompt.positions[..., fed]
+            embeds[here] = plan.row.prompt.embeds[fed]
+            positions[..., here] = plan.row.prompt.positions[..., fed]
         return embeds, positions
 
     def _settle(self, plan: _Plan, chosen: list[int]) -> list[int]:
@@ -228,21 +230,26 @@ class _Plan:
         return max(self.start - len(self.row.prompt), 0)
 
 
-def _alike(counts: Sequence[int], pass_tokens: float) -> list[list[int]]:
-    """Indices of `counts` in groups, so that groups times `pass_tokens` plus all padded rows is least."""
-    order = sorted(range(len(counts)), key=lambda i: -counts[i])
-    if not order or counts[order[0]] == counts[order[-1]]:
-        return [order] if order else []
+def _attending(counts: Sequence[int], slots: Sequence[int]) -> tuple[list[int], list[int]]:
+    """An order of the rows, and how many of them in turn attend together, so that calls and padded queries cost least.
+
+    Within a group slots ascend: neighbouring ones are read in place.
+    """
+    rows = sorted(range(len(counts)), key=lambda i: slots[i])
+    if not rows or len(counts) * max(counts) - sum(counts) <= _CALL:
+        return rows, [len(rows)]
+    order = sorted(rows, key=lambda i: -counts[i])
     best, cut = [0.0], [0]  # of the first n in order: the least cost, and where the last group begins
     for end in range(1, len(order) + 1):
-        cost, start = min((best[j] + pass_tokens + (end - j) * counts[order[j]], j) for j in range(end))
+        cost, start = min((best[j] + _CALL + (end - j) * counts[order[j]], j) for j in range(end))
         best.append(cost)
         cut.append(start)
-    groups, end = [], len(order)
+    groups: list[list[int]] = []
+    end = len(order)
     while end:
-        groups.append(order[cut[end] : end])
+        groups.append(sorted(order[cut[end] : end], key=lambda i: slots[i]))
         end = cut[end]
-    return groups
+    return [i for group in groups for i in group], [len(group) for group in groups]
 
 
 def check_fits(prompt_length: int, sampling: SamplingParams, max_len: int) -> None:

@@ -83,10 +83,8 @@ class Level:
         return self.decoder.admit(prompt, sampling)
 
     def step_cost(self) -> StepCost:
-        """What a pass costs on this device, as far as a few of them can tell; the decoder groups its rows by it."""
-        cost = profile(self.decoder)
-        self.decoder.pass_tokens = min(max(cost.base / max(cost.per_token, 1e-9), 4.0), 4096.0)
-        return cost
+        """What a pass costs on this device, as far as a few of them can tell."""
+        return profile(self.decoder)
 
     def stopper(self, sampling: SamplingParams) -> Stopper:
         return Stopper(self.model.tokenizer, self.ends, sampling)

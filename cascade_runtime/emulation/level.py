@@ -6,7 +6,6 @@ itself is replaced. Features are not looked at beyond their space and the record
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -96,9 +95,8 @@ class EmulatedDecoder(Decoder):
         super().__init__(cast(Any, language), slots=cascade.slots, max_len=cascade.max_len)
         self.stage, self.tokens, self.profile, self.device = stage, tokens, profile, device
         self.cost = step_cost(profile)
-        self.pass_tokens = math.inf  # nothing is padded, so all rows share a pass
 
-    def _run(self, plans: Sequence[Any]) -> list[list[int]]:
+    def _run(self, plans: Sequence[Any], groups: Sequence[int]) -> list[list[int]]:
         """One pass: the plans' choices, no sooner than the profile says."""
         fed = sum(plan.count - plan.prompt_count for plan in plans)
         prompts = sum(plan.prompt_count / len(plan.row.prompt) for plan in plans)

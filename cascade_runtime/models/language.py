@@ -1,28 +1,31 @@
 """One text model as every language stage uses it: embeddings in, hidden states out, keys and values in slots.
 
-The unchanged layers of the library (of Qwen2Model, LlamaModel, Qwen2VLTextModel) do the arithmetic. They are run one
-after the other here, since what those models' own `forward` does around them (masks, recorded outputs, defaults) is
-known here already and costs a small model dearly. This wrapper fixes what callers must never infer from a cache's
-width: explicit position ids, an explicit mask, and logits cut to the tokenizer's length (the rows of `lm_head` differ
-inside one family: 152000 for OneVision 0.5B, 152128 for 7B and 72B).
+A pass is packed: the tokens of all its rows lie one after the other, (N, D), and no product is spent on padding. The
+layers are `Block`s, made of the library's own layers (Qwen2Model, LlamaModel, Qwen2VLTextModel), whose embedding,
+rotary frequencies and last norm are used as they are. This wrapper fixes what callers must never infer from a
+cache's width: explicit position ids, an explicit mask, and logits cut to the tokenizer's length (the rows of
+`lm_head` differ inside one family: 152000 for OneVision 0.5B, 152128 for 7B and 72B).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from cascade_runtime.errors import ConfigError, InputError
+from cascade_runtime.models.block import Block, normed
+from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.slot_cache import SlotCache
 
 
 class LanguageModel:
-    """A decoder, its head, and the facts about it that a cascade needs.
+    """A decoder, its head, and the facts about it that a cascade needs. It takes the decoder's layers over: they are
+    gone from it afterwards, and their weights are held once.
 
-    Shapes: B rows, q query positions, D hidden size, V = `vocab_size`.
+    Shapes: N tokens of a pass, D hidden size, V = `vocab_size`.
     """
 
     def __init__(
@@ -47,6 +50,11 @@ class LanguageModel:
             raise ConfigError(
                 "layer_types", sorted(kinds), "full_attention: a sliding window cannot be rolled back in slots"
             )
+        rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        if rope in ("dynamic", "longrope"):
+            raise ConfigError(
+                "rope_type", rope, "frequencies that do not depend on a row's length, which is rolled back"
+            )
         self.decoder = decoder.eval()
         self.lm_head = lm_head
         self.vocab_size = vocab_size
@@ -56,37 +64,55 @@ class LanguageModel:
         self.max_positions = max_positions
         self.num_layers: int = config.num_hidden_layers
         self.hidden_size: int = config.hidden_size
+        self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._head_weight = lm_head.weight[:vocab_size]
-        self._head_bias = None if getattr(lm_head, "bias", None) is None else lm_head.bias[:vocab_size]
+        shape = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        self.blocks: list[Block] = []
+        for index, layer in enumerate(decoder.layers):  # one after the other, so that no more than one is held twice
+            self.blocks.append(Block(layer, index, **shape))
+            decoder.layers[index] = nn.Identity()
+        decoder.layers = nn.ModuleList()
+        bias = getattr(lm_head, "bias", None)
+        self._head = Linear(lm_head.weight.detach()[:vocab_size], None if bias is None else bias.detach()[:vocab_size])
+        self._turns = torch.zeros(0, 1, self.head_dim // 2, dtype=torch.complex64, device=self.device)
 
     @property
     def device(self) -> torch.device:
-        return self._head_weight.device
+        return self.lm_head.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._head_weight.dtype
+        return self.lm_head.weight.dtype
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of decoder and head, tied weights counted once."""
         tensors = {p.data_ptr(): p for m in (self.decoder, self.lm_head) for p in m.parameters()}
-        return sum(p.numel() * p.element_size() for p in tensors.values())
+        return sum(p.numel() * p.element_size() for p in tensors.values()) + sum(block.nbytes for block in self.blocks)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name within the library's decoder, tensor), all of them."""
+        yield from self.decoder.state_dict().items()
+        for block in self.blocks:
+            for name, tensor in block.named_weights():
+                yield f"layers.{block.index}.{name}", tensor
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return 2 * self.num_layers * self.kv_heads * self.head_dim * self._head_weight.element_size()
+        return 2 * self.num_layers * self.kv_heads * self.head_dim * self.lm_head.weight.element_size()
 
     def new_cache(self, slots: int, max_len: int) -> SlotCache:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
         if max_len > self.max_positions:
             raise ConfigError("max_len", max_len, f"at most {self.max_positions}, the positions this model knows")
+        if self.position_axes == 1 and len(self._turns) < max_len:  # a row's positions are those of its slot
+            self._turns = self._rotary(torch.arange(max_len, device=self.device)[None])
         return SlotCache(
             layers=self.num_layers,
             slots=slots,
             max_len=max_len,
+            heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             dtype=self.dtype,
@@ -104,27 +130,39 @@ class LanguageModel:
     @torch.inference_mode()
     def forward(
         self,
-        embeds_BqD: torch.Tensor,
+        embeds_ND: torch.Tensor,
         *,
         slots: Sequence[int],
         starts: Sequence[int],
         counts: Sequence[int],
         positions: torch.Tensor,
         cache: SlotCache,
+        groups: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """Append each row's tokens to its slot; return hidden states (B, q, D), garbage beyond `counts`.
+        """Append each row's tokens, row after row in `embeds_ND`, to its slot; return hidden states (N, D).
 
-        positions: (B, q) for one axis, (3, B, q) for M-RoPE; always explicit, since a model may keep offsets of its
-        own.
+        positions: (N,) for one axis, (3, N) for M-RoPE; always explicit, since a model may keep offsets of its own.
+        groups: see `SlotCache.place`.
         """
-        mask = cache.place(slots, starts, counts, embeds_BqD.shape[1])
-        rotary = self.decoder.rotary_emb(embeds_BqD, positions)
-        hidden = embeds_BqD
-        for layer in self.decoder.layers:
-            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
-        return self.decoder.norm(hidden)
+        cache.place(slots, starts, counts, groups)
+        turns, hidden = self._turned(positions), embeds_ND
+        for block in self.blocks:
+            hidden = block(hidden, turns, cache)
+        return normed(self.decoder.norm, hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states (..., D) to float32 logits (..., V), V the tokenizer's length whatever the head's rows."""
-        return F.linear(hidden, self._head_weight, self._head_bias).float()
+        """Hidden states (N, D) to float32 logits (N, V), V the tokenizer's length whatever the head's rows."""
+        return self._head(hidden).float()
+
+    def _turned(self, positions: torch.Tensor) -> torch.Tensor:
+        """cos + i sin of each token's position as the library's rotary embedding gives them, (N, 1, d / 2) complex."""
+        if self.position_axes == 1:
+            return self._turns[positions]
+        return self._rotary(positions[:, None])
+
+    def _rotary(self, positions: torch.Tensor) -> torch.Tensor:
+        exact = torch.zeros(0, device=self.device)  # the library rounds to the type of what it is given
+        cos, sin = self.decoder.rotary_emb(exact, positions)
+        half = self.head_dim // 2
+        return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[:, None]

@@ -1,28 +1,50 @@
-"""Preallocated key-value slots: a row is a slot number and a length, and rollback is lowering the length.
+"""Preallocated key-value slots, and attention over them: a row is a slot number and a length, and rollback is lowering
+the length.
 
-Layout per layer: keys and values of shape (slots, kv_heads, max_len + 1, head_dim). A forward pass over B rows first
-calls `place`, which says for every row in which slot it lives, where its new tokens go and how many of them are real;
-every layer's `update` then scatters the new keys and values and hands back the keys and values of those slots up to
-the longest row: a view where the slots are neighbours in ascending order, a copy otherwise. What lies beyond a row's
-length is left-over of earlier use: the mask "key position <= query position" hides it, and it is overwritten when the
-row grows. Padding of ragged rows is written to the one scratch position `max_len`.
+One tensor per layer, (slots, max_len, 2, kv_heads, head_dim): a position's keys and values lie side by side, so that
+a pass writes all its tokens with one copy. A forward pass over B rows first calls `place`, which says for every row
+in which slot it lives, where its new tokens go and how many there are; every layer's `attend` then writes the new
+keys and values and attends over those slots up to the longest row: in place where the slots are neighbours in
+ascending order, on a copy otherwise. What lies beyond a row's length is left-over of earlier use: the mask "key
+position <= query position" hides it, and it is overwritten when the row grows.
 
-This is a `transformers` Cache so that the unchanged text models of the library write into it. It knows nothing of
-requests.
+Tokens of a pass lie one after the other, N in all, without padding. Attention alone pads, within groups of rows that
+feed similar numbers of tokens. Query heads that share a key head attend as more queries of it, so that keys and
+values are never repeated. It knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import Cache
+from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError, InputError
 
 
-class SlotCache(Cache):
-    """Keys and values of `slots` rows of at most `max_len` positions each, for every layer of one text model."""
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive rows that attend together. tokens: theirs among all of the pass. rows: their slots. width: keys that
+    they look at. queries: of the longest row. pad: for each of rows * queries the token that stands there; real:
+    where each token stands among those; both None where the rows are equally long. mask: what is added to scores, or
+    None.
+    """
+
+    tokens: slice
+    rows: slice | torch.Tensor
+    width: int
+    queries: int
+    pad: torch.Tensor | None
+    real: torch.Tensor | None
+    mask: torch.Tensor | None
+
+
+class SlotCache:
+    """Keys and values of `slots` rows of at most `max_len` positions each, for every layer of one text model with
+    `heads` query heads.
+    """
 
     def __init__(
         self,
@@ -30,6 +52,7 @@ class SlotCache(Cache):
         layers: int,
         slots: int,
         max_len: int,
+        heads: int,
         kv_heads: int,
         head_dim: int,
         dtype: torch.dtype = torch.float32,
@@ -38,83 +61,99 @@ class SlotCache(Cache):
         for field, value in (("layers", layers), ("slots", slots), ("max_len", max_len)):
             if value < 1:
                 raise ConfigError(field, value, "an integer >= 1")
-        super().__init__(layers=[])
-        shape = (slots, kv_heads, max_len + 1, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        if heads % kv_heads:
+            raise ConfigError("num_attention_heads", heads, f"a multiple of the {kv_heads} heads for keys and values")
+        shape = (slots, max_len, 2, kv_heads, head_dim)
+        self.held = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.slots = slots
         self.max_len = max_len
-        self._head_at = torch.arange(slots * kv_heads, device=device).view(slots, kv_heads) * (max_len + 1)
-        # What `place` says of the next pass. Positions in `_write_at` are counted over slots, heads and positions.
-        self._width = 0
-        self._rows: slice | torch.Tensor = slice(0, 0)
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self._queries_end = heads * head_dim
+        # What `place` says of the next pass. Positions in `_write_at` are counted over slots and positions.
         self._write_at = torch.zeros(0, dtype=torch.long)
+        self._groups: list[_Group] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes held by keys and values together."""
-        return 2 * sum(k.numel() * k.element_size() for k in self.keys)
+        return sum(each.numel() * each.element_size() for each in self.held)
 
     def place(
-        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], query_length: int
-    ) -> torch.Tensor | None:
-        """Say where the next forward pass writes, and return its attention mask.
+        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], groups: Sequence[int] | None = None
+    ) -> None:
+        """Say where the next forward pass writes and what it sees.
 
-        slots, starts, counts: per row, its slot, its length before the pass, and its real tokens (1..query_length).
-        Returns what attention adds to its scores, (B, 1, query_length, width) of the cache's dtype, width = longest row
-        after the pass: 0 where the query may look, -inf where not (of a bool mask torch makes the same in every layer).
-        None where each row has one query and that sees all of `width`.
-        Raises InputError where a row would outgrow its slot or two rows share one.
+        slots, starts, counts: per row, its slot, its length before the pass, and its new tokens. groups: how many of
+        the rows, in order, attend together; None: all of them. Rows of a group whose slots ascend one by one are
+        read in place. Raises InputError where a row would outgrow its slot or two rows share one.
         """
         if len(set(slots)) != len(slots):
             raise InputError("slots", list(slots), "a different slot for every row")
         for slot, start, count in zip(slots, starts, counts, strict=True):
             if not 0 <= slot < self.slots:
                 raise InputError("slot", slot, f"0..{self.slots - 1}")
-            if start < 0 or not 1 <= count <= query_length or start + count > self.max_len:
-                raise InputError(
-                    "row end", start + count, f"start >= 0, 1..{query_length} tokens, at most {self.max_len} positions"
-                )
+            if start < 0 or count < 1 or start + count > self.max_len:
+                raise InputError("row end", start + count, f"start >= 0, 1 or more tokens, at most {self.max_len}")
+        at = [
+            slot * self.max_len + position
+            for slot, start, count in zip(slots, starts, counts, strict=True)
+            for position in range(start, start + count)
+        ]
+        self._write_at = torch.tensor(at, device=self.held[0].device)
+        self._groups, row, token = [], 0, 0
+        for size in groups or [len(slots)]:
+            part = slice(row, row + size)
+            self._groups.append(self._group(slots[part], starts[part], counts[part], token))
+            row, token = row + size, token + sum(counts[part])
+
+    def _group(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], first: int) -> _Group:
+        device, longest = self.held[0].device, max(counts)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
-        run, device = range(slots[0], slots[0] + len(slots)), self.keys[0].device
-        self._width = max(ends)
-        self._rows = slice(run.start, run.stop) if list(slots) == list(run) else torch.tensor(slots, device=device)
-        query_at = torch.tensor(
-            [
-                [*range(start, end), *[self.max_len] * (query_length - count)]
-                for start, end, count in zip(starts, ends, counts, strict=True)
-            ],
-            device=device,
-        )
-        self._write_at = (self._head_at[self._rows][:, None] + query_at[:, :, None]).flatten()
-        if query_length == 1 and min(ends) == self._width:
-            return None
-        hidden = (torch.arange(self._width, device=device) > query_at[:, :, None])[:, None]
-        return torch.zeros_like(hidden, dtype=self.keys[0].dtype).masked_fill_(hidden, -torch.inf)
+        run, width = range(slots[0], slots[0] + len(slots)), max(ends)
+        rows = slice(run.start, run.stop) if list(slots) == list(run) else torch.tensor(slots, device=device)
+        pad = real = mask = None
+        if min(counts) < longest:
+            before = [0]
+            for count in counts:
+                before.append(before[-1] + count)
+            stands = [before[i] + min(j, count - 1) for i, count in enumerate(counts) for j in range(longest)]
+            pad = torch.tensor(stands, device=device)
+            real = torch.tensor([i * longest + j for i, n in enumerate(counts) for j in range(n)], device=device)
+        if longest > 1 or min(ends) < width:
+            query_at = torch.tensor([[start + j for j in range(longest)] for start in starts], device=device)
+            hidden = torch.arange(width, device=device) > query_at[:, :, None]
+            mask = torch.zeros_like(hidden, dtype=self.held[0].dtype).masked_fill_(hidden, -torch.inf)
+            mask = mask.repeat(1, self.heads // self.kv_heads, 1)[:, None]
+        return _Group(slice(first, first + sum(counts)), rows, width, longest, pad, real, mask)
 
-    def update(  # type: ignore[override]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scatter (B, kv_heads, q, head_dim) where `place` said; return the rows' keys and values up to that width."""
-        return self._write(self.keys[layer_idx], key_states), self._write(self.values[layer_idx], value_states)
+    def attend(self, layer: int, mixed: torch.Tensor) -> torch.Tensor:
+        """Write a layer's new keys and values and look. mixed (N, (heads + 2 kv_heads) * head_dim): queries, keys
+        and values of the pass's tokens, rotated. Returns what each token attends to, (N, heads * head_dim).
+        """
+        held, end = self.held[layer], self._queries_end
+        held.view(-1, mixed.shape[1] - end).index_copy_(0, self._write_at, mixed[:, end:])
+        if len(self._groups) == 1:
+            return self._look(held, self._groups[0], mixed[:, :end])
+        return torch.cat([self._look(held, group, mixed[group.tokens, :end]) for group in self._groups])
 
-    def _write(self, held: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        held.view(-1, held.shape[-1]).index_copy_(0, self._write_at, states.transpose(1, 2).flatten(0, 2))
-        if isinstance(self._rows, slice):
-            return held[self._rows, :, : self._width]
-        return held[:, :, : self._width].index_select(0, self._rows)
+    def _look(self, held: torch.Tensor, group: _Group, queries: torch.Tensor) -> torch.Tensor:
+        seen = held[:, : group.width]
+        seen = seen[group.rows] if isinstance(group.rows, slice) else seen.index_select(0, group.rows)
+        keys, values = seen.transpose(1, 3).unbind(2)  # (B, kv_heads, width, head_dim) each
+        if group.pad is not None:
+            queries = queries.index_select(0, group.pad)
+        rows, shared = seen.shape[0], self.heads // self.kv_heads
+        asked = queries.view(rows, group.queries, self.kv_heads, shared, self.head_dim).permute(0, 2, 3, 1, 4)
+        asked = asked.reshape(rows, self.kv_heads, shared * group.queries, self.head_dim)
+        found = F.scaled_dot_product_attention(asked, keys, values, group.mask)
+        found = found.view(rows, self.kv_heads, shared, group.queries, self.head_dim).permute(0, 3, 1, 2, 4)
+        found = found.reshape(rows * group.queries, self._queries_end)
+        return found if group.real is None else found.index_select(0, group.real)
 
     def scrub(self, slot: int) -> None:
         """Zero one slot.
 
         Needed only after non-finite numbers were written: a masked NaN value still spoils a weighted sum.
         """
-        for tensor in (*self.keys, *self.values):
-            tensor[slot].zero_()
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions the last placed pass can see (the library asks; rows keep their own lengths)."""
-        return self._width
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        return self.max_len
+        for each in self.held:
+            each[slot].zero_()

@@ -16,7 +16,7 @@ from tiny import tiny_checkpoint, tiny_tokenizer
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import checkpoint as checkpoint_module
-from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models import load_checkpoint, loading
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def state(model):
     parts = {"vision": model.vision, "projector": model.projector}
     tensors = {(p, n): t for p, part in parts.items() if part for n, t in part.module.state_dict().items()}
     if model.language:
-        tensors |= {("language", n): t for n, t in model.language.decoder.state_dict().items()}
+        tensors |= {("language", n): t for n, t in model.language.named_weights()}
         tensors["language", "lm_head"] = model.language.lm_head.weight
     return tensors
 
@@ -65,6 +65,34 @@ def test_a_part_loaded_alone_equals_the_full_load(pair, checkpoint):
     parameters = sum(p.numel() * 4 for n, p in library.named_parameters() if "image_tower" not in n)
     unused = 0 if full.family != "llava_next_video" else full.config.text_config.hidden_size * 4  # image_newline
     assert sum(full.weight_bytes.values()) == parameters - unused
+
+
+def test_layers_give_their_weights_back_as_the_library_has_them(pair):
+    full, library = pair
+    theirs = {n: t for n, t in library.state_dict().items() if n.startswith("model.language_model.")}
+    ours = {f"model.language_model.{n}": t for n, t in full.language.named_weights()}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda layer: setattr(layer.self_attn, "q_norm", torch.nn.LayerNorm(4)), "self_attn.q_norm"),
+        (lambda layer: setattr(layer.mlp, "act_fn", torch.nn.GELU()), "silu"),
+        (lambda layer: setattr(layer.self_attn.q_proj, "bias", None), "bias"),
+    ],
+)
+def test_a_layer_of_another_kind_is_refused(onevision, change, says, monkeypatch):
+    kept = loading.LanguageModel
+
+    def changed(decoder, head, **facts):
+        change(decoder.layers[1])
+        return kept(decoder, head, **facts)
+
+    monkeypatch.setattr(loading, "LanguageModel", changed)
+    with pytest.raises(ConfigError, match=says):
+        load_checkpoint(onevision, parts=("language",))
 
 
 def test_buffers_no_checkpoint_stores_are_those_of_the_library(pair):

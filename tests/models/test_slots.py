@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ class Bench:
         self.random = random.Random(seed)
         self.cache = self.language.new_cache(rows + 2, 256)
         torch.manual_seed(seed)
-        for tensor in (*self.cache.keys, *self.cache.values):
+        for tensor in self.cache.held:
             tensor.normal_()
         self.video_inputs = video_inputs
         self.rows = []
@@ -72,25 +73,24 @@ class Bench:
         return embeds, torch.cat([row.positions, tail], dim=-1)[..., start : start + count]
 
     def feed(self, rows, counts, *, noise=False, shift=0, slots=None, cache=None):
-        """One ragged pass, padded to the longest row; remembers logits at the positions it fed (unless noise)."""
-        width = max(counts)
-        embeds, positions = [], []
-        for row, count in zip(rows, counts, strict=True):
-            e, p = self.stretch(row, row.length, count, noise=noise)
-            embeds.append(torch.nn.functional.pad(e, (0, 0, 0, width - count)))
-            positions.append(torch.nn.functional.pad(p + shift, (0, width - count)))
+        """One ragged pass, in groups at random; remembers logits at the positions it fed (unless noise)."""
+        fed = [self.stretch(row, row.length, count, noise=noise) for row, count in zip(rows, counts, strict=True)]
+        cuts = [0, *(i for i in range(1, len(rows)) if self.random.random() < 0.5), len(rows)]
         hidden = self.language.forward(
-            torch.stack(embeds),
+            torch.cat([embeds for embeds, _ in fed]),
             slots=[row.slot for row in rows] if slots is None else slots,
             starts=[row.length for row in rows],
             counts=counts,
-            positions=torch.stack(positions, dim=-2),
+            positions=torch.cat([positions for _, positions in fed], dim=-1) + shift,
             cache=self.cache if cache is None else cache,
+            groups=[b - a for a, b in itertools.pairwise(cuts)],
         )
-        logits = self.language.logits(hidden)
-        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
-            for offset in range(0 if noise else count):
-                row.seen[row.length + offset] = logits[index, offset]
+        logits = iter(self.language.logits(hidden))
+        for row, count in zip(rows, counts, strict=True):
+            for offset in range(count):
+                each = next(logits)
+                if not noise:
+                    row.seen[row.length + offset] = each
             row.length += count
 
     def prefill(self, chunk=1000):
@@ -167,8 +167,8 @@ def test_a_slot_used_before_gives_the_same_as_a_fresh_one(bench):
 class Unmasked(SlotCache):
     """A cache whose mask hides nothing, to see whether the comparison notices."""
 
-    def place(self, slots, starts, counts, query_length):
-        super().place(slots, starts, counts, query_length)
+    def _group(self, *args):
+        return replace(super()._group(*args), mask=None)
 
 
 @pytest.mark.parametrize("fault", ["none", "position by one", "left-over visible", "wrong slot"])
@@ -177,12 +177,13 @@ def test_the_comparison_notices_every_fault(bench, fault):
     language = run.language
     if fault == "left-over visible":
         shape = {"layers": language.num_layers, "slots": run.cache.slots, "max_len": run.cache.max_len}
-        unmasked = Unmasked(**shape, kv_heads=language.kv_heads, head_dim=language.head_dim)
-        unmasked.keys, unmasked.values = run.cache.keys, run.cache.values
+        unmasked = Unmasked(**shape, heads=language.heads, kv_heads=language.kv_heads, head_dim=language.head_dim)
+        unmasked.held = run.cache.held
     run.prefill()
     rows = sorted(run.rows, key=lambda row: row.length)[:: len(run.rows) - 1]  # the shortest and the longest
     short, long = rows
     assert short.length < long.length
+    run.random.random = lambda: 1.0  # one group
     for _ in range(ANSWER - 1):
         if fault == "left-over visible":
             run.feed([short, long], [1, 1], cache=unmasked)
@@ -194,46 +195,57 @@ def test_the_comparison_notices_every_fault(bench, fault):
 
 
 def test_the_mask_is_the_rule_and_absent_only_where_it_hides_nothing():
-    cache = SlotCache(layers=1, slots=3, max_len=8, kv_heads=2, head_dim=4, dtype=torch.bfloat16)
-    assert cache.place([1], [4], [1], 1) is None
-    assert cache.place([2, 0], [4, 4], [1, 1], 1) is None
+    cache = SlotCache(layers=1, slots=3, max_len=8, heads=4, kv_heads=2, head_dim=4, dtype=torch.bfloat16)
+
+    def mask(*rows, groups=None):
+        cache.place(*map(list, zip(*rows, strict=True)), groups)
+        return [group.mask for group in cache._groups]
+
+    assert mask((1, 4, 1)) == [None]
+    assert mask((2, 4, 1), (0, 4, 1)) == [None]
+    assert mask((2, 2, 1), (0, 1, 1), groups=[1, 1]) == [None, None]
     no = -torch.inf
-    ragged = cache.place([2, 0], [2, 1], [1, 1], 1)
+    (ragged,) = mask((2, 2, 1), (0, 1, 1))
     assert ragged.dtype == torch.bfloat16
-    assert ragged.tolist() == [[[[0, 0, 0]]], [[[0, 0, no]]]]
-    assert cache.place([1], [1], [2], 2).tolist() == [[[[0, 0, no], [0, 0, 0]]]]
+    assert ragged.tolist() == [[[[0, 0, 0]] * 2], [[[0, 0, no]] * 2]]  # twice: two query heads share a key head
+    assert mask((1, 1, 2))[0].tolist() == [[[[0, 0, no], [0, 0, 0]] * 2]]
 
 
 @pytest.mark.parametrize("slots", [[1], [1, 2], [2, 1], [0, 2]])
-def test_update_writes_real_tokens_alone_and_reads_neighbouring_slots_in_place(slots):
-    cache = SlotCache(layers=1, slots=4, max_len=6, kv_heads=2, head_dim=3)
-    for tensor in (cache.keys[0], cache.values[0]):
-        tensor.normal_()
+@pytest.mark.parametrize("groups", [None, "each"])
+def test_attending_writes_real_tokens_alone_and_is_the_formula(slots, groups):
+    cache = SlotCache(layers=1, slots=4, max_len=6, heads=4, kv_heads=2, head_dim=3)
+    cache.held[0].normal_()
     starts, counts = [3, 1][: len(slots)], [2, 1][: len(slots)]
-    expected = [cache.keys[0].clone(), cache.values[0].clone()]
-    new = torch.randn(2, len(slots), 2, 2, 3)
-    for held, states in zip(expected, new, strict=True):
-        for row, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
-            held[slot, :, start : start + count] = states[row, :, :count]
-    cache.place(slots, starts, counts, 2)
-    for got, held, wanted in zip(
-        cache.update(new[0], new[1], 0), (cache.keys[0], cache.values[0]), expected, strict=True
-    ):
-        assert torch.equal(held[:, :, : cache.max_len], wanted[:, :, : cache.max_len])
-        assert torch.equal(got, wanted[slots, :, :5])
-        in_place = got.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
-        assert in_place is (slots in ([1], [1, 2]))
+    mixed = torch.randn(sum(counts), (4 + 2 * 2) * 3)
+    expected, rows = cache.held[0].clone(), iter(mixed)
+    wanted = []
+    for slot, start, count in zip(slots, starts, counts, strict=True):
+        for position in range(start, start + count):
+            row = next(rows)
+            queries = row[:12].view(4, 3)
+            expected[slot, position] = row[12:].view(2, 2, 3)
+            keys, values = expected[slot, : position + 1].unbind(1)  # (seen, 2, 3) each
+            for head, query in enumerate(queries):
+                weights = (keys[:, head // 2] @ query / 3**0.5).softmax(0)
+                wanted.append(weights @ values[:, head // 2])
+    cache.place(slots, starts, counts, groups and [1] * len(slots))
+    found = cache.attend(0, mixed)
+    assert torch.equal(cache.held[0], expected)
+    assert torch.allclose(found, torch.cat(wanted).view(-1, 12), atol=1e-6)
+    in_place = all(isinstance(group.rows, slice) for group in cache._groups)
+    assert in_place is (groups is not None or slots in ([1], [1, 2]))
 
 
 def test_what_does_not_fit_a_slot_is_refused(pair):
     language = pair[0].language
     cache = language.new_cache(2, 8)
     with pytest.raises(InputError, match="row end"):
-        cache.place([0], [6], [3], 3)
+        cache.place([0], [6], [3])
     with pytest.raises(InputError, match="slots"):
-        cache.place([1, 1], [0, 0], [1, 1], 1)
+        cache.place([1, 1], [0, 0], [1, 1])
     with pytest.raises(InputError, match="slot"):
-        cache.place([2], [0], [1], 1)
+        cache.place([2], [0], [1])
     with pytest.raises(ConfigError, match="max_len"):
         language.new_cache(1, language.max_positions + 1)
     for token in (language.vocab_size, -1):
@@ -247,16 +259,16 @@ def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inpu
     prompt = model.prompts.build("Which way?", num_visual=None, frames=pixels.frames, grid=pixels.grid)
     embeds = model.embed_prompt(prompt, model.projector.project(model.vision.encode(pixels)))
     language, cache = model.language, model.language.new_cache(3, 256)
-    positions, length, tokens = prompt.position_ids[..., None, :], 0, []
+    positions, length, tokens = prompt.position_ids, 0, []
     while len(tokens) < 24:
         hidden = language.forward(
-            embeds[None], slots=[1], starts=[length], counts=[len(embeds)], positions=positions, cache=cache
+            embeds, slots=[1], starts=[length], counts=[len(embeds)], positions=positions, cache=cache
         )
         length += len(embeds)
-        tokens.append(int(language.logits(hidden[0, -1]).argmax()))
+        tokens.append(int(language.logits(hidden[-1:]).argmax()))
         embeds = language.embed(torch.tensor(tokens[-1:]))
-        at = torch.tensor([[prompt.next_position + len(tokens) - 1]])
-        positions = at.expand(3, 1, 1) if language.position_axes == 3 else at
+        at = torch.tensor([prompt.next_position + len(tokens) - 1])
+        positions = at.expand(3, 1) if language.position_axes == 3 else at
     beyond = list(range(language.vocab_size, library.get_output_embeddings().weight.shape[0]))
     inputs = video_inputs(model, pixels, prompt.input_ids)
     theirs = library.generate(
@@ -276,5 +288,5 @@ def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inpu
 def test_bytes_are_those_of_the_tensors(pair):
     language = pair[0].language
     cache = language.new_cache(3, 31)
-    assert cache.nbytes == 3 * 32 * language.kv_bytes_per_token
+    assert cache.nbytes == 3 * 31 * language.kv_bytes_per_token
     assert language.weight_bytes == pair[0].weight_bytes["language"]
