@@ -24,38 +24,53 @@ class Neighbour(Generic[Heard]):
         self.name, self.channel = name, channel
         self.refused = 0
         self._kind, self._tracer = kind, tracer
+        self._unsent: list[tuple[DraftBlock | Verdict, bytes]] = []
 
     def take(self, most: int) -> Iterator[Heard]:
-        """What has come by now, of at most `most` messages. Raises `ChannelClosed` when the neighbour has gone."""
+        """What has come by now, of at most `most` frames. Raises `ChannelClosed` when the neighbour has gone."""
         for _ in range(most):
             frame = self.channel.recv(0.0)
             if frame is None:
                 return
             at = time.monotonic_ns()
-            message = self._read(frame)
-            request, tokens = (message.request, len(message.tokens)) if message else (NO_REQUEST, 0)
-            self._tracer.took(self.name, request, tokens, at)
-            if message is not None:
-                yield message
+            try:
+                messages = decode(frame)
+            except ChannelError:
+                self._tracer.took(self.name, NO_REQUEST, 0, at)
+                self.refused += 1
+                continue
+            for message in messages:
+                self._tracer.took(self.name, message.request, len(message.tokens), at)
+                if isinstance(message, self._kind):
+                    yield message
+                else:
+                    self.refused += 1
 
     def tell(self, message: DraftBlock | Verdict) -> None:
-        """Send at once, or not at all: blocks and verdicts are cumulative, the next one says it again. Raises
-        `ChannelClosed`.
+        """Say it with the next `flush`."""
+        self._unsent.append((message, encode(message)))
+
+    def flush(self) -> None:
+        """Send all that was told, in as few frames as the link allows, at once or not at all: blocks and verdicts are
+        cumulative, the next one says it again. Raises `ChannelClosed`.
         """
+        unsent, self._unsent = self._unsent, []
+        most, frame, inside = self.channel.spec.max_frame_bytes, bytearray(), 0
+        for number, (_, encoded) in enumerate(unsent):
+            if frame and len(frame) + len(encoded) > most:
+                self._send(bytes(frame), unsent[number - inside : number])
+                frame, inside = bytearray(), 0
+            frame += encoded
+            inside += 1
+        if frame:
+            self._send(bytes(frame), unsent[len(unsent) - inside :])
+
+    def _send(self, frame: bytes, told: list[tuple[DraftBlock | Verdict, bytes]]) -> None:
         at = time.monotonic_ns()
         try:
-            self.channel.send(encode(message), 0.0)
+            self.channel.send(frame, 0.0)
         except (DeadlineExceeded, CapacityError):
-            self.refused += 1
+            self.refused += len(told)
             return
-        self._tracer.sent(self.name, message.request, len(message.tokens), at)
-
-    def _read(self, frame: bytes) -> Heard | None:
-        try:
-            message = decode(frame)
-        except ChannelError:
-            message = None
-        if isinstance(message, self._kind):
-            return message
-        self.refused += 1
-        return None
+        for message, _ in told:
+            self._tracer.sent(self.name, message.request, len(message.tokens), at)

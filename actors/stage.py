@@ -226,6 +226,7 @@ class LanguageStage:
             self._pass(tasks)
         for one in list(self.rows.values()):
             self._publish(one)
+        self._flush()
         self._awake_ns += time.monotonic_ns() - start
         if not tasks:
             self._wait()
@@ -235,12 +236,9 @@ class LanguageStage:
         now = time.monotonic()
         links = [each.channel for each in self._neighbours()]
         wait_any([self._ear, *links], max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
-        self._drain_bell()
-        self._slept = True
-
-    def _drain_bell(self) -> None:
         while self._ear.recv(0.0) is not None:
             pass
+        self._slept = True
 
     def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None]) -> None:
         if neighbour is None:
@@ -304,9 +302,8 @@ class LanguageStage:
         accepted = {task.row.handle: each.accepted for task, each in outcomes}
         step = "verify" if self.index else "draft"
         shares = tuple(
-            Share(handle, "prefill" if task.prompt else step, len(task.work.drafts), accepted.get(handle, 0))
-            for task in tasks
-            for handle in [task.row.handle]
+            Share(at, "prefill" if task.prompt else step, len(task.work.drafts), accepted.get(at, 0))
+            for at, task in ((task.row.handle, task) for task in tasks)
         )
         self.tracer.record(start, end, shares, fed)
         if self.scheduler.policy.decision is not self._decided:
@@ -338,14 +335,18 @@ class LanguageStage:
         """A row has grown beyond its first `before` tokens."""
 
     def _publish(self, one: ActiveRow) -> None:
-        """Say downstream and upstream what is news."""
+        """What is news, downstream and upstream: it leaves at the end of this turn."""
         for message in self.scheduler.outgoing(one.scheduled, time.monotonic()):
             neighbour = self._downstream if isinstance(message, DraftBlock) else self._upstream
+            if neighbour is not None:
+                neighbour.tell(message)
+
+    def _flush(self) -> None:
+        for neighbour in self._neighbours():
             try:
-                if neighbour is not None:
-                    neighbour.tell(message)
+                neighbour.flush()
             except ChannelClosed:
-                self._lost(neighbour)  # type: ignore[arg-type]
+                self._lost(neighbour)
 
     # -- rows -----------------------------------------------------------------------------------------------------
 

@@ -19,16 +19,15 @@ to pass drafts on unverified. It steers speed only; a drafter that ignored it wo
 `stages` holds, per token, the set of stages that stand by it as a bit mask: bit 0 is the lightest stage. The lowest set
 bit produced the token, the others accepted it (light proposed 17 and mid accepted it: 0b011; mid produced 9: 0b010).
 
-Bytes: one fixed little-endian header, then int32 tokens, then one byte per token. Nothing is unpickled; every length is
-checked before it is used.
+Bytes: one fixed little-endian header, then int32 tokens, then one byte per token. A frame is one message after the
+other, all that a stage has to say at once: a pass over many rows costs its neighbours one wake-up. Nothing is
+unpickled; every length is checked before it is used.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-
-import numpy as np
 
 from cascade_runtime.errors import ChannelError
 
@@ -41,7 +40,7 @@ _DRAFT, _VERDICT = 1, 2
 _FINISHED, _RELAY = 1, 2
 MAX_WINDOW = 2**16 - 1
 
-MAX_FRAME_BYTES = _HEADER.size + 5 * MAX_BLOCK_TOKENS
+MAX_MESSAGE_BYTES = _HEADER.size + 5 * MAX_BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Verdict:
 
 
 def encode(message: DraftBlock | Verdict) -> bytes:
-    """A message as one frame."""
+    """A message as bytes; several in a row are a frame."""
     flags, count = _FINISHED if message.finished else 0, len(message.tokens)
     if isinstance(message, DraftBlock):
         kind, number, window, last = _DRAFT, message.ack, 0, message.pace_us
@@ -105,27 +104,39 @@ def encode(message: DraftBlock | Verdict) -> bytes:
         kind, number, window, last = _VERDICT, message.seq, grant.window, grant.block
         flags |= _RELAY if grant.relay else 0
     head = _HEADER.pack(kind, flags, window, message.epoch, message.request, number, message.base, count, last)
-    return head + np.array(message.tokens, "<i4").tobytes() + bytes(message.stages)
+    return head + struct.pack(f"<{count}i", *message.tokens) + bytes(message.stages)
 
 
-def decode(frame: bytes) -> DraftBlock | Verdict:
-    """The message in a frame. Raises `ChannelError` on anything that `encode` would not have written."""
-    if not _HEADER.size <= len(frame) <= MAX_FRAME_BYTES:
-        raise ChannelError(f"frame of {len(frame)} bytes; allowed: {_HEADER.size} to {MAX_FRAME_BYTES}")
-    kind, flags, window, epoch, request, number, base, count, last = _HEADER.unpack_from(frame)
+def decode(frame: bytes) -> list[DraftBlock | Verdict]:
+    """The messages in a frame. Raises `ChannelError` on anything that `encode` would not have written."""
+    messages: list[DraftBlock | Verdict] = []
+    at = 0
+    while at < len(frame) or not frame:
+        if len(frame) - at < _HEADER.size:
+            raise ChannelError(f"frame that ends within a header; allowed: {_HEADER.size} bytes and more per message")
+        header = _HEADER.unpack_from(frame, at)
+        tokens, at = at + _HEADER.size, at + _HEADER.size + 5 * header[7]
+        if header[7] > MAX_BLOCK_TOKENS or at > len(frame):
+            raise ChannelError(
+                f"message of {header[7]} tokens in a frame of {len(frame)} bytes; "
+                f"allowed: {MAX_BLOCK_TOKENS} and 5 bytes for each"
+            )
+        messages.append(_message(header, frame[tokens:at]))
+    return messages
+
+
+def _message(header: tuple[int, ...], body: bytes) -> DraftBlock | Verdict:
+    kind, flags, window, epoch, request, number, base, count, last = header
     if kind not in (_DRAFT, _VERDICT) or flags & ~(_FINISHED | _RELAY):
-        raise ChannelError(f"frame of kind {kind}, flags {flags}; allowed: kinds 1 and 2, flags 1 and 2")
+        raise ChannelError(f"message of kind {kind}, flags {flags}; allowed: kinds 1 and 2, flags 1 and 2")
     if kind == _DRAFT and (window or flags & _RELAY):
         raise ChannelError("a draft block with a grant; allowed: in a verdict only")
     if kind == _VERDICT and not last:
         raise ChannelError("a grant of blocks of 0 tokens; allowed: at least 1")
-    if len(frame) != _HEADER.size + 5 * count:
-        raise ChannelError(f"frame of {len(frame)} bytes for {count} tokens; allowed: {_HEADER.size + 5 * count}")
-    tokens = np.frombuffer(frame, "<i4", count, _HEADER.size)
-    stages = tuple(frame[_HEADER.size + 4 * count :])
-    if count and (int(tokens.min()) < 0 or 0 in stages):
-        raise ChannelError("frame with a negative token id or a token nobody stands by")
-    said, finished = tuple(tokens.tolist()), bool(flags & _FINISHED)
+    said, stages = struct.unpack_from(f"<{count}i", body), tuple(body[4 * count :])
+    if count and (min(said) < 0 or 0 in stages):
+        raise ChannelError("message with a negative token id or a token nobody stands by")
+    finished = bool(flags & _FINISHED)
     if kind == _DRAFT:
         return DraftBlock(request, epoch, base, said, stages, number, finished, last)
     return Verdict(request, epoch, number, base, said, stages, finished, Grant(window, last, bool(flags & _RELAY)))

@@ -1,8 +1,8 @@
 """`Linear`: one matrix product of a decoder, its weight kept in the order in which the device multiplies fastest.
 
-On an x86 CPU in float32 that is oneDNN's own blocked order, made once: the stored order is slow for a few rows, and very
-slow for some shapes (`python -m benchmarks.steps --products` shows both). A bias and the sum of a residual are part of
-the same operation. Elsewhere it is the stored order and the library's product.
+On an x86 CPU in float32 that is oneDNN's own blocked order, made once: the stored order is slow for a few rows, and
+very slow for some shapes (`python -m benchmarks.steps --products` shows both). A bias and the sum of a residual are
+part of the same operation. Elsewhere it is the stored order and the library's product.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 _FORGET = 0.99  # per verified block: the last hundred count
 _SHRINK = 12.0  # tokens' worth of trust in the pooled hazard, where a position has been tested less often
 _PRIOR_TESTED = 4.0
+_LARGE = 1e12
 POSITIONS = 64
 
 
@@ -16,6 +17,7 @@ class Hazards:
     def __init__(self, prior: float = 0.3) -> None:
         self._tested = [0.0] * POSITIONS
         self._refused = [0.0] * POSITIONS
+        self._unit = 1.0  # what one block counts now: instead of all counts shrinking, the newest is worth more
         self._prior = prior
         self.blocks = 0
 
@@ -24,18 +26,21 @@ class Hazards:
         if not drafted:
             return
         self.blocks += 1
-        last, kept = min(drafted, POSITIONS), _FORGET**weight
-        self._tested = [count * kept for count in self._tested]
-        self._refused = [count * kept for count in self._refused]
+        last = min(drafted, POSITIONS)
+        self._unit /= _FORGET**weight
         for position in range(min(accepted + 1, last)):
-            self._tested[position] += weight
+            self._tested[position] += weight * self._unit
         if accepted < last:
-            self._refused[accepted] += weight
+            self._refused[accepted] += weight * self._unit
+        if self._unit > _LARGE:
+            self._tested = [count / self._unit for count in self._tested]
+            self._refused = [count / self._unit for count in self._refused]
+            self._unit = 1.0
 
     @property
     def pooled(self) -> float:
         """The hazard over all positions."""
-        tested, refused = sum(self._tested), sum(self._refused)
+        tested, refused = sum(self._tested) / self._unit, sum(self._refused) / self._unit
         return (refused + _PRIOR_TESTED * self._prior) / (tested + _PRIOR_TESTED)
 
     def survival(self, length: int) -> list[float]:
@@ -45,7 +50,7 @@ class Hazards:
         pooled, alive, out = self.pooled, 1.0, [1.0]
         for position in range(length):
             at = min(position, POSITIONS - 1)
-            hazard = (self._refused[at] + _SHRINK * pooled) / (self._tested[at] + _SHRINK)
+            hazard = (self._refused[at] / self._unit + _SHRINK * pooled) / (self._tested[at] / self._unit + _SHRINK)
             alive *= 1.0 - hazard
             out.append(alive)
         return out

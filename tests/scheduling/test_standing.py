@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade_runtime.messages import DraftBlock, Verdict, acceptors, decode, encode, producer
+from cascade_runtime.errors import ChannelError
+from cascade_runtime.messages import MAX_WINDOW, DraftBlock, Grant, Verdict, acceptors, decode, encode, producer
 from cascade_runtime.scheduling.standing import Standing
 
 VOCAB = 5
@@ -88,9 +89,9 @@ class ToyCascade:
 
     def receive(self, k: int) -> None:
         if k > 0 and self.down[k - 1]:
-            self.rows[k].on_drafts(decode(self.down[k - 1].pop(0)))  # type: ignore[arg-type]
+            self.rows[k].on_drafts(decode(self.down[k - 1].pop(0))[0])  # type: ignore[arg-type]
         if k < len(self.up) and self.up[k]:
-            self.rows[k].on_verdict(decode(self.up[k].pop(0)))  # type: ignore[arg-type]
+            self.rows[k].on_verdict(decode(self.up[k].pop(0))[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.3])
@@ -224,32 +225,53 @@ def test_tokens_outside_the_vocabulary_and_forged_masks_are_cut() -> None:
     assert row.hints == [10] and row.hint_stages == [1]
 
 
-tokens = st.lists(st.integers(0, 2**31 - 1), max_size=40)
 numbers = st.integers(0, 2**32 - 1)
+masked = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 255)), max_size=40)
+handles = st.integers(0, 2**64 - 1)
+grants = st.builds(Grant, st.integers(0, MAX_WINDOW), st.integers(1, 2**32 - 1), st.booleans())
 
 
-@given(tokens, st.integers(0, 2**64 - 1), numbers, numbers, numbers, st.booleans(), st.booleans())
-def test_messages_survive_their_bytes(
-    body: list[int], request: int, epoch: int, base: int, seq: int, end: bool, draft: bool
-) -> None:
-    masks = tuple(1 + i % 255 for i in range(len(body)))
-    if draft:
-        message: DraftBlock | Verdict = DraftBlock(request, epoch, base, tuple(body), masks, seq, end)
-    else:
-        message = Verdict(request, epoch, seq, base, tuple(body), masks, end)
-    assert decode(encode(message)) == message
+@st.composite
+def messages(draw: st.DrawFn) -> DraftBlock | Verdict:
+    body = draw(masked)
+    tokens, stages = tuple(token for token, _ in body), tuple(mask for _, mask in body)
+    request, epoch, base, number, end = draw(handles), draw(numbers), draw(numbers), draw(numbers), draw(st.booleans())
+    if draw(st.booleans()):
+        return DraftBlock(request, epoch, base, tokens, stages, number, end, draw(numbers))
+    return Verdict(request, epoch, number, base, tokens, stages, end, draw(grants))
+
+
+@given(st.lists(messages(), min_size=1, max_size=5))
+def test_messages_survive_their_bytes_alone_and_in_a_frame(said: list[DraftBlock | Verdict]) -> None:
+    assert [decode(encode(message)) for message in said] == [[message] for message in said]
+    assert decode(b"".join(map(encode, said))) == said
 
 
 @settings(max_examples=300)
-@given(st.binary(max_size=80))
-def test_hostile_frames_are_refused_or_well_formed(frame: bytes) -> None:
-    from cascade_runtime.errors import ChannelError
+@given(st.binary(max_size=80), st.lists(messages(), max_size=2), st.integers(0, 100))
+def test_hostile_frames_are_refused_or_well_formed(noise: bytes, said: list[DraftBlock | Verdict], cut: int) -> None:
+    for frame in (noise, b"".join(map(encode, said)) + noise, b"".join(map(encode, said))[:-cut]):
+        try:
+            found = decode(frame)
+        except ChannelError:
+            continue
+        assert found and b"".join(map(encode, found)) == frame
 
-    try:
-        message = decode(frame)
-    except ChannelError:
-        return
-    assert encode(message) == frame
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (b"", "header"),
+        (encode(DraftBlock(1, 0, 0, (5, 6), (1, 1), 0))[:-1], "2 tokens"),
+        (encode(DraftBlock(1, 0, 0, (5,), (0,), 0)), "nobody"),
+        (b"\x03" + encode(DraftBlock(1, 0, 0, (5,), (1,), 0))[1:], "kind 3"),
+        (encode(Verdict(1, 0, 1, 0, (), (), grant=Grant(block=0))), "blocks of 0"),
+        (encode(DraftBlock(1, 0, 0, (5,) * 8193, (1,) * 8193, 0)), "8193 tokens"),
+    ],
+)
+def test_what_is_wrong_with_a_frame_is_said(frame: bytes, says: str) -> None:
+    with pytest.raises(ChannelError, match=says):
+        decode(frame)
 
 
 def test_masks_name_the_producer_and_the_acceptors() -> None:
