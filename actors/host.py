@@ -15,6 +15,11 @@ def host() -> str:
     return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def step_back(grades: int = 4) -> None:
     """Let this thread go after others by so many of the 19 grades of niceness.
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Row
+from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+from cascade_runtime.scheduling.stage_scheduler import Task
 from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.features import VisualFeatures
@@ -51,6 +52,10 @@ class ActiveRow:
     def standing(self) -> Standing:
         """What the stage stands by."""
         return self.scheduled.standing
+
+    def extension(self, task: Task) -> Extension:
+        """Its share of a pass."""
+        return Extension(self.row, task.work.prefix, task.work.drafts, task.prompt)
 
 
 @dataclass(frozen=True)

@@ -29,19 +29,18 @@ from typing import Any
 import torch
 
 from actors.commands import Commands
-from actors.host import host, step_back
+from actors.host import cores, host, step_back
 from actors.neighbour import Heard, Neighbour
 from actors.rows import ActiveRow, Admission, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
-from cascade_runtime.decoding.decoder import Extension
 from cascade_runtime.emulation.loading import load_level
 from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, DeadlineExceeded, StageError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
-from cascade_runtime.scheduling.from_recipe import policy_from_recipe, window_of_row
+from cascade_runtime.scheduling.from_recipe import policy_from_recipe, share_cores, window_of_row
 from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
 from cascade_runtime.scheduling.standing import Settled, Standing
@@ -66,7 +65,9 @@ class LanguageStage:
         self.name = self.config.name
         self.is_target = index == len(recipe.stages) - 1
         self.level = load_level(recipe, index)
-        policy = policy_from_recipe(recipe, index, self.level.step_cost())
+        self._on_cpu = str(self.level.model.language.device) == "cpu"
+        shared = cores() if self._on_cpu and share_cores(recipe) else 0
+        policy = policy_from_recipe(recipe, index, self.level.step_cost(), shared)
         upstream_s, prefill_tokens = recipe.deadlines.upstream_s, recipe.cascade.prefill_tokens
         self.scheduler = StageScheduler(index, len(recipe.stages), policy, upstream_s, prefill_tokens)
         self.level.decoder.tells_confidence = policy.min_confidence > 0
@@ -202,7 +203,7 @@ class LanguageStage:
 
     def _run(self) -> None:
         try:
-            if not self.is_target and str(self.level.model.language.device) == "cpu":
+            if not self.is_target and self._on_cpu:
                 step_back()
             while not self._stopping.is_set():
                 self._turn()
@@ -274,13 +275,9 @@ class LanguageStage:
         """One `extend` over the picked rows, then each row's settlement."""
         batch, decoder = [self.rows[task.row.handle] for task in tasks], self.level.decoder
         fed, context = decoder.tokens_fed, sum(one.row.held for one in batch)
-        start = time.monotonic_ns()
+        start, worked = time.monotonic_ns(), time.thread_time()
         try:
-            extensions = [
-                Extension(one.row, task.work.prefix, task.work.drafts, task.prompt)
-                for one, task in zip(batch, tasks, strict=True)
-            ]
-            choices = decoder.extend(extensions)
+            choices = decoder.extend([one.extension(task) for one, task in zip(batch, tasks, strict=True)])
         except Exception as error:
             log.exception("stage %s: a pass over %d rows failed", self.name, len(batch))
             for one in batch:
@@ -288,12 +285,12 @@ class LanguageStage:
             return
         end = time.monotonic_ns()
         self._busy_ns += end - start
-        self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9)
-        usable = [self._usable(task, chosen) for task, chosen in zip(tasks, choices, strict=True)]
-        sound = [(task, chosen) for task, chosen in zip(tasks, usable, strict=True) if chosen is not None]
-        now = time.monotonic()
-        settled = list(self.scheduler.settle([task for task, _ in sound], [chosen for _, chosen in sound], now))
-        outcomes = [(task, each) for (task, _), each in zip(sound, settled, strict=True)]
+        work_s = (time.thread_time() - worked) * max(1, self.config.threads)
+        self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9, work_s)
+        sound = [(task, chosen) for task, chosen in zip(tasks, choices, strict=True) if self._usable(task, chosen)]
+        kept = [task for task, _ in sound]
+        settled = self.scheduler.settle(kept, [chosen for _, chosen in sound], time.monotonic())
+        outcomes = list(zip(kept, settled, strict=True))
         self._note(tasks, outcomes, start, end, decoder.tokens_fed - fed)
         self._settle(outcomes)
 
@@ -310,16 +307,16 @@ class LanguageStage:
             self._decided = self.scheduler.policy.decision
             self.tracer.noted("decision", self._decided.to_dict())
 
-    def _usable(self, task: Task, chosen: list[int]) -> list[int] | None:
-        """The choices, or None where they are not numbers: a draft may have spoilt them, else the request fails."""
+    def _usable(self, task: Task, chosen: list[int]) -> bool:
+        """Whether the choices are numbers. If not, a draft may have spoilt them, else the request fails."""
         if NOT_FINITE not in chosen:
-            return chosen
+            return True
         if task.work.drafts:  # look again without any
             task.row.alone = True
             task.row.standing.drop_hints()
         else:
             self._fail(self.rows[task.row.handle], "the model's logits are not finite")
-        return None
+        return False
 
     def _settle(self, outcomes: list[tuple[Task, Settled]]) -> None:
         for task, each in outcomes:

@@ -34,8 +34,8 @@ from cascade_runtime.errors import ChannelError
 MAX_BLOCK_TOKENS = 8192
 MAX_STAGES = 8
 
-# kind, flags, window of the grant, epoch, request, seq or ack, base, count, pace in us or block of the grant
-_HEADER = struct.Struct("<BBHIQIIII")
+# kind, flags, window of the grant, epoch, request, seq or ack, base, count, pace or block of the grant, work
+_HEADER = struct.Struct("<BBHIQIIIII")
 _DRAFT, _VERDICT = 1, 2
 _FINISHED, _RELAY = 1, 2
 MAX_WINDOW = 2**16 - 1
@@ -65,6 +65,8 @@ class DraftBlock:
 
     `finished`: the drafter ends the answer with the last token, or may go no further: do not wait for more. pace_us:
     what one token of a row has lately cost the drafter, in microseconds of wall time; 0 where it does not know.
+    work_us: what it has cost in time of cores that neighbours use as well, all levels below included; 0 where they
+    share none.
     """
 
     request: int
@@ -75,6 +77,7 @@ class DraftBlock:
     ack: int
     finished: bool = False
     pace_us: int = 0
+    work_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,14 @@ class Verdict:
 
 def encode(message: DraftBlock | Verdict) -> bytes:
     """A message as bytes; several in a row are a frame."""
-    flags, count = _FINISHED if message.finished else 0, len(message.tokens)
+    flags, count, work = _FINISHED if message.finished else 0, len(message.tokens), 0
     if isinstance(message, DraftBlock):
-        kind, number, window, last = _DRAFT, message.ack, 0, message.pace_us
+        kind, number, window, last, work = _DRAFT, message.ack, 0, message.pace_us, message.work_us
     else:
         grant = message.grant
         kind, number, window, last = _VERDICT, message.seq, grant.window, grant.block
         flags |= _RELAY if grant.relay else 0
-    head = _HEADER.pack(kind, flags, window, message.epoch, message.request, number, message.base, count, last)
+    head = _HEADER.pack(kind, flags, window, message.epoch, message.request, number, message.base, count, last, work)
     return head + struct.pack(f"<{count}i", *message.tokens) + bytes(message.stages)
 
 
@@ -126,19 +129,19 @@ def decode(frame: bytes) -> list[DraftBlock | Verdict]:
 
 
 def _message(header: tuple[int, ...], body: bytes) -> DraftBlock | Verdict:
-    kind, flags, window, epoch, request, number, base, count, last = header
+    kind, flags, window, epoch, request, number, base, count, last, work = header
     if kind not in (_DRAFT, _VERDICT) or flags & ~(_FINISHED | _RELAY):
         raise ChannelError(f"message of kind {kind}, flags {flags}; allowed: kinds 1 and 2, flags 1 and 2")
     if kind == _DRAFT and (window or flags & _RELAY):
         raise ChannelError("a draft block with a grant; allowed: in a verdict only")
-    if kind == _VERDICT and not last:
-        raise ChannelError("a grant of blocks of 0 tokens; allowed: at least 1")
+    if kind == _VERDICT and (not last or work):
+        raise ChannelError("a grant of blocks of 0 tokens, or a verdict with a draft's cost; allowed: neither")
     said, stages = struct.unpack_from(f"<{count}i", body), tuple(body[4 * count :])
     if count and (min(said) < 0 or 0 in stages):
         raise ChannelError("message with a negative token id or a token nobody stands by")
     finished = bool(flags & _FINISHED)
     if kind == _DRAFT:
-        return DraftBlock(request, epoch, base, said, stages, number, finished, last)
+        return DraftBlock(request, epoch, base, said, stages, number, finished, last, work)
     return Verdict(request, epoch, number, base, said, stages, finished, Grant(window, last, bool(flags & _RELAY)))
 
 

@@ -4,6 +4,7 @@
       cost of a pass(rows, tokens, context)          min_drafts   how many a row waits for (m)
       hazards of the upstream edge, per position     window       how far upstream may run ahead (W)
       pace and restart time of upstream              max_drafts   how many a pass looks at
+      core time of a draft, where cores are shared
                                                      relay        whether the neighbour passes drafts on unverified
       rows at hand                                   speculate    whether to use drafts at all
                                                      batch        who is in a pass, over how many drafts each
@@ -36,7 +37,7 @@ _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
-_ENOUGH = 4  # verified blocks before a decision rests on them
+_ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
 _FORGET = 0.9
 
 
@@ -61,19 +62,20 @@ class _Drafts:
 
     def __init__(self) -> None:
         self.hazards = Hazards()
-        self.pace_s = 0.0
+        self.pace_s = self.work_s = 0.0
 
-    def came(self, pace_s: float) -> None:
+    def came(self, pace_s: float, work_s: float) -> None:
         self.pace_s = _FORGET * self.pace_s + (1 - _FORGET) * pace_s if self.pace_s else pace_s
+        self.work_s = _FORGET * self.work_s + (1 - _FORGET) * work_s if self.work_s else work_s
 
-    @property
-    def known(self) -> bool:
-        return self.pace_s > 0 and self.hazards.blocks >= _ENOUGH
+    def known(self, rows: float) -> bool:
+        return self.pace_s > 0 and self.hazards.blocks >= max(_ENOUGH, rows)
 
 
 class Adaptive(Policy):
     """prior: the cost of a pass as profiled at the start. most: the largest window. can_relay: the neighbour has an
-    upstream of its own. patient: False starts every pass at once, for the least time to the next token.
+    upstream of its own. patient: False starts every pass at once, for the least time to the next token. cores: how many
+    this stage and those below it share, 0 for none.
     """
 
     def __init__(
@@ -85,11 +87,12 @@ class Adaptive(Policy):
         sends: int = 1,
         can_relay: bool = False,
         patient: bool = True,
+        cores: float = 0.0,
     ) -> None:
         super().__init__(min(first_wait, most), window=most, sends=sends)
         self.decision = Decision(min(first_wait, most), most, most, reason="nothing measured yet")
         self.together, self.apart = CostModel(prior), CostModel(prior)
-        self._most, self._patient = most, patient
+        self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
         self._trials = {"alone": _Trial(16), "draft": _Trial(64)} | ({"relay": _Trial(24, due=24)} if can_relay else {})
         self._trying: str | None = None
@@ -97,6 +100,7 @@ class Adaptive(Policy):
         self._trial_row: int | None = None
         self._restart_s = self._rows = self._context = 0.0
         self._tried = 0  # blocks verified in this trial
+        self._other_way = False
         self._granted: deque[Grant] = deque(maxlen=32)
 
     # -- what the scheduler asks -------------------------------------------------------------------------------------
@@ -108,8 +112,8 @@ class Adaptive(Policy):
 
     @property
     def relaying(self) -> bool:
-        """Whether the neighbour is to pass drafts on now."""
-        return self.decision.relay != (self._trying == "relay")
+        """Whether the neighbour is to pass drafts on now: every other trial of drafting does what was not done last."""
+        return self.decision.relay != (self._trying == "relay" or (self._trying == "draft" and self._other_way))
 
     def need(self, row: ScheduledRow) -> int:
         """Drafts to wait for: none where nobody drafts, or where every token counts at once."""
@@ -153,7 +157,7 @@ class Adaptive(Policy):
         if self.drafting:
             pass
         elif row.handle == self._trial_row:
-            return Grant(min(_TRIAL_WINDOW, self._most))
+            return Grant(min(_TRIAL_WINDOW, self._most), relay=self.relaying)
         else:
             return Grant(0)
         return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
@@ -168,14 +172,15 @@ class Adaptive(Policy):
         """Downstream has granted this to some row."""
         self._granted.append(grant)
 
-    def observe_hints(self, pace_us: int, *, relayed: bool) -> None:
-        """Drafts came, made at this pace."""
+    def observe_hints(self, pace_us: int, work_us: int = 0, *, relayed: bool) -> None:
+        """Drafts came, made at this pace and for so much time of shared cores."""
         if pace_us:
-            self._drafts[relayed].came(pace_us * 1e-6)
+            self._drafts[relayed].came(pace_us * 1e-6, work_us * 1e-6)
 
     def observe_silence(self, seconds: float) -> None:
         """A row waited so long for drafts, and none came: that is a pace, too."""
-        self._drafts[self.relaying].came(seconds)
+        silent = self._drafts[self.relaying]
+        silent.came(seconds, silent.work_s)
 
     def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
         """After a refusal, the first `drafts` new ones took so long."""
@@ -187,9 +192,14 @@ class Adaptive(Policy):
         self._drafts[relayed].hazards.observe(drafted, accepted, 6.0 if self._trying in ("draft", "relay") else 1.0)
         self._tried += 1
 
-    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
+    def observe_work(self, seconds: float, looked: int, tokens: int) -> None:
+        """A pass took so much of shared cores, and what was drafted for it took some as well."""
+        super().observe_work(seconds + looked * self._drafts[self.relaying].work_s, looked, tokens)
+
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
         """A pass ran. Now and then the figures are looked at, and something else is tried."""
         self._since_switch += 1
+        self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
         if self.drafting:
             self.together.observe(rows, tokens, context, seconds)
         elif self._since_switch > 4:  # before that, the drafter may still have been at it
@@ -210,18 +220,31 @@ class Adaptive(Policy):
         drafts = self._drafts[relayed]
         survival = drafts.hazards.survival(self._most + 1)
         rows = max(1, round(self._rows))
-        return Conditions(self.together.fit, survival, drafts.pace_s, self._restart_s, rows, self._context)
+        return Conditions(
+            self.together.fit,
+            survival,
+            drafts.pace_s,
+            self._restart_s,
+            rows,
+            self._context,
+            self._cores,
+            drafts.work_s,
+            self._occupied,
+        )
 
     def _plan(self) -> None:
         self._planned = self._passes
         candidates = [
-            self._best(relayed) for relayed, drafts in self._drafts.items() if drafts.known or drafts.pace_s > 1.0
+            self._best(relayed)
+            for relayed, drafts in self._drafts.items()
+            if drafts.known(self._rows) or drafts.pace_s > 1.0
         ]
         if not candidates:
             return
         best = max(candidates, key=lambda decision: decision.tokens_per_s)
-        apart = replace(self._conditions(best.relay), cost=self.apart.fit)
-        best = replace(best, tokens_per_s_alone=alone(apart))
+        # never alone yet: a pass costs what it does with drafters about, not what it cost before anybody was
+        cost = (self.apart if self.apart.observations else self.together).fit
+        best = replace(best, tokens_per_s_alone=alone(replace(self._conditions(best.relay), cost=cost)))
         held = self.decision
         if best.tokens_per_s < best.tokens_per_s_alone * (1.0 if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
@@ -250,7 +273,7 @@ class Adaptive(Policy):
 
     def _adopt(self, new: Decision) -> None:
         held = self.decision
-        if new.relay != held.relay and new.speculate and held.speculate and self._drafts[held.relay].known:
+        if new.relay != held.relay and new.speculate and held.speculate and self._drafts[held.relay].known(self._rows):
             stay = replace(self._best(held.relay), tokens_per_s_alone=new.tokens_per_s_alone)
             new = new if new.tokens_per_s >= _BETTER * stay.tokens_per_s else stay
         if new.speculate != held.speculate:
@@ -269,6 +292,7 @@ class Adaptive(Policy):
             if name == "alone" and held.tokens_per_s > _CLOSE * held.tokens_per_s_alone:
                 continue
             self._trying, self._trial_began, self._since_switch, self._tried = name, self._passes, 0, 0
+            self._other_way = "relay" in self._trials and not self._other_way
 
     def _end_trial(self) -> None:
         name, before = self._trying, self.decision

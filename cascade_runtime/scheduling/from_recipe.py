@@ -8,8 +8,9 @@ from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.policy import LockStep, Policy
 
 
-def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost) -> Policy:
+def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost, cores: int = 0) -> Policy:
     """The policy of stage `stage`, 0 the lightest. prior: what its passes cost, as far as that is known already.
+    cores: how many the language stages share, 0 for none.
 
     num_draft_tokens[k] is the block of the edge from stage k to stage k + 1.
     """
@@ -24,7 +25,18 @@ def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost) -> Policy:
             policy.min_confidence = recipe.policy.min_confidence
         return policy
     patient = recipe.policy.objective == "throughput"
-    return Adaptive(prior, most=window, first_wait=takes, sends=sends, can_relay=stage > 1, patient=patient)
+    return Adaptive(
+        prior, most=window, first_wait=takes, sends=sends, can_relay=stage > 1, patient=patient, cores=cores
+    )
+
+
+def share_cores(recipe: Recipe) -> bool:
+    """Whether the recipe puts all language stages on the CPU of one machine."""
+    first = recipe.stages[0]
+    return all(
+        stage.device in ("auto", "cpu") and not stage.num_gpus and stage.labels == first.labels
+        for stage in recipe.stages
+    )
 
 
 def window_of_row(recipe: Recipe, stage: int, occupancy: float | None) -> int | None:

@@ -54,7 +54,7 @@ class Policy:
         self.decision = Decision(min_drafts, window, min_drafts)
         self._grant = Grant(window, block)
         self._first = Grant(MAX_WINDOW, sends)
-        self._seconds = self._tokens = 0.0
+        self._seconds = self._tokens = self._work_s = self._worked_for = 0.0
 
     def need(self, row: ScheduledRow) -> int:
         """Drafts to wait for."""
@@ -86,14 +86,24 @@ class Policy:
         self._seconds = _PACE_FORGET * self._seconds + seconds
         self._tokens = _PACE_FORGET * self._tokens + tokens
 
-    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
-        """A pass ran."""
+    @property
+    def work_us(self) -> int:
+        """Microseconds of shared cores that a token has cost lately, with all levels below; 0 before the first."""
+        return round(1e6 * self._work_s / self._worked_for) if self._worked_for else 0
+
+    def observe_work(self, seconds: float, looked: int, tokens: int) -> None:
+        """A pass took so much of shared cores, looked at so many drafts, and brought so many tokens."""
+        self._work_s = _PACE_FORGET * self._work_s + seconds
+        self._worked_for = _PACE_FORGET * self._worked_for + tokens
+
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
+        """A pass ran, and took so much of the cores that neighbours use as well."""
 
     def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
         """A row's drafts were looked at; `relayed`: the neighbour had passed them on unverified."""
 
-    def observe_hints(self, pace_us: int, *, relayed: bool) -> None:
-        """Drafts came, made at this pace."""
+    def observe_hints(self, pace_us: int, work_us: int = 0, *, relayed: bool) -> None:
+        """Drafts came, made at this pace and for so much time of shared cores."""
 
     def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
         """After a refusal, the first `drafts` new ones took so long."""

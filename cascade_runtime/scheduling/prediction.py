@@ -26,7 +26,8 @@ class Conditions:
 
     cost: of a pass of its own. survival: S[k] of its drafter's tokens. pace_s: seconds per draft token and row.
     restart_s: from a refusal to the drafter's first token beyond what `pace_s` explains. rows: requests at hand.
-    context: positions held per row.
+    context: positions held per row. cores: how many the stage shares with all below it, 0 for none. work_s: of
+    theirs, for a draft token; occupied: cores that a pass of its own keeps busy.
     """
 
     cost: StepCost
@@ -35,35 +36,47 @@ class Conditions:
     restart_s: float = 0.0
     rows: int = 1
     context: float = 0.0
+    cores: float = 0.0
+    work_s: float = 0.0
+    occupied: float = 1.0
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """tokens_per_s over all rows; of one row: drafts and tokens per pass, seconds per pass and of waiting."""
+    """tokens_per_s over all rows; of one row: drafts and tokens per pass, seconds per pass and of waiting, and
+    drafts made per pass, whether or not it saw them.
+    """
 
     tokens_per_s: float
     tokens_per_pass: float
     drafts_per_pass: float
     pass_s: float
     wait_s: float
+    made_per_pass: float
 
 
 def predict(at: Conditions, m: int, window: int, most: int | None = None) -> Prediction:
     """Run passes over at least `m` drafts and at most `most`, while the drafter stays within `window` of what is
-    confirmed.
+    confirmed. Where stages share cores, all of them together get no further than these can: drafts that nobody looks at
+    cost as much as those that are kept.
     """
     most = window if most is None else max(1, most)
     m = min(m, window, most)
     sharing, pass_s = float(at.rows), 0.0
-    tokens = drafts = wait_s = 0.0
+    tokens = drafts = wait_s = made = 0.0
+    together = sharing
     for _ in range(_FIXED_POINT):
+        together = sharing
         fed = 1.0 + (drafts or m)
         pass_s = at.cost.seconds(sharing, sharing * fed, sharing * at.context)
-        tokens, drafts, wait_s = _chain(at, m, window, most, pass_s)
+        tokens, drafts, wait_s, made = _chain(at, m, window, most, pass_s)
         if at.rows > 1 and wait_s > 0:
             wait_s = max(wait_s, (1 - sharing / at.rows) * pass_s)
         sharing = max(1.0, at.rows * pass_s / (pass_s + wait_s))
-    return Prediction(at.rows * tokens / (pass_s + wait_s), tokens, drafts, pass_s, wait_s)
+    tokens_per_s = at.rows * tokens / (pass_s + wait_s)
+    if at.cores:
+        tokens_per_s = min(tokens_per_s, at.cores * tokens / (at.occupied * pass_s / together + at.work_s * made))
+    return Prediction(tokens_per_s, tokens, drafts, pass_s, wait_s, made)
 
 
 def alone(at: Conditions) -> float:
@@ -71,26 +84,27 @@ def alone(at: Conditions) -> float:
     return at.rows / at.cost.seconds(at.rows, at.rows, at.rows * at.context)
 
 
-def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float]:
-    """Tokens, drafts and seconds of waiting per pass of one row, in the long run."""
+def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float, float]:
+    """Tokens, drafts, seconds of waiting and drafts made per pass of one row, in the long run."""
     meanwhile = int(pass_s / at.pace_s) if at.pace_s > 0 else window
     top = len(at.survival) - 1
     weight, total = 1.0, 0.0
-    tokens = drafts = waits = 0.0
-    there, wait_s = m, at.restart_s + m * at.pace_s if m else 0.0
+    tokens = drafts = waits = made = 0.0
+    there, wait_s, new = m, at.restart_s + m * at.pace_s if m else 0.0, m
     for _ in range(_CHAIN):
         h = min(there, most, top)
         total += weight
         tokens += weight * expected_tokens(at.survival, h)
         drafts += weight * h
         waits += weight * wait_s
-        ahead = min(window, there + meanwhile)
+        ahead = max(there, min(window, there + meanwhile))
+        made += weight * (new + ahead - there)
         if ahead <= h:
             break  # the drafter was not let go on: every pass starts anew
         weight *= at.survival[min(h + 1, top)]
         behind = max(0, m - (ahead - h - 1))
         wait_s = behind * at.pace_s
-        there = ahead - h - 1 + behind
+        there, new = ahead - h - 1 + behind, behind
         if weight < 1e-3:
             break
-    return tokens / total, drafts / total, waits / total
+    return tokens / total, drafts / total, waits / total, made / total

@@ -30,7 +30,9 @@ class ScheduledRow:
     path: float = 1.0
     alone: bool = False
     restarted: float | None = None  # when upstream was last sent back; None once its first new drafts are here
-    produced: float | None = None  # when it last grew, while it could have grown on
+    produced: float | None = (
+        None  # when it last grew, while it could have grown on; time in passes with prompts left out
+    )
 
     @property
     def handle(self) -> int:

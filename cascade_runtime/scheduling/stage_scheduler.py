@@ -60,6 +60,8 @@ class StageScheduler:
         self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
         self.early: OrderedDict[int, DraftBlock] = OrderedDict()
         self._held_back: set[int] = set()
+        self._work_s = 0.0  # of the pass that is to be settled
+        self._prefilled_s = 0.0  # in passes with prompts
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -92,7 +94,7 @@ class StageScheduler:
             return False
         if row.standing.hints:
             relayed = not row.standing.hint_stages[0] >> (self.stage - 1) & 1
-            self.policy.observe_hints(block.pace_us, relayed=relayed)
+            self.policy.observe_hints(block.pace_us, block.work_us, relayed=relayed)
         if row.restarted is not None and row.standing.hints:
             if waited:
                 self.policy.observe_restart(now - row.restarted, len(row.standing.hints), block.pace_us)
@@ -142,10 +144,15 @@ class StageScheduler:
             self._held_back.update(row.handle for row in ready)
         return tasks
 
-    def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float) -> None:
-        """The model has run: it fed so many tokens to rows that held `context` positions in all. Before `settle`."""
-        if not any(task.prompt for task in tasks):  # a prefill says nothing of a step
-            self.policy.observe_pass(len(tasks), fed, context, seconds)
+    def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float, work_s: float = 0.0) -> None:
+        """The model has run: it fed so many tokens to rows that held `context` positions in all, and took `work_s`
+        of the cores that neighbours use as well. Before `settle`.
+        """
+        if any(task.prompt for task in tasks):  # a prefill says nothing of a step
+            self._prefilled_s += seconds
+        else:
+            self._work_s = work_s
+            self.policy.observe_pass(len(tasks), fed, context, seconds, work_s)
 
     def trust(self, row: ScheduledRow, confidence: float) -> None:
         """How sure the model was of what it has just drafted; below the policy's limit the row waits for a verdict."""
@@ -155,6 +162,7 @@ class StageScheduler:
 
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices. Yields what each brought, in order."""
+        looked = grown = 0
         for task, chosen in zip(tasks, choices, strict=True):
             row = task.row
             row.prompt_left -= task.prompt or 0
@@ -170,14 +178,18 @@ class StageScheduler:
             if self.stage and settled.accepted < settled.drafted:
                 row.restarted = now
             if row.produced is not None:
-                self.policy.observe_pace(now - row.produced, len(settled.added))
-            row.produced = None if row.standing.blocked else now
+                self.policy.observe_pace(now - self._prefilled_s - row.produced, len(settled.added))
+            row.produced = None if row.standing.blocked else now - self._prefilled_s
             row.missed = row.missed + 1 if row.late else 0
             if row.late:
                 self.policy.observe_silence(self.upstream_s)
             row.passes += 1
             row.since, row.alone = now, False
+            looked, grown = looked + settled.drafted, grown + len(settled.added)
             yield settled
+        if self._work_s:
+            self.policy.observe_work(self._work_s, looked, grown)
+            self._work_s = 0.0
 
     def _can_run(self, row: ScheduledRow) -> bool:
         return not row.standing.blocked and not (
@@ -216,10 +228,10 @@ class StageScheduler:
         """What is news for the neighbours, and again what was said if nobody has reacted for a while."""
         standing, said = row.standing, []
         if self.downstream and not standing.finished:
-            pace_us = standing.pace_us if standing.grant.relay else self.policy.pace_us
-            block = standing.drafts(standing.grant.block, pace_us)
+            cost_us = standing.cost_us if standing.grant.relay else (self.policy.pace_us, self.policy.work_us)
+            block = standing.drafts(standing.grant.block, cost_us)
             if block is None and not self._can_run(row) and now >= row.heard + _REPEAT_S:
-                block, row.heard = standing.repeat_drafts(pace_us), now
+                block, row.heard = standing.repeat_drafts(cost_us), now
             if block is not None:
                 said.append(block)
         if self.upstream and row.expect_drafts:

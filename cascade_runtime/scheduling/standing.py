@@ -69,7 +69,7 @@ class Standing:
     upstream_waits: bool = False  # upstream said its block is all it will send until the next verdict
     grant: Grant = UNLIMITED  # what downstream lets this stage do
     hesitates: bool = False  # it does not trust its own drafts any further, until downstream has spoken
-    pace_us: int = 0  # what a token of upstream's costs, as it said
+    cost_us: tuple[int, int] = (0, 0)  # pace and work of a token of upstream's, as it said
 
     def __post_init__(self) -> None:
         self._seq = 0  # of the last verdict sent upstream
@@ -169,7 +169,7 @@ class Standing:
         if block.request != self.request or block.epoch != self.epoch or self.finished:
             return False
         self._acknowledge(block.ack)
-        self.pace_us = block.pace_us
+        self.cost_us = block.pace_us, block.work_us
         if block.ack < self._correcting_seq or block.base > len(self.prefix):
             return False  # drafted on a prefix that has been corrected since
         overlap = len(self.prefix) - block.base
@@ -216,21 +216,23 @@ class Standing:
 
     # -- from and to downstream --------------------------------------------------------------------------------------
 
-    def drafts(self, least: int = 1, pace_us: int = 0) -> DraftBlock | None:
-        """The unconfirmed part of the prefix, once at least `least` tokens of it are news or no more can follow."""
+    def drafts(self, least: int = 1, cost_us: tuple[int, int] = (0, 0)) -> DraftBlock | None:
+        """The unconfirmed part of the prefix, once at least `least` tokens of it are news or no more can follow.
+        cost_us: a token's pace and work, see `DraftBlock`.
+        """
         if self.window is None or self.finished:
             return None
         news = len(self.prefix) - self._sent
         if (news >= least) or (self.blocked and (news or not self._sent_blocked)):
-            return self.repeat_drafts(pace_us)
+            return self.repeat_drafts(cost_us)
         return None
 
-    def repeat_drafts(self, pace_us: int = 0) -> DraftBlock:
+    def repeat_drafts(self, cost_us: tuple[int, int] = (0, 0)) -> DraftBlock:
         """The current block, whether or not it was sent before: heals a lost one."""
         blocked = self.blocked
         self._sent, self._sent_blocked = len(self.prefix), blocked
         tokens, masks = tuple(self.prefix[self.confirmed :]), tuple(self.stages[self.confirmed :])
-        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, blocked, pace_us)
+        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, blocked, *cost_us)
 
     def on_verdict(self, verdict: Verdict) -> bool:
         """Stand by what downstream stands by. Returns whether the prefix was corrected.

@@ -77,7 +77,7 @@ class Turned(Policy):
 
     turns = 0
 
-    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float) -> None:
+    def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
         self.turns += 1
 
     def grant(self, row: object) -> Grant:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cascade_runtime.scheduling.cost import StepCost
@@ -42,3 +44,29 @@ def test_the_window_bounds_what_a_pass_looks_at() -> None:
 def test_rows_that_share_passes_bring_more_than_one_and_no_more_than_their_number() -> None:
     one, eight = predict(at(0.8, 10), 4, 16).tokens_per_s, predict(at(0.8, 10, rows=8), 4, 16).tokens_per_s
     assert 4 * one < eight <= 8.01 * one * 1.5
+
+
+def test_shared_cores_bound_what_all_stages_together_bring() -> None:
+    free = at(0.8, 10, rows=8)
+    shared = replace(free, cores=1.0, work_s=0.05, occupied=1.0)
+    apart, together = predict(free, 4, 16), predict(shared, 4, 16)
+    sharing = 8 * apart.pass_s / (apart.pass_s + apart.wait_s)
+    work_s = apart.pass_s / sharing + 0.05 * apart.made_per_pass  # of one row's share of a pass
+    assert together.tokens_per_s == pytest.approx(apart.tokens_per_pass / work_s, rel=0.1)
+    assert together.tokens_per_s < apart.tokens_per_s
+    assert predict(replace(shared, cores=64.0), 4, 16).tokens_per_s == apart.tokens_per_s
+
+
+def test_on_full_cores_drafts_that_nobody_will_look_at_are_not_worth_making() -> None:
+    shared = replace(at(0.6, 20, rows=8), cores=1.0, work_s=0.05)
+    near, far = predict(shared, 3, 4), predict(shared, 3, 48)
+    assert near.made_per_pass < 0.5 * far.made_per_pass
+    assert near.tokens_per_s > 1.2 * far.tokens_per_s
+    free = at(0.6, 20, rows=8)
+    assert predict(free, 3, 4).tokens_per_s <= predict(free, 3, 48).tokens_per_s
+
+
+@pytest.mark.parametrize(("window", "made"), [(4, 4), (9, 9), (64, 14)])
+def test_drafts_made_are_those_waited_for_and_those_of_the_pass(window: int, made: int) -> None:
+    never = Conditions(StepCost(1.0), geometric(0.0, 200), 0.1)
+    assert predict(never, 4, window).made_per_pass == pytest.approx(made, abs=1)

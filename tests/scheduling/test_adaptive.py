@@ -1,0 +1,45 @@
+"""What the adaptive policy settles on, fed with figures by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from cascade_runtime.scheduling.adaptive import Adaptive
+from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+from cascade_runtime.scheduling.standing import Standing
+
+COST = StepCost(base=0.05, per_token=0.0005)
+
+
+def row(handle: int) -> ScheduledRow:
+    return ScheduledRow(Standing(handle, 0, 2, 256, 1000, frozenset(), None), since=0.0, heard=0.0)
+
+
+def run(policy: Adaptive, passes: int, *, rows: int, verified_us: tuple[int, int], relayed_us: tuple[int, int]) -> None:
+    """Passes over `rows` rows with 6 drafts each, 9 in 10 of them right, whichever kind they are."""
+    ready = [row(handle) for handle in range(rows)]
+    for number in range(passes):
+        policy.pick(ready, [])
+        relayed = policy.relaying
+        policy.observe_hints(*(relayed_us if relayed else verified_us), relayed=relayed)
+        for handle in range(rows):
+            policy.observe_settled(6, 6 if (number + handle) % 2 else 4, relayed=relayed)
+        tokens = 7 * rows
+        policy.observe_pass(rows, tokens, 64 * rows, COST.seconds(rows, tokens), COST.seconds(rows, tokens))
+
+
+@pytest.mark.parametrize(("cores", "relays"), [(0, False), (2, True)])
+def test_a_middle_level_that_costs_more_of_shared_cores_than_it_saves_is_relayed(cores: int, relays: bool) -> None:
+    policy = Adaptive(COST, most=16, can_relay=True, cores=cores)
+    # verified drafts come a little sooner and agree alike, but each costs three times as much of the cores
+    run(policy, 400, rows=16, verified_us=(1000, 3000), relayed_us=(1100, 1000))
+    assert policy.decision.relay is relays
+
+
+def test_a_stage_tells_what_a_token_has_cost_with_all_levels_below() -> None:
+    middle = Adaptive(COST, most=16, cores=2)
+    middle.observe_hints(500, 1000, relayed=False)
+    for _ in range(200):
+        middle.observe_work(0.012, 8, 6)  # 12 ms of its own and 8 drafts of 1 ms for 6 tokens
+    assert middle.work_us == pytest.approx(1e6 * (0.012 + 8 * 0.001) / 6, abs=1)
