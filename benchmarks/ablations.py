@@ -121,7 +121,7 @@ def simulated(bench: Bench) -> dict[str, tuple[str, Sequence[Any], dict[str, Any
 
 def real() -> tuple[str, Sequence[Any], dict[str, Any]]:
     """How far light drafts, on the bundled family."""
-    from benchmarks.pipeline import drive, local_ray, requests, turn_about
+    from benchmarks.pipeline.run import drive, local_ray, requests, turn_about
     from cluster.launch import launch
 
     recipe = load_recipe("light_heavy")

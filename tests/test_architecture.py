@@ -218,7 +218,7 @@ def test_every_module_says_what_it_is():
 
 def test_no_script_folder_shadows_the_standard_library():
     """`python folder/file.py` puts the folder first on the path, so no name in it may be a standard module's."""
-    files = [*source_files(), *(ROOT / "benchmarks").glob("*.py")]
+    files = [*source_files(), *(ROOT / "benchmarks").rglob("*.py")]
     run_from = {path.parent for path in files if "__main__" in path.read_text()}
     run_from |= {ROOT / package for package in (*PACKAGES, "benchmarks")}
     assert not [str(p) for p in files if p.parent in run_from and p.stem in sys.stdlib_module_names]

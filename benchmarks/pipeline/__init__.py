@@ -1,0 +1,1 @@
+"""What does running all stages at once bring, and what does it cost? See `__main__.py`."""
