@@ -1,0 +1,192 @@
+"""How fast is the decoding core beside its rivals, on the same weights, prompts and tokens?
+
+    python -m benchmarks.rivals [--quick] [--rounds N] [--openvino-python PATH] [--folder DIR] [--set ...]
+
+All contestants answer the same questions about the same simulated scenes, turn about in one run, each on one thread in
+float32: our autoregressive decoding and our cascades of two and three levels (in one process: what is measured is the
+core, not overlap), transformers `generate` and assisted generation, and OpenVINO GenAI, plain and with a draft
+model, where --openvino-python names a Python that has it:
+
+    python3 -m venv ov && ov/bin/pip install torch==2.13.0 'transformers<5.6' optimum nncf openvino openvino-genai \\
+        openvino-tokenizers && ov/bin/pip install --no-deps optimum-intel
+
+Prompts are prefilled inside the measured time, visual tokens included; rivals get them as tokens of their own
+(`prompts.py`), so their drafters see the scene too. Each rival's and each cascade's draft length is the best of a small
+sweep in the same run. Medians over rounds of tokens per second over all tasks; ratios are medians over rounds of pairs
+side by side. Greedy answers of all contestants are compared: how many equal ours is printed. One JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rivals.library import Library
+from benchmarks.rivals.openvino_process import OpenVino, OpenVinoProcess
+from benchmarks.rivals.ours import Ours
+from benchmarks.rivals.prompts import Task, prepare, write_text_model
+from cascade_runtime.config import SamplingParams, load_recipe
+from cascade_runtime.engine import Engine
+
+Contestant = Callable[[Sequence[Task], SamplingParams], tuple[float, list[list[int]]]]
+GREEDY, WARM = SamplingParams(max_tokens=96), SamplingParams(max_tokens=96, temperature=0.8, seed=1)
+
+
+class Table:
+    """Tokens per second by round of each contestant, at one batch and temperature."""
+
+    def __init__(self, tasks: Sequence[Task], batch: int, sampling: SamplingParams) -> None:
+        self.tasks, self.batch, self.sampling = tasks, batch, sampling
+        self.rates: dict[str, list[float]] = {}
+        self.said: dict[str, list[list[int]]] = {}
+
+    def run(self, contestants: dict[str, Contestant], rounds: int) -> Table:
+        """One run each to warm up, then rounds of all in turn."""
+        for warm in (True, *[False] * rounds):
+            for name, contestant in contestants.items():
+                seconds, said = 0.0, []
+                for at in range(0, len(self.tasks), self.batch):
+                    took, tokens = contestant(self.tasks[at : at + self.batch], self.sampling)
+                    seconds, said = seconds + took, [*said, *tokens]
+                self.said[name] = said
+                if not warm:
+                    self.rates.setdefault(name, []).append(sum(map(len, said)) / seconds)
+        return self
+
+    def best(self, prefix: str) -> str:
+        """The fastest of those whose name begins so."""
+        return max((name for name in self.rates if name.startswith(prefix)), key=self.median)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+    def ratio(self, one: str, other: str) -> float:
+        """Median over rounds."""
+        pairs = zip(self.rates[one], self.rates[other], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    def show(self, base: str) -> None:
+        """The table; `equal`: answers with the token ids of `base`."""
+        greedy = not self.sampling.temperature
+        print(f"\nbatch {self.batch}, temperature {self.sampling.temperature}, {len(self.tasks)} questions")
+        for name in self.rates:
+            equal = sum(a == b for a, b in zip(self.said[name], self.said[base], strict=True))
+            told = f"   {equal}/{len(self.tasks)} answers equal" if greedy else ""
+            print(f"  {name:<46}{self.median(name):>9.1f} tokens/s{self.ratio(name, base):>8.2f}x{told}", flush=True)
+
+
+def main() -> None:
+    """Run, print tables and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer scenes, rounds, sweeps and batches")
+    parser.add_argument("--rounds", type=int, default=0, help="default 5, with --quick 2")
+    parser.add_argument("--openvino-python", type=Path, help="a Python with openvino-genai and optimum-intel")
+    parser.add_argument("--folder", type=Path, help="where text models are written (default: a temporary folder)")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds = args.rounds or (2 if args.quick else 5)
+    engine = Engine.load(load_recipe("three_level", ["cascade.slots=16", *args.set]))
+    work = prepare(engine, 4 if args.quick else 8)
+    with ExitStack() as stack:
+        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        paths = {name: write_text_model(engine.recipe, name, work, folder / name) for name in ("heavy", "light")}
+        openvino, reason = _openvino(args.openvino_python, folder, engine, stack)
+        head = f"{platform.machine()}, {os.cpu_count()} cores, one thread each, float32; torch {torch.__version__}"
+        print(f"{head}, {_versions(openvino)}")
+        result = _compete(engine, work.tasks, paths, openvino, rounds, quick=args.quick)
+    print(json.dumps(result | ({"openvino": reason} if reason else {})))
+
+
+def _compete(
+    engine: Engine,
+    tasks: list[Task],
+    paths: dict[str, Path],
+    openvino: OpenVinoProcess | None,
+    rounds: int,
+    *,
+    quick: bool,
+) -> dict[str, Any]:
+    alone = Ours(engine, ("heavy",), tasks, ())
+    two = {
+        f"ours, light->heavy [{g}]": Ours(engine, ("light", "heavy"), tasks, (g,)) for g in _few((6, 12, 16, 24), quick)
+    }
+    through = {f"ours, mid->heavy [{g}]": Ours(engine, ("mid", "heavy"), tasks, (g,)) for g in _few((6, 12, 24), quick)}
+    three = {
+        f"ours, light->mid->heavy [{a},{b}]": Ours(engine, engine.recipe.cascade.levels, tasks, (a, b))
+        for a, b in _few(((6, 12), (12, 16), (16, 32)), quick)
+    }
+    generate: Contestant = Library(paths["heavy"])
+    assisted: dict[str, Contestant] = {
+        f"transformers assisted [{k or 'its own schedule'}]": Library(paths["heavy"], paths["light"], k)
+        for k in _few((None, 6, 12, 20), quick)
+    }
+    rivals: dict[str, Contestant] = {"transformers generate": generate, **assisted}
+    if openvino is not None:
+        rivals["openvino plain"] = OpenVino(openvino, "plain")
+        for k in _few((5, 10, 16), quick):
+            rivals[f"openvino draft [{k}]"] = OpenVino(openvino, "draft", k)
+    one = Table(tasks, 1, GREEDY).run({"ours, heavy alone": alone, **two, **through, **three, **rivals}, rounds)
+    one.show("ours, heavy alone")
+    cascade = max((one.best("ours, light->heavy"), one.best("ours, light->mid")), key=one.median)
+    rival = max(rivals, key=one.median)
+    pair = max((one.best("ours, light->heavy"), one.best("ours, mid->heavy")), key=one.median)
+    result: dict[str, Any] = {
+        "cascade_vs_own_ar": one.ratio(cascade, "ours, heavy alone"),
+        "cascade_vs_hf_assisted": one.ratio(cascade, one.best("transformers assisted")),
+        "cascade_vs_best_rival": one.ratio(cascade, rival),
+        "best_rival": rival,
+        "own_ar_vs_openvino": one.ratio("ours, heavy alone", "openvino plain") if openvino else None,
+        "three_vs_two_levels": one.ratio(one.best("ours, light->mid"), pair),
+    }
+    warm = Table(tasks, 1, WARM).run({"ours, heavy alone": alone, cascade: (two | three)[cascade], **rivals}, rounds)
+    warm.show("ours, heavy alone")
+    result["cascade_vs_own_ar_sampled"] = warm.ratio(cascade, "ours, heavy alone")
+    for batch in (8,) if quick else (4, 8, 16):
+        many: dict[str, Contestant] = {"ours, heavy alone": alone, **two, **three, "transformers generate": generate}
+        if openvino is not None:
+            many["openvino batched"] = OpenVino(openvino, "batched")
+        table = Table((tasks * 2)[: max(batch, len(tasks))], batch, GREEDY).run(many, rounds)
+        table.show("ours, heavy alone")
+        best = max((*two, *three), key=table.median)
+        result[f"batch{batch}_vs_own_ar"] = table.ratio(best, "ours, heavy alone")
+    return result
+
+
+def _few(values: Sequence[Any], quick: bool) -> Sequence[Any]:
+    return values[1:2] if quick else values
+
+
+def _openvino(
+    python: Path | None, folder: Path, engine: Engine, stack: ExitStack
+) -> tuple[OpenVinoProcess | None, str | None]:
+    """The process, or why there is none."""
+    if python is None:
+        return None, "left out: no --openvino-python"
+    try:
+        process = OpenVinoProcess(python, folder, engine.levels[-1].ends[0])
+    except (OSError, RuntimeError) as error:
+        return None, f"left out: {error}"
+    stack.callback(process.close)
+    return process, None
+
+
+def _versions(openvino: OpenVinoProcess | None) -> str:
+    import transformers
+
+    told = openvino.versions if openvino else {}
+    return ", ".join([f"transformers {transformers.__version__}", *(f"{name} {v}" for name, v in told.items())])
+
+
+if __name__ == "__main__":
+    main()
