@@ -4,6 +4,7 @@ its part in the schedule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cascade_runtime.config import SamplingParams
@@ -29,6 +30,18 @@ class Admission:
     features: VisualFeatures
     sampling: SamplingParams
     expect_drafts: bool = True
+
+    def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None) -> Standing:
+        """What stage number `stage` stands by at the start: nothing."""
+        return Standing(
+            request=self.handle,
+            epoch=0,
+            stage=stage,
+            limit=self.sampling.max_tokens,
+            vocab_size=vocab_size,
+            ends=frozenset() if self.sampling.ignore_eos else frozenset(ends),
+            window=window,
+        )
 
 
 @dataclass(eq=False)

@@ -43,7 +43,7 @@ from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.from_recipe import policy_from_recipe, share_cores, window_of_row
 from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
-from cascade_runtime.scheduling.standing import Settled, Standing
+from cascade_runtime.scheduling.standing import Settled
 from cascade_runtime.tracing import Share, Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
@@ -291,6 +291,8 @@ class LanguageStage:
         kept = [task for task, _ in sound]
         settled = self.scheduler.settle(kept, [chosen for _, chosen in sound], time.monotonic())
         outcomes = list(zip(kept, settled, strict=True))
+        for one in self.rows.values():  # some may have been given what another fed
+            one.scheduled.prompt_left = min(one.scheduled.prompt_left, one.row.prompt_left)
         self._note(tasks, outcomes, start, end, decoder.tokens_fed - fed)
         self._settle(outcomes)
 
@@ -348,23 +350,21 @@ class LanguageStage:
     # -- rows -----------------------------------------------------------------------------------------------------
 
     def _admit(self, admission: Admission) -> None:
-        handle, sampling = admission.handle, admission.sampling
+        handle = admission.handle
         if handle in self._released:
             raise StageError(self.name, admission.request_id, "was released before it was admitted")
         if handle in self.rows:
             return
-        row = self.level.admit(admission.question, admission.features, sampling)
-        standing = Standing(
-            request=handle,
-            epoch=0,
-            stage=self.index,
-            limit=sampling.max_tokens,
-            vocab_size=self.level.vocab_size,
-            ends=frozenset() if sampling.ignore_eos else frozenset(self.level.ends),
-            window=window_of_row(self.recipe, self.index, admission.features.occupancy),
-        )
+        row = self.level.admit(admission.question, admission.features, admission.sampling)
+        window = window_of_row(self.recipe, self.index, admission.features.occupancy)
+        standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window)
         scheduled = self.scheduler.admit(
-            standing, time.monotonic(), expect_drafts=admission.expect_drafts, prompt=len(row.prompt)
+            standing,
+            time.monotonic(),
+            expect_drafts=admission.expect_drafts,
+            prompt=len(row.prompt),
+            left=row.prompt_left,
+            prefix=row.prompt.prefix,
         )
         counters = EdgeCounters(self.totals.edge)
         self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns())
@@ -374,7 +374,7 @@ class LanguageStage:
         if one is not None:
             self.level.decoder.release(one.row)
             one.row = self.level.admit(one.admission.question, features, one.admission.sampling)
-            one.scheduled.prompt_left = len(one.row.prompt)
+            one.scheduled.prompt_left, one.scheduled.prefix = one.row.prompt_left, one.row.prompt.prefix
 
     def _release(self, handle: int) -> RowReport | None:
         self._forget(handle)

@@ -10,7 +10,9 @@ prefix and after each draft:
     verify n drafts extend(prefix=answer, drafts=[d1 .. dn])  -> n + 1 choices
     prefill + verify in one pass: the same call on a row that has never run
 
-Rollback is lowering a length. It knows no other stage, no channel, no stop condition.
+Rollback is lowering a length. Prompts that begin alike (many questions about one recording) prefill their beginning
+once: a slot that holds it, of a row that runs or of one that has ended, is copied. It knows no other stage, no
+channel, no stop condition.
 """
 
 from __future__ import annotations
@@ -31,12 +33,14 @@ _CALL = 48  # as many padded queries cost what one more call of attention per la
 @dataclass(frozen=True)
 class PromptEmbeds:
     """A prompt ready to be fed to one model: embeds (n, D), positions (n,) or (3, n), and the position of the
-    first answer token.
+    first answer token. Prompts with the same non-empty `prefix` are equal in their first `prefix_length` positions.
     """
 
     embeds: torch.Tensor
     positions: torch.Tensor
     next_position: int
+    prefix: str = ""
+    prefix_length: int = 0
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
@@ -54,6 +58,11 @@ class Row:
     confidence: float = 1.0  # the model's probability of its last choice but noise, where the decoder tells it
     poisoned: bool = False  # non-finite numbers were written to the slot
     released: bool = False
+
+    @property
+    def prompt_left(self) -> int:
+        """Positions of the prompt that are not in the cache."""
+        return max(0, len(self.prompt) - self.held)
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,12 @@ class Decoder:
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
         self.language = language
         self.cache = language.new_cache(slots, max_len)
-        self._free = list(range(slots - 1, -1, -1))
+        self._free = set(range(slots))
+        self._holds: dict[int, str] = {}  # slot -> the prefix whose keys and values lie in it, free or not
+        self._wait: set[Row] = set()  # rows that hold nothing yet, and whose prefix may turn up in another slot
         self.passes = 0
         self.tokens_fed = 0
+        self.tokens_shared = 0
         self.tells_confidence = False
 
     @property
@@ -88,23 +100,48 @@ class Decoder:
         return len(self._free)
 
     def admit(self, prompt: PromptEmbeds, sampling: SamplingParams) -> Row:
-        """Give a request a slot. Nothing is computed yet.
+        """Give a request a slot, with its prefix in it where another slot holds that. Nothing is computed yet.
 
         Raises `PromptTooLong` when prompt and answer cannot fit a slot, `CapacityError` when no slot is free.
         """
         check_fits(len(prompt), sampling, self.cache.max_len)
         if not self._free:
             raise CapacityError(f"all {self.cache.slots} KV slots are taken")
-        return Row(self._free.pop(), prompt, sampling)
+        free = [slot for slot in self._free if prompt.prefix and self._holds.get(slot) == prompt.prefix]
+        row = Row(min(free or self._free), prompt, sampling)
+        self._free.discard(row.slot)
+        if prompt.prefix:
+            self._wait.add(row)
+            self._share(prompt.prefix)
+        if not row.held:
+            self._holds.pop(row.slot, None)
+        return row
 
     def release(self, row: Row) -> None:
         """Give the slot back; a second call does nothing."""
         if row.released:
             return
         row.released = True
+        self._wait.discard(row)
         if row.poisoned:
-            self.cache.scrub(row.slot)
-        self._free.append(row.slot)
+            self._scrub(row.slot)
+        self._free.add(row.slot)
+
+    def _share(self, prefix: str) -> None:
+        """Copy a prefix that some slot holds to all rows that wait for it."""
+        source = next((slot for slot, held in self._holds.items() if held == prefix), None)
+        for row in [row for row in self._wait if source is not None and row.prompt.prefix == prefix]:
+            assert source is not None
+            self._wait.discard(row)
+            if row.slot != source:
+                self.cache.copy(source, row.slot, row.prompt.prefix_length)
+                self._holds[row.slot] = prefix
+            row.held = row.prompt.prefix_length
+            self.tokens_shared += row.held
+
+    def _scrub(self, slot: int) -> None:
+        self.cache.scrub(slot)
+        self._holds.pop(slot, None)
 
     @torch.inference_mode()
     def extend(self, extensions: Sequence[Extension]) -> list[list[int]]:
@@ -128,7 +165,7 @@ class Decoder:
         if row.released:
             raise InputError("row", row.slot, "a row that was not released")
         if row.poisoned:  # a masked NaN still spoils a weighted sum: start this row's slot anew
-            self.cache.scrub(row.slot)
+            self._scrub(row.slot)
             row.held, row.tokens, row.poisoned = 0, [], False
         wanted = [*extension.prefix, *extension.drafts]
         agree = 0
@@ -203,6 +240,11 @@ class Decoder:
         row.held = plan.start + plan.count
         row.tokens = list(plan.wanted)
         row.poisoned = row.poisoned or NOT_FINITE in chosen
+        prefix = row.prompt.prefix
+        if prefix and not row.poisoned and row.slot not in self._holds and row.held >= row.prompt.prefix_length:
+            self._holds[row.slot] = prefix
+            self._wait.discard(row)
+            self._share(prefix)
         return chosen
 
 

@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
@@ -64,7 +65,8 @@ class Level:
 
     @torch.inference_mode()
     def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:
-        """The prompt as this model's embeddings, the features put through its own projector.
+        """The prompt as this model's embeddings, the features put through its own projector. All questions about the
+        same features share what comes before the question.
 
         Raises `FeatureSpaceError` for features of another tower than this checkpoint's.
         """
@@ -74,7 +76,13 @@ class Level:
             question, num_visual=visual.shape[0], frames=features.frames, grid=features.grid
         )
         embeds = self.model.embed_prompt(prompt, visual)
-        return PromptEmbeds(embeds, prompt.position_ids.to(embeds.device), prompt.next_position)
+        length = int(prompt.visual_mask.nonzero()[-1]) + 1 if prompt.num_visual else 0
+        prefix = hashlib.blake2b(np.ascontiguousarray(features.data), digest_size=16) if length else None
+        if prefix is not None:
+            prefix.update(repr((features.data.dtype.str, features.data.shape, features.grid)).encode())
+            prefix.update(prompt.input_ids[:length].numpy())
+        positions = prompt.position_ids.to(embeds.device)
+        return PromptEmbeds(embeds, positions, prompt.next_position, prefix.hexdigest() if prefix else "", length)
 
     def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
         """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""

@@ -153,7 +153,7 @@ class EmulatedLevel(Level):
         """A prompt of as many positions as the profile says. Raises `FeatureSpaceError` for features of a model."""
         features.expect(SPACE, 1)
         positions, request = self.profile.prompt_positions, request_number(question, features.source)
-        return EmulatedPrompt(torch.empty(positions, 0), torch.arange(positions), positions, request)
+        return EmulatedPrompt(torch.empty(positions, 0), torch.arange(positions), positions, request=request)
 
     def step_cost(self) -> StepCost:
         """The profile."""

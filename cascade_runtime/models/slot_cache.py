@@ -150,6 +150,11 @@ class SlotCache:
         found = found.reshape(rows * group.queries, self._queries_end)
         return found if group.real is None else found.index_select(0, group.real)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give one slot the first `length` positions of another."""
+        for each in self.held:
+            each[target, :length] = each[source, :length]
+
     def scrub(self, slot: int) -> None:
         """Zero one slot.
 

@@ -13,9 +13,9 @@ class ScheduledRow:
 
     expect_drafts: whether upstream takes part in it. since: when the current wait for drafts began. heard: the last
     word from downstream. late: the wait is over. missed: waits in vain in a row. context: positions its KV row holds.
-    prompt_left: those of its prompt that are still to be fed. path: the product of the model's own probabilities for
-    what it has drafted since the last word from downstream.
-    alone: the next pass looks at no drafts, the last one was spoilt by them.
+    prompt_left: those of its prompt that are still to be fed. prefix: rows with the same one begin with the same
+    prompt. path: the product of the model's own probabilities for what it has drafted since the last word from
+    downstream. alone: the next pass looks at no drafts, the last one was spoilt by them.
     """
 
     standing: Standing
@@ -27,6 +27,7 @@ class ScheduledRow:
     passes: int = 0
     context: int = 0
     prompt_left: int = 0
+    prefix: str = ""
     path: float = 1.0
     alone: bool = False
     restarted: float | None = None  # when upstream was last sent back; None once its first new drafts are here
@@ -43,3 +44,8 @@ class ScheduledRow:
     def fresh(self) -> bool:
         """It has never run: its next pass is its prefill."""
         return self.passes == 0
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing of its prompt was fed yet."""
+        return self.prompt_left == self.context

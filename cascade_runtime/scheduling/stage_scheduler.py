@@ -65,10 +65,24 @@ class StageScheduler:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def admit(self, standing: Standing, now: float, *, expect_drafts: bool = True, prompt: int = 0) -> ScheduledRow:
-        """A request begins, with a prompt of so many positions. Drafts that came before it are taken in."""
+    def admit(
+        self,
+        standing: Standing,
+        now: float,
+        *,
+        expect_drafts: bool = True,
+        prompt: int = 0,
+        left: int | None = None,
+        prefix: str = "",
+    ) -> ScheduledRow:
+        """A request begins, with a prompt of so many positions of which `left` are still to be fed (default: all).
+        Drafts that came before it are taken in. Of rows with the same prefix that hold nothing yet, one goes first.
+        """
         standing.grant = self.policy.first_grant()
-        row = ScheduledRow(standing, expect_drafts, since=now, heard=now, context=prompt, prompt_left=prompt)
+        left = prompt if left is None else left
+        row = ScheduledRow(
+            standing, expect_drafts, since=now, heard=now, context=prompt, prompt_left=left, prefix=prefix
+        )
         self.rows[row.handle] = row
         block = self.early.pop(row.handle, None)
         if block is not None:
@@ -132,10 +146,12 @@ class StageScheduler:
         if not ready:
             return []
         tasks, budget = [], self.prefill_tokens
+        begun = {row.prefix for row in (*ready, *others) if row.prefix and 0 < row.prompt_left < row.context}
         for row, most in self.policy.pick(ready, others):
             if not row.prompt_left:
                 tasks.append(Task(row, row.standing.work(most)))
-            elif budget:
+            elif budget and not (row.untouched and row.prefix in begun):  # else it will be given what another feeds now
+                begun |= {row.prefix} - {""}
                 fed = min(row.prompt_left, budget)
                 budget -= fed
                 unfinished = fed < row.prompt_left
