@@ -53,7 +53,9 @@ class MeasuredPolicy:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One run: the load, the stages, who agreed with whom, the policy, and the tokens per second it reached."""
+    """One run: the load, the stages, who agreed with whom, the policy, and the tokens per second it reached.
+    warm_up: how many requests of the kind the policies had seen before it began.
+    """
 
     streams: int
     tokens_per_s: float
@@ -67,6 +69,7 @@ class MeasuredRun:
     upstream_s: float = 0.05
     window: int = 32
     prefill_tokens: int = 512
+    warm_up: int = 0
     name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +93,8 @@ class MeasuredRun:
         for key in ("streams", "requests", "tokens", "window", "prefill_tokens"):
             if key in known or key == "streams":
                 known[key] = _count(known.get(key), f"{where}.{key}", 1)
-        known["prompt"] = _count(known.get("prompt", 0), f"{where}.prompt", 0)
+        for key in ("prompt", "warm_up"):
+            known[key] = _count(known.get(key, 0), f"{where}.{key}", 0)
         known["upstream_s"] = _number(known.get("upstream_s", 0.05), f"{where}.upstream_s", 0, 3600)
         known["tokens_per_s"] = _number(known.get("tokens_per_s"), f"{where}.tokens_per_s", 1e-9, 1e9)
         known["name"] = _name(known.get("name", ""), f"{where}.name")
@@ -122,16 +126,21 @@ class MeasuredRun:
             Stage(stage.name, policy, stage.cost, devices.get(stage.device), stage.overhead_s)
             for stage, policy in zip(self.stages, self.policies(), strict=True)
         ]
-        load = Load(self.streams, self.requests, self.tokens, self.prompt, self.policy.mode != "alone")
-        return simulate(
-            stages,
-            tokens or Agreement(self.agreement),
-            load,
-            [Link(latency) for latency in self.links_s],
-            upstream_s=self.upstream_s,
-            window=self.window,
-            prefill_tokens=self.prefill_tokens,
-        )
+
+        def run(requests: int) -> Result:
+            return simulate(
+                stages,
+                tokens or Agreement(self.agreement),
+                Load(self.streams, requests, self.tokens, self.prompt, self.policy.mode != "alone"),
+                [Link(latency) for latency in self.links_s],
+                upstream_s=self.upstream_s,
+                window=self.window,
+                prefill_tokens=self.prefill_tokens,
+            )
+
+        if self.warm_up:
+            run(self.warm_up)  # the policies learn, and go on from there
+        return run(self.requests)
 
 
 def read_measured_runs(path: Path) -> list[MeasuredRun]:
