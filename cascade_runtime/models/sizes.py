@@ -21,7 +21,7 @@ from cascade_runtime.models.projector import projector_module
 
 BYTES_PER_NUMBER = 2
 _FAMILY = "llava_onevision"
-_TEXT: dict[str, dict[str, Any]] = {
+TEXT_CONFIGS: dict[str, dict[str, Any]] = {
     "0.5b": {
         "hidden_size": 896,
         "intermediate_size": 4864,
@@ -69,13 +69,13 @@ class StageSizes:
 
 def onevision_config(size: str) -> LlavaOnevisionConfig:
     """The published configuration of "0.5b", "7b" or "72b". Raises ConfigError for another."""
-    if size not in _TEXT:
-        raise ConfigError("size", size, f"one of {sorted(_TEXT)}")
+    if size not in TEXT_CONFIGS:
+        raise ConfigError("size", size, f"one of {sorted(TEXT_CONFIGS)}")
     text = {
         "model_type": "qwen2",
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-        **_TEXT[size],
+        **TEXT_CONFIGS[size],
     }
     return LlavaOnevisionConfig(text_config=text)
 
