@@ -77,10 +77,10 @@ class Level:
         )
         embeds = self.model.embed_prompt(prompt, visual)
         length = int(prompt.visual_mask.nonzero()[-1]) + 1 if prompt.num_visual else 0
-        prefix = hashlib.blake2b(np.ascontiguousarray(features.data), digest_size=16) if length else None
+        prefix = hashlib.blake2b(np.ascontiguousarray(features.data).data, digest_size=16) if length else None
         if prefix is not None:
             prefix.update(repr((features.data.dtype.str, features.data.shape, features.grid)).encode())
-            prefix.update(prompt.input_ids[:length].numpy())
+            prefix.update(prompt.input_ids[:length].numpy().tobytes())
         positions = prompt.position_ids.to(embeds.device)
         return PromptEmbeds(embeds, positions, prompt.next_position, prefix.hexdigest() if prefix else "", length)
 

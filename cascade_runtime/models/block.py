@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.linear import Linear
+from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import SlotCache
 
 _PARTS = {
@@ -47,7 +48,7 @@ class Block:
         pair = [(part.weight, part.bias) for part in (mlp.gate_proj, mlp.up_proj)]
         self.gate_up = _joined(pair)
         self.down = Linear(mlp.down_proj.weight.detach(), _detached(mlp.down_proj.bias))
-        self.norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        self.norms = (RmsNorm(layer.input_layernorm), RmsNorm(layer.post_attention_layernorm))
 
     def __call__(self, x_ND: torch.Tensor, turns: torch.Tensor, cache: SlotCache) -> torch.Tensor:
         """The block's output for the pass that `cache.place` has described; keys and values are written to their slots.
@@ -55,10 +56,10 @@ class Block:
         turns: (N, 1, d / 2) complex, cos + i sin of every token's position.
         """
         before, after = self.norms
-        mixed = self.query_key_value(normed(before, x_ND))
+        mixed = self.query_key_value(before(x_ND))
         self._rotate(mixed, turns)
         x_ND = self.out.added(cache.attend(self.index, mixed), x_ND)
-        gate, up = self.gate_up(normed(after, x_ND)).chunk(2, -1)
+        gate, up = self.gate_up(after(x_ND)).chunk(2, -1)
         return self.down.added(F.silu(gate) * up, x_ND)
 
     def _rotate(self, mixed: torch.Tensor, turns: torch.Tensor) -> None:
@@ -92,22 +93,8 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights held."""
-        products = (self.query_key_value, self.out, self.gate_up, self.down)
-        return sum(each.nbytes for each in products) + sum(
-            n.weight.numel() * n.weight.element_size() for n in self.norms
-        )
-
-
-def normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
-    """The library's RMS norm module, x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019, eq. 4).
-
-    A CPU has no kernel of its own for it, and a dozen small operations cost more than a layer norm of (x, -x), whose
-    mean is 0 and whose variance is mean(x^2).
-    """
-    size, weight, epsilon = x.shape[-1], norm.weight, norm.variance_epsilon
-    if x.device.type != "cpu":
-        return F.rms_norm(x, (size,), weight, epsilon)
-    return F.layer_norm(torch.cat([x, -x], -1), (2 * size,), eps=epsilon)[..., :size] * weight
+        parts = (self.query_key_value, self.out, self.gate_up, self.down, *self.norms)
+        return sum(each.nbytes for each in parts)
 
 
 def _check(layer: Any, index: int) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from cascade_runtime.errors import ConfigError, InputError
-from cascade_runtime.models.block import Block, normed
+from cascade_runtime.models.block import Block
 from cascade_runtime.models.linear import Linear
+from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import SlotCache
 
 
@@ -73,6 +74,7 @@ class LanguageModel:
             self.blocks.append(Block(layer, index, **shape))
             decoder.layers[index] = nn.Identity()
         decoder.layers = nn.ModuleList()
+        self.norm = RmsNorm(decoder.norm)
         bias = getattr(lm_head, "bias", None)
         self._head = Linear(lm_head.weight.detach()[:vocab_size], None if bias is None else bias.detach()[:vocab_size])
         self._turns = torch.zeros(0, 1, self.head_dim // 2, dtype=torch.complex64, device=self.device)
@@ -148,7 +150,7 @@ class LanguageModel:
         turns, hidden = self._turned(positions), embeds_ND
         for block in self.blocks:
             hidden = block(hidden, turns, cache)
-        return normed(self.decoder.norm, hidden)
+        return self.norm(hidden)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

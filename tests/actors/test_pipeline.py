@@ -87,7 +87,7 @@ def test_answers_survive_a_dead_drafter(family: Path, reference: list[tuple[int,
 def test_answers_survive_a_drafter_whose_numbers_break(family: Path, reference: list[tuple[int, ...]]) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
         with torch.no_grad():
-            controller.language[0].level.model.language.decoder.norm.weight.fill_(float("nan"))
+            controller.language[0].level.model.language.norm._weight.fill_(float("nan"))
         answers = ask_all(controller, toy_requests(8, seed=3))
         assert [answer.token_ids for answer in answers] == reference[:8]
         assert slots_are_back(controller)
@@ -168,7 +168,7 @@ def features_of(controller: object) -> object:
 def test_a_broken_target_is_an_error_and_no_hang(family: Path) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
         with torch.no_grad():
-            controller.language[1].level.model.language.decoder.norm.weight.fill_(float("nan"))
+            controller.language[1].level.model.language.norm._weight.fill_(float("nan"))
         with pytest.raises(StageError, match="not finite"):
             controller.generate(toy_requests(1)[0])
         assert slots_are_back(controller)

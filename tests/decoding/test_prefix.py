@@ -106,13 +106,13 @@ def test_slots_stay_together_however_long_prefixes_are_remembered(level: Level, 
 
 def test_numbers_that_are_not_are_not_shared(family: Path, level: Level, seen: list[VisualFeatures]) -> None:
     wanted = apart(family, QUESTIONS[1], seen[0])
-    norm = level.model.language.decoder.norm
-    kept = norm.weight.clone()
-    norm.weight.fill_(float("nan"))
+    norm = level.model.language.norm
+    kept = norm._weight.clone()
+    norm._weight.fill_(float("nan"))
     spoilt = level.admit(QUESTIONS[0], seen[0], GREEDY)
     level.decoder.extend([Extension(spoilt, [])])
     assert spoilt.poisoned
-    norm.weight.copy_(kept)
+    norm._weight.copy_(kept)
     row = level.admit(QUESTIONS[1], seen[0], GREEDY)
     assert row.held == 0
     assert decode(level, [row]) == [wanted]

@@ -126,10 +126,10 @@ def test_wrong_ways_to_verify_are_seen(family: Path, reference: list[Answer]) ->
 def test_a_stage_with_non_finite_weights_fails_alone(family: Path, reference: list[Answer]) -> None:
     engine = Engine.load(toy_recipe(family, ["noisy", "identical"], [2, 3]))
     with torch.no_grad():
-        engine.levels[0].model.language.decoder.norm.weight.fill_(float("nan"))
+        engine.levels[0].model.language.norm._weight.fill_(float("nan"))
     assert tokens(engine.generate(toy_requests(REQUESTS))) == tokens(reference)
     with torch.no_grad():
-        engine.levels[-1].model.language.decoder.norm.weight.fill_(float("inf"))
+        engine.levels[-1].model.language.norm._weight.fill_(float("inf"))
     failed = engine.generate(toy_requests(2))
     assert all(isinstance(error, StageError) and "not finite" in str(error) for error in failed)
     assert all(level.decoder.free_slots == 4 for level in engine.levels)
