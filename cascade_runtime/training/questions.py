@@ -51,7 +51,7 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("Identify the moving object.", "Name the thing that moves."),
             "The moving part is {what}. It goes {direction} at a {speed} pace, and the event rate is {rate}.",
-            "There is no moving part. The view holds only sensor noise and the event rate is {rate}.",
+            "There is no moving part. The view holds only sensor noise, spread {region}, and the event rate is {rate}.",
         ),
         (
             ("What kind of shape does the camera see?", "Which shape is it?"),
@@ -63,7 +63,7 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("How many objects are moving?", "How many moving objects are there?"),
             "There {is_} {count} moving {objects}. I see {what}, and the motion goes {direction} at a {speed} pace.",
-            "There are no moving objects. The events are only sensor noise at a {rate} rate.",
+            "There are no moving objects. The events are only sensor noise at a {rate} rate, spread {region}.",
         ),
         (
             ("Count the objects in the scene.", "Give me the number of objects."),
@@ -75,14 +75,14 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
             ("Is there more than one object?", "Is it a single object or several?"),
             "The view contains {count} {objects}, and the event rate is {rate}. The motion is {speed} and goes "
             "{direction}.",
-            "The view contains no objects, only sensor noise, and the event rate is {rate}.",
+            "The view contains no objects, only sensor noise that is spread {region}, and the event rate is {rate}.",
         ),
     ),
     "direction": (
         (
             ("Which way is it moving?", "In which direction does it move?"),
             "The motion goes {direction}. What moves is {what}, at a {speed} pace and mainly {region}.",
-            "There is no motion in any direction. The events are only sensor noise at a {rate} rate.",
+            "There is no motion in any direction. The events are only sensor noise at a {rate} rate, and {balance}.",
         ),
         (
             ("Where is it heading?", "Where does the motion lead?"),
@@ -104,7 +104,7 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("How fast is the motion?", "How fast does it move?"),
             "The motion is {speed}. It goes {direction}, what moves is {what}, and the event rate is {rate}.",
-            "There is no motion. The events are only sensor noise at a {rate} rate.",
+            "There is no motion. The events are only sensor noise at a {rate} rate, spread {region}, and {balance}.",
         ),
         (
             ("What is the speed of the object?", "Estimate the speed."),
@@ -114,7 +114,7 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         (
             ("Is it moving slowly or quickly?", "Is the movement slow or fast?"),
             "It is a {speed} movement that leads {direction}, mainly {region}, and the event rate is {rate}.",
-            "It is not a movement at all but only sensor noise, and the event rate is {rate}.",
+            "It is not a movement at all but only sensor noise, spread {region}, and the event rate is {rate}.",
         ),
     ),
     "region": (
@@ -126,13 +126,13 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         ),
         (
             ("Which part of the image is the busiest?", "Which region has the most events?"),
-            "The busiest place is {region}, where {balance}. The event rate is {rate}.",
+            "The busiest place is {region}, where {balance}. The event rate is {rate}, and what moves is {what}.",
             "The noise is even, {region}, and {balance}. The event rate is {rate}.",
         ),
         (
             ("Where is the object located?", "Locate the object."),
-            "It is located {region}: {what}, going {direction} at a {speed} pace.",
-            "No object can be located: there is only sensor noise, {region}.",
+            "It is located {region}: {what}, going {direction} at a {speed} pace, and the event rate is {rate}.",
+            "No object can be located: there is only sensor noise, {region}, and the event rate is {rate}.",
         ),
     ),
     "rate": (
@@ -144,13 +144,15 @@ _WORDINGS: dict[str, tuple[tuple[tuple[str, ...], str, str], ...]] = {
         ),
         (
             ("How many events does the sensor produce?", "How much activity is there?"),
-            "The sensor produces events at a {rate} rate, and {balance}. The motion goes {direction}.",
+            "The sensor produces events at a {rate} rate, and {balance}. The motion goes {direction} at a "
+            "{speed} pace.",
             "The sensor produces events at a {rate} rate, and {balance}. They are only sensor noise.",
         ),
         (
             ("Is the sensor busy or quiet?", "Is there a lot of data?"),
-            "The activity is {rate} per pixel, concentrated {region}, because {what} {moves} {direction}.",
-            "The activity is {rate} per pixel, spread {region}, because there is only sensor noise.",
+            "The activity is {rate} per pixel, concentrated {region}, because {what} {moves} {direction} at a "
+            "{speed} pace.",
+            "The activity is {rate} per pixel, spread {region}, because there is only sensor noise, and {balance}.",
         ),
     ),
     "balance": (

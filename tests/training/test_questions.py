@@ -31,6 +31,17 @@ def test_the_true_answer_is_graded_right_in_every_wording(known: Facts) -> None:
         assert grade(wording.kind, answer, known) == 1.0, answer
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(list(corpus()))
+
+
+@given(facts())
+def test_answers_take_twenty_to_eighty_tokens(tokenizer, known: Facts) -> None:
+    lengths = [len(tokenizer.encode(answer).ids) for _, answer in ask(known)]
+    assert min(lengths) >= 20 and max(lengths) <= 80
+
+
 @given(facts())
 def test_answers_state_nothing_that_is_not_so(known: Facts) -> None:
     for _, answer in ask(known):
