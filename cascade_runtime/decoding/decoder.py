@@ -225,7 +225,7 @@ class Decoder:
             first = plan.row.prompt.next_position + plan.first_token
             ids += [0] * plan.prompt_count + tokens
             at += [0] * plan.prompt_count + list(range(first, first + len(tokens)))
-        embeds = self.language.embed(torch.tensor(ids))
+        embeds = self.language.embed(ids)
         positions = torch.tensor(at, device=self.language.device)
         if self.language.position_axes > 1:
             positions = positions.repeat(self.language.position_axes, 1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.block import Block
@@ -121,13 +122,11 @@ class LanguageModel:
             device=self.device,
         )
 
-    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (...,) to embeddings (..., D). Raises InputError for an id outside the tokenizer."""
-        if token_ids.numel():
-            least, most = (int(bound) for bound in torch.aminmax(token_ids))  # before they move: waits for no device
-            if least < 0 or most >= self.vocab_size:
-                raise InputError("token_ids", [least, most], f"0..{self.vocab_size - 1}")
-        return self.decoder.embed_tokens(token_ids.to(self.device))
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Token ids to embeddings (N, D). Raises InputError for an id outside the tokenizer."""
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
+            raise InputError("token_ids", [min(token_ids), max(token_ids)], f"0..{self.vocab_size - 1}")
+        return F.embedding(torch.tensor(token_ids, device=self.device), self.decoder.embed_tokens.weight)
 
     @torch.inference_mode()
     def forward(
@@ -160,7 +159,7 @@ class LanguageModel:
     def _turned(self, positions: torch.Tensor) -> torch.Tensor:
         """cos + i sin of each token's position as the library's rotary embedding gives them, (N, 1, d / 2) complex."""
         if self.position_axes == 1:
-            return self._turns[positions]
+            return self._turns.index_select(0, positions)
         return self._rotary(positions[:, None])
 
     def _rotary(self, positions: torch.Tensor) -> torch.Tensor:

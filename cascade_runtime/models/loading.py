@@ -53,7 +53,7 @@ class VisionLanguageModel:
             raise ConfigError("parts", "no language part", "load_checkpoint(..., parts=('language', ...))")
         if tuple(visual.shape) != (prompt.num_visual, self.language.hidden_size):
             raise InputError("visual", tuple(visual.shape), str((prompt.num_visual, self.language.hidden_size)))
-        embeds = self.language.embed(prompt.input_ids).clone()
+        embeds = self.language.embed(prompt.input_ids.tolist())
         embeds[prompt.visual_mask.to(embeds.device)] = visual.to(embeds.device, embeds.dtype)
         return embeds
 

@@ -139,9 +139,9 @@ def poison_embedding(level: Any, never: set[int]) -> None:
     """From now on the level's numbers break when it is fed a token that is not in `never`."""
     embed = level.model.language.embed
 
-    def poisoned(ids: torch.Tensor) -> torch.Tensor:
+    def poisoned(ids: list[int]) -> torch.Tensor:
         embeds = embed(ids).clone()
-        for index, token in enumerate(ids.flatten().tolist()):
+        for index, token in enumerate(ids):
             if token not in never:
                 embeds.view(-1, embeds.shape[-1])[index] = float("nan")
         return embeds

@@ -121,6 +121,6 @@ def test_visual_embeddings_go_where_the_mask_says(pair):
     embeds = model.embed_prompt(prompt, visual)
     assert torch.equal(embeds[prompt.visual_mask], visual)
     text = ~prompt.visual_mask
-    assert torch.equal(embeds[text], model.language.embed(prompt.input_ids[text]))
+    assert torch.equal(embeds[text], model.language.embed(prompt.input_ids[text].tolist()))
     with pytest.raises(InputError, match="visual"):
         model.embed_prompt(prompt, visual[1:])

@@ -66,7 +66,7 @@ class Bench:
         """Embeddings and positions of `count` tokens from position `start`; noise: other tokens than the row's own."""
         prompt = len(row.embeds)
         answer = [self.random.randrange(8, self.language.vocab_size) for _ in row.tokens] if noise else row.tokens
-        embeds = torch.cat([row.embeds, self.language.embed(torch.tensor(answer))])[start : start + count]
+        embeds = torch.cat([row.embeds, self.language.embed(answer)])[start : start + count]
         tail = torch.arange(len(row.tokens)) + row.next_position
         tail = tail.expand(3, -1) if row.positions.dim() == 2 else tail
         assert prompt + len(answer) == row.total
@@ -250,7 +250,7 @@ def test_what_does_not_fit_a_slot_is_refused(pair):
         language.new_cache(1, language.max_positions + 1)
     for token in (language.vocab_size, -1):
         with pytest.raises(InputError, match="token_ids"):
-            language.embed(torch.tensor([[0, token]]))
+            language.embed([0, token])
 
 
 def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inputs):
@@ -266,7 +266,7 @@ def test_a_greedy_loop_over_slots_is_generate_on_pixels(pair, frames, video_inpu
         )
         length += len(embeds)
         tokens.append(int(language.logits(hidden[-1:]).argmax()))
-        embeds = language.embed(torch.tensor(tokens[-1:]))
+        embeds = language.embed(tokens[-1:])
         at = torch.tensor([prompt.next_position + len(tokens) - 1])
         positions = at.expand(3, 1) if language.position_axes == 3 else at
     beyond = list(range(language.vocab_size, library.get_output_embeddings().weight.shape[0]))
