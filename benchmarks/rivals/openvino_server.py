@@ -32,7 +32,7 @@ def export(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.save_pretrained(out)
     for name, part in zip(
-        ("openvino_tokenizer", "openvino_detokenizer"), convert_tokenizer(tokenizer, True), strict=True
+        ("openvino_tokenizer", "openvino_detokenizer"), convert_tokenizer(tokenizer, with_detokenizer=True), strict=True
     ):
         ov.save_model(part, out / f"{name}.xml")
 
