@@ -25,7 +25,8 @@ def export(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     out = folder.parent / f"{folder.name}-openvino"
-    if (out / "openvino_model.xml").exists():
+    made = out / "openvino_model.xml"
+    if made.exists() and made.stat().st_mtime > (folder / "model.safetensors").stat().st_mtime:
         return
     model = OVModelForCausalLM.from_pretrained(folder, export=True, load_in_8bit=False, compile=False)
     model.save_pretrained(out)
