@@ -92,12 +92,18 @@ class Pipeline:
     closed: bool = False
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the controller and of every language stage."""
+        """Counters of the controller and of every language stage; of one that has died, its `problem`."""
         control_s = self.recipe.deadlines.control_s
         names = ("controller", *self.recipe.cascade.levels)
         everything = {"controller": self.controller, **self.stages}
         references = {name: everything[name].start("stats") for name in names}
-        return {name: everything[name].result(references[name], control_s) for name in names}
+        told: dict[str, Any] = {}
+        for name in names:
+            try:
+                told[name] = everything[name].result(references[name], control_s)
+            except (StageError, DeadlineExceeded) as error:
+                told[name] = {"name": name, "problem": str(error)}
+        return told
 
     def generate(self, request: GenerateRequest) -> Answer:
         """The answer to one request, within its deadline. Raises what `Controller.generate` raises."""

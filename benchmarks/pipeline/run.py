@@ -105,7 +105,7 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int, *, 
     wall_s = time.perf_counter() - start
     after = pipeline.stats()
     levels = pipeline.recipe.cascade.levels
-    spent = {key: {name: after[name][key] - before[name][key] for name in levels} for key in COUNTERS}
+    spent = {key: {name: after[name].get(key, 0) - before[name].get(key, 0) for name in levels} for key in COUNTERS}
     tokens = tuple(answer.token_ids for answer in answers)
     return Run(sum(map(len, tokens)), wall_s, tokens, **spent)
 

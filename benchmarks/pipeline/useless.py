@@ -77,6 +77,6 @@ def _random_drafter(folder: Path) -> Recipe:
     from cascade_runtime.models.stage_source import checkpoint_path
 
     recipe = load_recipe("light_heavy", ["cascade.slots=16"])
-    tokenizer = load_checkpoint(checkpoint_path(recipe.target), parts=()).tokenizer
+    tokenizer = load_checkpoint(checkpoint_path(recipe.target), parts=("projector",)).tokenizer
     save_model(build_model("light", tokenizer), tokenizer, folder)
     return replace(recipe, stages=(replace(recipe.stages[0], checkpoint=str(folder)), recipe.stages[1]))

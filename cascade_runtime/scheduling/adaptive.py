@@ -234,10 +234,12 @@ class Adaptive(Policy):
 
     def _plan(self) -> None:
         self._planned = self._passes
-        candidates = [
+        rows = max(1, round(self._rows))
+        step_s = self.together.seconds(rows, rows, rows * self._context)
+        candidates = [  # a drafter slower than the stage itself need not be known any better
             self._best(relayed)
             for relayed, drafts in self._drafts.items()
-            if drafts.known(self._rows) or drafts.pace_s > 1.0
+            if drafts.known(self._rows) or drafts.pace_s > step_s
         ]
         if not candidates:
             return

@@ -158,6 +158,8 @@ def test_a_killed_drafter_costs_time_and_no_token(ray_cluster: None, family: Pat
         after = client.generate(toy_events(), "What moves?", **request)
         assert after.token_ids == before.token_ids
         assert any("level1" in note for note in after.notes)
+        stats = pipeline(client).stats()
+        assert "died" in stats["level1"]["problem"] and "problem" not in stats["target"]
         ray.kill(pipeline(client).stages["target"].actor)
         with pytest.raises(StageError, match="died"):
             client.generate(toy_events(), "What moves?", **request)

@@ -43,3 +43,13 @@ def test_a_stage_tells_what_a_token_has_cost_with_all_levels_below() -> None:
     for _ in range(200):
         middle.observe_work(0.012, 8, 6)  # 12 ms of its own and 8 drafts of 1 ms for 6 tokens
     assert middle.work_us == pytest.approx(1e6 * (0.012 + 8 * 0.001) / 6, abs=1)
+
+
+def test_a_drafter_slower_than_the_stage_itself_is_not_waited_for_however_little_is_known_of_it() -> None:
+    policy = Adaptive(StepCost(base=0.02), most=16, first_wait=4)
+    one = row(0)
+    for _ in range(3):  # no draft was ever looked at: all came too late
+        policy.pick([one], [])
+        policy.observe_silence(0.05)
+        policy.observe_pass(1, 1, 64, 0.02)
+    assert policy.need(one) == 0
