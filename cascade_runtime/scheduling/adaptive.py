@@ -121,15 +121,16 @@ class Adaptive(Policy):
 
     def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
         """Those who are ready, and others for whom a seat in this pass is worth its price; or nobody, where waiting for
-        some of the others brings more tokens per second.
+        some of the others brings more tokens per second. A prompt waits for nobody, and nothing does before rates
+        are known.
         """
         self._rows = _FORGET * self._rows + (1 - _FORGET) * (len(ready) + len(others))
         self._choose_trial_row(ready)
-        if not others or not self.drafting or not self._patient:
+        if not others or not self.drafting or not self._patient or not self.decision.tokens_per_s:
             return [(row, self.limit(row)) for row in ready]
         seats = _Seats(self.decision, self._drafts[self.relaying].hazards.survival(self._most + 1), self.together.fit)
         joining = [row for row in others if seats.gain(self._looks(row)) > seats.price(self._looks(row))]
-        if self._worth_waiting(others, seats):
+        if not any(row.prompt_left for row in ready) and self._worth_waiting(others, seats):
             return []
         return [(row, self.limit(row)) for row in (*ready, *joining)]
 
@@ -197,14 +198,17 @@ class Adaptive(Policy):
         super().observe_work(seconds + looked * self._drafts[self.relaying].work_s, looked, tokens)
 
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
-        """A pass ran. Now and then the figures are looked at, and something else is tried."""
-        self._since_switch += 1
+        """A pass without prompts ran."""
         self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
         if self.drafting:
             self.together.observe(rows, tokens, context, seconds)
-        elif self._since_switch > 4:  # before that, the drafter may still have been at it
+        elif self._since_switch >= 4:  # before that, the drafter may still have been at it
             self.apart.observe(rows, tokens, context, seconds)
         self._context = context / rows
+
+    def passed(self) -> None:
+        """A pass ran. Now and then the figures are looked at, and something else is tried."""
+        self._since_switch += 1
         self._passes += 1
         if self._trying is not None:
             enough = self._trying == "draft" and self._tried >= _ENOUGH

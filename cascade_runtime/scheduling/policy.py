@@ -97,7 +97,10 @@ class Policy:
         self._worked_for = _PACE_FORGET * self._worked_for + tokens
 
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
-        """A pass ran, and took so much of the cores that neighbours use as well."""
+        """A pass without prompts ran, and took so much of the cores that neighbours use as well."""
+
+    def passed(self) -> None:
+        """A pass ran, of whatever kind: time to look at the figures."""
 
     def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
         """A row's drafts were looked at; `relayed`: the neighbour had passed them on unverified."""

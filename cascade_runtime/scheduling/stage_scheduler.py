@@ -169,6 +169,7 @@ class StageScheduler:
         else:
             self._work_s = work_s
             self.policy.observe_pass(len(tasks), fed, context, seconds, work_s)
+        self.policy.passed()
 
     def trust(self, row: ScheduledRow, confidence: float) -> None:
         """How sure the model was of what it has just drafted; below the policy's limit the row waits for a verdict."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+from cascade_runtime.scheduling.stage_scheduler import StageScheduler
 from cascade_runtime.scheduling.standing import Standing
 
 COST = StepCost(base=0.05, per_token=0.0005)
@@ -27,6 +30,7 @@ def run(policy: Adaptive, passes: int, *, rows: int, verified_us: tuple[int, int
             policy.observe_settled(6, 6 if (number + handle) % 2 else 4, relayed=relayed)
         tokens = 7 * rows
         policy.observe_pass(rows, tokens, 64 * rows, COST.seconds(rows, tokens), COST.seconds(rows, tokens))
+        policy.passed()
 
 
 @pytest.mark.parametrize(("cores", "relays"), [(0, False), (2, True)])
@@ -52,4 +56,28 @@ def test_a_drafter_slower_than_the_stage_itself_is_not_waited_for_however_little
         policy.pick([one], [])
         policy.observe_silence(0.05)
         policy.observe_pass(1, 1, 64, 0.02)
+        policy.passed()
     assert policy.need(one) == 0
+
+
+def test_figures_are_looked_at_although_every_pass_feeds_somebodys_prompt() -> None:
+    scheduler = StageScheduler(1, 2, Adaptive(StepCost(base=0.02), most=16, first_wait=4), upstream_s=0.05)
+    scheduler.admit(Standing(1, 0, 1, 256, 1000, frozenset(), None), 0.0, prompt=100_000)
+    for number in range(3):
+        tasks = scheduler.next_batch(float(number))
+        scheduler.policy.observe_silence(0.05)  # another row's drafter
+        scheduler.ran(tasks, 512, 0, 0.03)
+        list(scheduler.settle(tasks, [[]], number + 0.5))
+    assert scheduler.policy.decision.min_drafts == 0
+
+
+def test_a_prompt_is_not_held_back_for_drafts() -> None:
+    policy = Adaptive(StepCost(base=0.02), most=16, first_wait=4)
+    ready, waiting = row(0), row(1)
+    ready.prompt_left = 100
+    policy.decision = replace(policy.decision, tokens_per_s=1.0)  # at that rate all waiting pays
+    assert [each for each, _ in policy.pick([ready], [waiting])][:1] == [ready]
+    ready.prompt_left = 0
+    assert policy.pick([ready], [waiting]) == []
+    policy.decision = replace(policy.decision, tokens_per_s=0.0)
+    assert policy.pick([ready], [waiting])
