@@ -72,11 +72,9 @@ def _two_emulated(step_ms: float, agreement: float) -> Recipe:
 
 def _random_drafter(folder: Path) -> Recipe:
     """light_heavy with a light of the bundled shape and random weights."""
-    from cascade_runtime.models import load_checkpoint
-    from cascade_runtime.models.family import build_model, save_model
-    from cascade_runtime.models.stage_source import checkpoint_path
+    from cascade_runtime.models.family import build_model, family_path, read_model, save_model
 
     recipe = load_recipe("light_heavy", ["cascade.slots=16"])
-    tokenizer = load_checkpoint(checkpoint_path(recipe.target), parts=("projector",)).tokenizer
+    _, tokenizer = read_model(family_path("heavy"))
     save_model(build_model("light", tokenizer), tokenizer, folder)
     return replace(recipe, stages=(replace(recipe.stages[0], checkpoint=str(folder)), recipe.stages[1]))
