@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 64
 _REPORT_S = 1.0  # how long an answer that is there waits for what drafters and gate have to tell
 _RECALLED = 1024  # ids remembered that were cancelled before their request came
+_PROBE = 8  # while the target decodes alone, one request in so many is still prepared for drafting
 
 
 class StageHandle(Protocol):
@@ -67,6 +68,7 @@ class _Course:
     handle: int
     started: float
     deadline: float
+    drafts: bool  # drafters take part
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     drafting: list[Any] = field(default_factory=list)  # references of the drafters' admissions
     decision: Any = None  # reference of the gate's decision, or None
@@ -111,6 +113,7 @@ class Controller:
         self._recalled: OrderedDict[str, None] = OrderedDict()
         self._cancelled = 0
         self._draining = False
+        self._drafts = True  # the target had use for drafts when it was last heard
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
         """Answer one request. Raises what is wrong with it, or `DeadlineExceeded`, `CapacityError`, `StageError`."""
@@ -160,7 +163,9 @@ class Controller:
     def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[str | Answer]:
         started = time.monotonic()
         limit = self.recipe.deadlines.request_s if timeout_s is None else timeout_s
-        course = _Course(request, next(self._handles), started, started + limit)
+        handle = next(self._handles)
+        drafts = request.speculate and (self._drafts or handle % _PROBE == 0)
+        course = _Course(request, handle, started, started + limit, drafts)
         self._enter(course)
         try:
             self._admit(course)
@@ -221,12 +226,12 @@ class Controller:
         """Start everything that can run at once; wait for nothing but the target's admission."""
         request, adapter, handle = course.request, self.stages.adapter, course.handle
         strict = self.recipe.cascade.mode == "strict"
-        uses_events = self.recipe.adapter is not None and (request.speculate or not strict)
+        uses_events = self.recipe.adapter is not None and (course.drafts or not strict)
         view = self.stages.encoder.start("view", handle, request.events, uses_events)
         course.own = {
             level: adapter.start("dense", handle, view, level)
             for level, shared in enumerate(self.shared[:-1])
-            if not shared and request.speculate
+            if not shared and course.drafts
         }
         dense = None
         if not uses_events:
@@ -243,7 +248,7 @@ class Controller:
             self._admit_target(course, dense)
         else:
             self._admit_target(course, adapter.start("fill", handle, view, aligned, course.decision, dense))
-        if request.speculate:
+        if course.drafts:
             better = adapter.start("correct", handle, view, aligned, course.decision, dense)
             for level, drafter in enumerate(self.stages.drafters):
                 if level not in course.own:
@@ -251,7 +256,7 @@ class Controller:
 
     def _admit_drafters(self, course: _Course, features: Any) -> None:
         """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
-        for level, drafter in enumerate(self.stages.drafters if course.request.speculate else ()):
+        for level, drafter in enumerate(self.stages.drafters if course.drafts else ()):
             course.drafting.append(self._start_admit(drafter, course, course.own.get(level, features)))
 
     def _admit_target(self, course: _Course, features: Any) -> None:
@@ -268,7 +273,7 @@ class Controller:
             request.question,
             features,
             request.sampling,
-            request.speculate,
+            course.drafts,
         )
 
     def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
@@ -285,6 +290,7 @@ class Controller:
                 if course.cancelled:
                     raise _cancellation(course.request.request_id) from error
                 raise
+            self._drafts = progress.drafts
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:

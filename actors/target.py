@@ -18,7 +18,7 @@ class Progress:
     """The answer so far. `finish_reason` is None while it goes on.
 
     Times are `time.monotonic()` seconds of the target's machine; `said_at` is when this was handed out, by which
-    another machine places the others on its own clock.
+    another machine places the others on its own clock. drafts: whether the target has use for drafts these days.
     """
 
     tokens: tuple[int, ...]
@@ -29,6 +29,7 @@ class Progress:
     first_token_at: float
     last_token_at: float
     said_at: float = 0.0
+    drafts: bool = True
 
 
 @dataclass(eq=False)
@@ -61,7 +62,8 @@ class Target(LanguageStage):
                 lambda: len(outbox.progress.tokens) > seen or outbox.progress.finish_reason or outbox.progress.problem,
                 timeout_s,
             )
-            return replace(outbox.progress, said_at=time.monotonic())
+            drafts = self.scheduler.policy.decision.speculate
+            return replace(outbox.progress, said_at=time.monotonic(), drafts=drafts)
 
     def _admit(self, admission: Admission) -> None:
         super()._admit(admission)

@@ -63,8 +63,10 @@ class _Drafts:
     def __init__(self) -> None:
         self.hazards = Hazards()
         self.pace_s = self.work_s = 0.0
+        self.heard = 0  # paces and silences
 
     def came(self, pace_s: float, work_s: float) -> None:
+        self.heard += 1
         self.pace_s = _FORGET * self.pace_s + (1 - _FORGET) * pace_s if self.pace_s else pace_s
         self.work_s = _FORGET * self.work_s + (1 - _FORGET) * work_s if self.work_s else work_s
 
@@ -101,6 +103,7 @@ class Adaptive(Policy):
         self._restart_s = self._rows = self._context = 0.0
         self._tried = 0  # blocks verified in this trial
         self._other_way = False
+        self._looked = 0
         self._granted: deque[Grant] = deque(maxlen=32)
 
     # -- what the scheduler asks -------------------------------------------------------------------------------------
@@ -198,17 +201,14 @@ class Adaptive(Policy):
         super().observe_work(seconds + looked * self._drafts[self.relaying].work_s, looked, tokens)
 
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
-        """A pass without prompts ran."""
+        """A pass without prompts ran. Now and then the figures are looked at, and something else is tried."""
+        self._since_switch += 1
         self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
         if self.drafting:
             self.together.observe(rows, tokens, context, seconds)
-        elif self._since_switch >= 4:  # before that, the drafter may still have been at it
+        elif self._since_switch > 4:  # before that, the drafter may still have been at it
             self.apart.observe(rows, tokens, context, seconds)
         self._context = context / rows
-
-    def passed(self) -> None:
-        """A pass ran. Now and then the figures are looked at, and something else is tried."""
-        self._since_switch += 1
         self._passes += 1
         if self._trying is not None:
             enough = self._trying == "draft" and self._tried >= _ENOUGH
@@ -217,6 +217,12 @@ class Adaptive(Policy):
         elif self._passes - self._planned >= min(_REPLAN, max(2, self._planned)):
             self._plan()
             self._begin_trial()
+
+    def passed(self) -> None:
+        """A pass ran, with prompts or without: until something is decided, no pass is too few to look."""
+        self._looked += 1
+        if not self.decision.tokens_per_s and self._looked % (4 * _ENOUGH) == 0:
+            self._plan()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
 
@@ -243,7 +249,7 @@ class Adaptive(Policy):
         candidates = [  # a drafter slower than the stage itself need not be known any better
             self._best(relayed)
             for relayed, drafts in self._drafts.items()
-            if drafts.known(self._rows) or drafts.pace_s > step_s
+            if drafts.known(self._rows) or (drafts.pace_s > step_s and drafts.heard >= max(2 * _ENOUGH, 2 * rows))
         ]
         if not candidates:
             return
@@ -306,7 +312,8 @@ class Adaptive(Policy):
         self._trying, self._trial_row, self._since_switch = None, None, 0
         self._plan()
         changed = (before.speculate, before.relay) != (self.decision.speculate, self.decision.relay)
-        self._trials[name].over(self._passes, changed=changed)
+        untried = name == "draft" and not self._tried  # nobody was there who could have drafted
+        self._trials[name].over(self._passes, changed=changed or untried)
 
     def _choose_trial_row(self, ready: Sequence[ScheduledRow]) -> None:
         if self._trying != "draft" or any(row.handle == self._trial_row for row in ready):

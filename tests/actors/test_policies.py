@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from threaded_pipeline import threaded_pipeline
 from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
+from cascade_runtime.api import GenerateRequest
+from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
 from cascade_runtime.events.facts import patch_occupancy
 from cascade_runtime.messages import Grant
@@ -128,3 +132,22 @@ def test_a_busy_recording_shortens_the_drafters_window(family: Path) -> None:
         controller.language[0].scheduler.admit = spy
         controller.generate(toy_requests(1)[0])
         assert seen == [max(1, round(window * (1 - patch_occupancy(events))))] and seen[0] < window
+
+
+def test_while_the_target_decodes_alone_only_probes_reach_the_drafters(
+    family: Path, reference: list[tuple[int, ...]]
+) -> None:
+    with threaded_pipeline(toy_recipe(family, ["noisy"], [3])) as controller:
+        light, target = controller.language
+        policy = target.scheduler.policy
+        policy.decision = replace(policy.decision, speculate=False)
+        passes = [light.stats()["passes"]]
+        sampling = SamplingParams(max_tokens=24, ignore_eos=True)
+        for number in range(17):
+            controller.generate(GenerateRequest(events=toy_events(number), question="What moves?", sampling=sampling))
+            passes.append(light.stats()["passes"])
+        drafted = [number for number, (a, b) in enumerate(itertools.pairwise(passes), 1) if b > a]
+        assert drafted == [1, 8, 16]  # the first, after which the target was heard, and every eighth
+        policy.decision = replace(policy.decision, speculate=True)
+        assert answers_of(controller) == reference
+        assert light.stats()["passes"] > passes[-1]

@@ -52,7 +52,7 @@ def test_a_stage_tells_what_a_token_has_cost_with_all_levels_below() -> None:
 def test_a_drafter_slower_than_the_stage_itself_is_not_waited_for_however_little_is_known_of_it() -> None:
     policy = Adaptive(StepCost(base=0.02), most=16, first_wait=4)
     one = row(0)
-    for _ in range(3):  # no draft was ever looked at: all came too late
+    for _ in range(16):  # no draft was ever looked at: all came too late
         policy.pick([one], [])
         policy.observe_silence(0.05)
         policy.observe_pass(1, 1, 64, 0.02)
@@ -63,7 +63,7 @@ def test_a_drafter_slower_than_the_stage_itself_is_not_waited_for_however_little
 def test_figures_are_looked_at_although_every_pass_feeds_somebodys_prompt() -> None:
     scheduler = StageScheduler(1, 2, Adaptive(StepCost(base=0.02), most=16, first_wait=4), upstream_s=0.05)
     scheduler.admit(Standing(1, 0, 1, 256, 1000, frozenset(), None), 0.0, prompt=100_000)
-    for number in range(3):
+    for number in range(16):
         tasks = scheduler.next_batch(float(number))
         scheduler.policy.observe_silence(0.05)  # another row's drafter
         scheduler.ran(tasks, 512, 0, 0.03)
