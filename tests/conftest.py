@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU in tests; read when Triton is imported
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,16 @@
 """Real shapes on a GPU, random weights: how far is a step from the memory's roofline, and what does a cascade bring?
 
-    python -m benchmarks.gpu.steps [--out FILE.json] [--heavy-layers N] [--rounds N] [--context N ...]
+    python -m benchmarks.gpu.steps [--out FILE.json] [--only NAME ...] [--heavy-layers N] [--rounds N] [--context N ...]
 
-steps     a pass of LLaVA-OneVision's language side, 0.5B, 7B, and as many layers of the 72B shape as fit, in
-bfloat16: by rows,
-          tokens a row and context; eager and as a CUDA graph; its share of the roofline, which is the bytes of
-          weights and KV over the bandwidth of a large copy measured here
-cascade   heavy alone, 0.5B -> heavy, 7B -> heavy and 0.5B -> 7B -> heavy, one row, executed pass by pass on this one
-device.
-          Random models never agree, so acceptance is *synthetic*: whether a draft is accepted is drawn from
-          --agreement, one chance per edge, the same at every position; only times are measured, and no answer is made
-fp8       a product of the 7B's gate-up shape in float8 beside bfloat16, where torch offers it
+steps     a pass of LLaVA-OneVision's language side, 0.5B, 7B, and as many layers of the 72B shape as fit, in bfloat16,
+          by rows, tokens a row and context: as separate launches, as a captured graph, and as a stage runs it
+          (`Decoder.extend`, choices on the host); the graph's share of the roofline, which is the bytes of weights and
+          KV over the bandwidth of a large copy measured here. What both ways compute is compared
+prefill   the slowest decode step while a prompt of 32 frames (6,273 positions) enters in parts of several sizes
+kernels   where the time of a pass of one row and one token goes
+cascade   heavy alone, 0.5B -> heavy, 7B -> heavy and 0.5B -> 7B -> heavy, 1 and 8 rows, all on this one device, with
+          synthetic acceptance (`synthetic`), each at its best draft length of a few
+products  one product by rows, in bfloat16, float8 and 4 bit (`products`)
 
 Random weights tell nothing about answers. Without a GPU everything runs at toy size on the CPU, to show that it runs.
 Prints tables and one JSON line with the whole configuration.
@@ -19,247 +19,205 @@ Prints tables and one JSON line with the whole configuration.
 from __future__ import annotations
 
 import argparse
+import gc
+import itertools
 import json
-import random
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2Model
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.gpu.products import products
+from benchmarks.gpu.shapes import bandwidth, build, bytes_read, layers_that_fit, median_ms, rows_at
+from benchmarks.gpu.synthetic import Chain
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds, Row
 from cascade_runtime.models.language import LanguageModel
-from cascade_runtime.models.sizes import TEXT_CONFIGS
-from cascade_runtime.models.slot_cache import SlotCache
 
-NAMES = {"0.5B": "0.5b", "7B": "7b", "72B": "72b"}
-VOCABULARY = 151_646
 ROWS, TOKENS = (1, 4, 16), (1, 5, 9)
+PARTS = ("steps", "kernels", "prefill", "cascade", "products")
 
 
-def build(name: str, layers: int, device: torch.device, dtype: torch.dtype, *, toy: bool) -> LanguageModel:
-    """A language model of a shape with small random weights, made on the device."""
-    shape = TEXT_CONFIGS[NAMES[name]] | {"num_hidden_layers": layers, "tie_word_embeddings": False}
-    vocabulary = 512 if toy else VOCABULARY
-    if toy:
-        heads = shape["num_attention_heads"]
-        shape |= {"hidden_size": 8 * heads, "intermediate_size": 32 * heads, "num_hidden_layers": min(layers, 2)}
-    config = Qwen2Config(**{**shape, "vocab_size": vocabulary}, max_position_embeddings=32768)
-    with torch.device("meta"):
-        decoder = Qwen2Model(config).to(dtype)
-        head = torch.nn.Linear(config.hidden_size, vocabulary, bias=False, dtype=dtype)
-    for module in (decoder, head):
-        module.to_empty(device=device)
-        for parameter in module.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        module.requires_grad_(False)
-    decoder.rotary_emb = type(decoder.rotary_emb)(config).to(device)
-    return LanguageModel(decoder, head, vocab_size=vocabulary, family="llava_onevision", eos_token_ids=(0,))
+def check(device: torch.device) -> float:
+    """A shallow 0.5B in float32: how far captured passes are from separate launches, the worst of several shapes."""
+    decoder = Decoder(build("0.5B", 4, device, torch.float32, toy=device.type == "cpu"), slots=4, max_len=700)
+    for held in decoder.cache.held:
+        held.normal_()
+    worst = 0.0
+    for count, context, tokens in ((1, 0, 1), (1, 600, 5), (3, 64, 9), (4, 65, 2)):
+        rows = rows_at(decoder, count, context + 1)
+        plans = [decoder._plan(Extension(row, [1], [2] * (tokens - 1 - i % 2))) for i, row in enumerate(rows)]
+        with torch.inference_mode():
+            wanted = decoder._computed(plans, [count])
+            found = decoder._replayed(plans)
+        if found is not None:
+            worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+        for row in rows:
+            decoder.release(row)
+    print(f"float32, captured beside separate launches: largest relative difference {worst:.1e}")
+    if worst > 1e-4:
+        raise SystemExit("a captured pass computes something else")
+    return worst
 
 
-class Pass:
-    """One pass of a shape: so many tokens for each of so many rows that hold `context` positions, and the choices
-    after."""
-
-    def __init__(self, model: LanguageModel, cache: SlotCache, rows: int, tokens: int, context: int) -> None:
-        self.model, self.cache, self.rows, self.tokens, self.context = model, cache, rows, tokens, context
-        self.embeds = torch.randn(rows * tokens, model.hidden_size, device=model.device, dtype=model.dtype) * 0.02
-        at = torch.arange(context, context + tokens, device=model.device)
-        self.positions = at.repeat(rows)
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def place(self) -> None:
-        """Say where it writes; outside of what a graph repeats."""
-        self.cache.place([*range(self.rows)], [self.context] * self.rows, [self.tokens] * self.rows)
-
-    def compute(self) -> torch.Tensor:
-        """Everything on the device."""
-        turns, hidden = self.model._turned(self.positions), self.embeds
-        for block in self.model.blocks:
-            hidden = block(hidden, turns, self.cache)
-        return self.model.logits(hidden).argmax(-1)
-
-    def eager(self) -> None:
-        """As a stage runs it."""
-        self.place()
-        self.compute().tolist()
-
-    def captured(self) -> None:
-        """As one CUDA graph; captured at the first call."""
-        if self.graph is None:
-            self.place()
-            self.compute()
-            torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.out = self.compute()
-        self.graph.replay()
-        self.out.tolist()
-
-    def bytes(self) -> float:
-        """What it must read: every weight but the embedding table, and the KV of all rows."""
-        head = self.model.lm_head.weight
-        weights = sum(block.nbytes for block in self.model.blocks) + head.numel() * head.element_size()
-        return weights + self.rows * (self.context + self.tokens) * self.model.kv_bytes_per_token
-
-
-def median_ms(work: Callable[[], None], rounds: int) -> float:
-    """Of `rounds` calls after three to warm up; each ends in a copy to the host."""
-    for _ in range(3):
-        work()
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken)
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes per second read and written by a large copy."""
-    size = (1 << 30) if device.type == "cuda" else (1 << 26)
-    source, target = (
-        torch.empty(size, dtype=torch.uint8, device=device),
-        torch.empty(size, dtype=torch.uint8, device=device),
-    )
-
-    def work() -> None:
-        target.copy_(source)
-        target[0].item()
-
-    return 2 * size / (median_ms(work, 9) / 1000)
+@torch.inference_mode()
+def _step(decoder: Decoder, rows: list[Row], tokens: int, rounds: int) -> dict[str, float | None]:
+    extensions = [Extension(row, [1], [2 + i for i in range(tokens - 1)]) for row in rows]
+    plans = [decoder._plan(extension) for extension in extensions]
+    wanted = decoder._computed(plans, [len(rows)])
+    told: dict[str, float | None] = {"graph_ms": None, "differs": None}
+    told["eager_ms"] = median_ms(lambda: decoder._computed(plans, [len(rows)]).argmax(-1).tolist(), rounds)
+    found = decoder._replayed(plans)
+    if found is not None:
+        told["differs"] = float((found - wanted).norm() / wanted.norm())
+        told["graph_ms"] = median_ms(lambda: decoder._replayed(plans).argmax(-1).tolist(), rounds)
+    told["extend_ms"] = median_ms(lambda: decoder.extend(extensions), rounds)
+    return told
 
 
 def steps(models: dict[str, LanguageModel], contexts: Sequence[int], rate: float, rounds: int) -> list[dict[str, Any]]:
     """The table of passes."""
-    rows = []
-    print(f"\n{'':<8}{'rows':>6}{'tokens':>8}{'context':>9}{'eager ms':>10}{'graph ms':>10}{'roofline':>10}")
+    told: list[dict[str, Any]] = []
+    titles = ("eager_ms", "graph_ms", "extend_ms", "roofline_share", "differs")
+    print(f"\n{'':<6}{'rows':>6}{'tokens':>8}{'context':>9}" + "".join(f"{title:>16}" for title in titles))
+    for (name, model), context in itertools.product(models.items(), contexts):
+        most = _rows_that_fit(model, context)
+        decoder = Decoder(model, slots=most, max_len=context + 80)
+        for held in decoder.cache.held:
+            held.normal_()
+        for count in [count for count in ROWS if count <= most]:
+            rows = rows_at(decoder, count, context)
+            for tokens in TOKENS:
+                found = _step(decoder, rows, tokens, rounds)
+                floor = bytes_read(model, count, context + tokens) / rate * 1000
+                found["roofline_share"] = floor / (found["graph_ms"] or found["eager_ms"] or floor)
+                kept = {title: value and round(value, 4) for title, value in found.items()}
+                told.append({"model": name, "rows": count, "tokens": tokens, "context": context} | kept)
+                cells = "".join(f"{kept[title] if kept[title] is not None else '-':>16}" for title in titles)
+                print(f"{name:<6}{count:>6}{tokens:>8}{context:>9}{cells}", flush=True)
+            for row in rows:
+                decoder.release(row)
+        del decoder
+        _empty(model.device)
+    return told
+
+
+def _rows_that_fit(model: LanguageModel, context: int) -> int:
+    if model.device.type == "cpu":
+        return max(ROWS)
+    free = 0.8 * torch.cuda.mem_get_info(model.device)[0]
+    return max(count for count in ROWS if count == 1 or count * (context + 80) * model.kv_bytes_per_token < free)
+
+
+def _empty(device: torch.device) -> None:
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def prefill(models: dict[str, LanguageModel], context: int, positions: int) -> dict[str, dict[str, float]]:
+    """A prompt of `positions` enters while four rows decode after `context`: the slowest of their steps, ms, by how
+    much of the prompt a pass takes.
+    """
+    told: dict[str, dict[str, float]] = {}
+    print(f"\na prompt of {positions} positions enters beside 4 rows after {context}: ms of the slowest step, of all")
     for name, model in models.items():
-        cuda = model.device.type == "cuda"
-        cache = model.new_cache(max(ROWS), max(contexts) + max(TOKENS) + 1)
-        for context in contexts:
-            for count in ROWS:
-                for tokens in TOKENS:
-                    one = Pass(model, cache, count, tokens, context)
-                    with torch.inference_mode():
-                        eager = median_ms(one.eager, rounds)
-                        graph = median_ms(one.captured, rounds) if cuda else None
-                    share = one.bytes() / rate * 1000 / min(eager, graph or eager)
-                    rows.append(
-                        {
-                            "model": name,
-                            "rows": count,
-                            "tokens": tokens,
-                            "context": context,
-                            "eager_ms": round(eager, 3),
-                        }
-                        | {"graph_ms": graph and round(graph, 3), "roofline_share": round(share, 3)}
-                    )
-                    told = f"{graph:>10.3f}" if graph else f"{'-':>10}"
-                    print(f"{name:<8}{count:>6}{tokens:>8}{context:>9}{eager:>10.3f}{told}{share:>10.2f}", flush=True)
-        del cache
-    return rows
+        decoder = Decoder(model, slots=5, max_len=positions + 80)
+        rows = rows_at(decoder, 4, context)
+        embeds = torch.randn(positions, model.hidden_size, dtype=model.dtype, device=model.device) * 0.02
+        prompt = PromptEmbeds(embeds, torch.arange(positions, device=model.device), positions)
+        told[name] = {}
+        for part in (0, 128, 256, 512, 1024, positions):
+            for _ in range(2):  # the first to warm up
+                new, taken = decoder.admit(prompt, SamplingParams(max_tokens=16)), []
+                while (new.prompt_left if part else len(taken) < 10) or not taken:
+                    start = time.perf_counter()
+                    extra = [Extension(new, [], prompt=part)] if part else []
+                    decoder.extend([*(Extension(row, [1]) for row in rows), *extra])
+                    taken.append(1000 * (time.perf_counter() - start))
+                decoder.release(new)
+            told[name][str(part)] = round(max(taken), 2)
+            label = f"{part} positions a pass" if part else "no prompt"
+            print(f"{name:<6}{label:<26}{max(taken):>10.2f}{sum(taken):>10.1f}", flush=True)
+        for row in rows:
+            decoder.release(row)
+        del decoder, rows
+        _empty(model.device)
+    return told
+
+
+def kernels(models: dict[str, LanguageModel], context: int) -> dict[str, dict[str, float]]:
+    """Device time by kernel, us of one pass of one row and one token."""
+    told: dict[str, dict[str, float]] = {}
+    for name, model in models.items():
+        if model.device.type != "cuda":
+            continue
+        decoder = Decoder(model, slots=1, max_len=context + 80)
+        extension = Extension(rows_at(decoder, 1, context)[0], [1])
+        for _ in range(3):
+            decoder.extend([extension])
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(5):
+                decoder.extend([extension])
+        times = {event.key[:64]: event.self_device_time_total / 5 for event in seen.key_averages()}
+        told[name] = {key: round(us, 1) for key, us in sorted(times.items(), key=lambda each: -each[1])[:14]}
+        print(f"\n{name}, one token after {context}: {sum(times.values()):.0f} us on the device")
+        for key, us in told[name].items():
+            print(f"  {us:>9.1f}  {key}", flush=True)
+    return told
 
 
 def cascade(
-    models: dict[str, LanguageModel], agreement: dict[str, float], context: int, tokens: int
-) -> dict[str, dict[str, float]]:
-    """Tokens per second of one row by levels, every pass executed; the best draft length of a few."""
-    names = list(models)
-    caches = {name: models[name].new_cache(1, context + tokens + 64) for name in names}
-    passes: dict[tuple[str, int], Pass] = {}
-
-    def run(name: str, count: int) -> None:
-        one = passes.setdefault((name, count), Pass(models[name], caches[name], 1, count, context))
-        with torch.inference_mode():
-            one.captured() if models[name].device.type == "cuda" else one.eager()
-
-    def propose(levels: Sequence[str], gammas: Sequence[int], want: int, rng: random.Random) -> int:
-        """Tokens the last of `levels` adds in one pass, its drafters having run."""
-        if len(levels) == 1 or not want:
-            run(levels[-1], 1)
-            return 1
-        drafted, gamma = 0, min(gammas[-1], want)
-        while drafted < gamma:
-            drafted += propose(levels[:-1], gammas[:-1], gamma - drafted - 1, rng)
-        chance = agreement[f"{levels[-2]}-{levels[-1]}"]
-        run(levels[-1], drafted + 1)
-        accepted = 0
-        while accepted < drafted and rng.random() < chance:
-            accepted += 1
-        return accepted + 1
-
-    out: dict[str, dict[str, float]] = {}
-    small, large, heavy = names[0], names[1], names[-1]
-    kinds: dict[tuple[str, ...], list[tuple[int, ...]]] = {
-        (heavy,): [()],
-        (small, heavy): [(3,), (5,), (8,)],
-        (large, heavy): [(2,), (4,), (6,)],
-        (small, large, heavy): [(3, 6), (4, 8), (6, 12)],
+    models: dict[str, LanguageModel], chances: Sequence[float], context: int, tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Tokens per second by levels and rows, the best draft length of a few."""
+    small, large, heavy = models
+    low, high, across = ([chance] for chance in chances)
+    kinds: dict[tuple[str, ...], tuple[list[list[float]], list[tuple[int, ...]]]] = {
+        (heavy,): ([], [()]),
+        (small, heavy): ([across], [(2,), (4,), (7,)]),
+        (large, heavy): ([high], [(2,), (4,), (7,)]),
+        (small, large, heavy): ([low, high], [(2, 4), (3, 7), (3, 12)]),
     }
-    print(f"\none row, context {context}, synthetic agreement {agreement}")
-    for levels, options in kinds.items():
-        best = 0.0
-        for gammas in options:
-            for warm in (True, False):
-                rng, made, start = random.Random(0), 0, time.perf_counter()
-                while made < (16 if warm else tokens):
-                    made += propose(levels, gammas, 64, rng)
-                rate = made / (time.perf_counter() - start)
-            if rate > best:
-                best, chosen = rate, gammas
-        name = " -> ".join(levels)
-        out[name] = {
-            "tokens_per_s": round(best, 2),
-            "vs_alone": round(best / out.get(heavy, {"tokens_per_s": best})["tokens_per_s"], 3),
-        }
-        print(f"  {name:<26}{best:>9.1f} tokens/s{out[name]['vs_alone']:>8.2f}x   drafts {chosen}", flush=True)
-    return out
-
-
-def fp8(device: torch.device, rounds: int) -> dict[str, float] | str:
-    """16 rows through the 7B's gate-up product, ms."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9) or not hasattr(torch, "_scaled_mm"):
-        return "not on this device"
-    x = torch.randn(16, 3584, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(2 * 18944, 3584, device=device, dtype=torch.bfloat16)
-    one = torch.ones((), device=device)
-    x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
-
-    def wide() -> None:
-        torch.nn.functional.linear(x, weight)[0, 0].item()
-
-    def narrow() -> None:
-        torch._scaled_mm(x8, weight8.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)[0, 0].item()
-
-    return {"bfloat16_ms": round(median_ms(wide, rounds), 4), "float8_ms": round(median_ms(narrow, rounds), 4)}
-
-
-def layers_that_fit(device: torch.device, asked: int, *, toy: bool) -> int:
-    """Layers of the 72B shape, what the other two leave free less a fifth for KV and work."""
-    if asked:
-        return asked
-    if toy or device.type != "cuda":
-        return 3
-    shape = TEXT_CONFIGS["72b"]
-    size, inner = shape["hidden_size"], shape["intermediate_size"]
-    shared = shape["num_attention_heads"] // shape["num_key_value_heads"]
-    per_layer = 2 * (3 * size * inner + 2 * size * size + 2 * size * size // shared)
-    free = torch.cuda.mem_get_info(device)[0] * 0.8 - 2 * (8.5e9) - 2 * 2 * VOCABULARY * size
-    return max(1, min(shape["num_hidden_layers"], int(free // per_layer)))
+    told: dict[str, dict[str, Any]] = {}
+    print(f"\ncontext {context}; synthetic agreement {low[0]}, {high[0]}, {across[0]} (--agreement)")
+    for rows in (1, 8):
+        decoders = {name: Decoder(model, slots=rows, max_len=context + tokens + 80) for name, model in models.items()}
+        alone = 0.0
+        for levels, (edges, options) in kinds.items():
+            rates = {}
+            for gammas in options:
+                chain = Chain([decoders[name] for name in levels], edges, rows, context)
+                rates[gammas] = chain.tokens_per_s(gammas, tokens)
+                chain.close()
+            best = max(rates, key=lambda gammas: rates[gammas])
+            alone = alone or rates[best]
+            name = f"{rows} rows: " + " -> ".join(levels)
+            told[name] = {
+                "tokens_per_s": round(rates[best], 2),
+                "vs_alone": round(rates[best] / alone, 3),
+                "drafts": best,
+            }
+            print(f"  {name:<32}{rates[best]:>9.1f} tokens/s{rates[best] / alone:>7.2f}x   drafts {best}", flush=True)
+        del decoders
+        _empty(models[heavy].device)
+    return told
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--heavy-layers", type=int, default=0, help="layers of the 72B shape; default: as fit")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--context", type=int, nargs="+", default=[1024, 6273])
+    parser.add_argument("--tokens", type=int, default=96, help="of each answer in `cascade`")
     parser.add_argument(
-        "--agreement", type=float, nargs=3, default=[0.65, 0.7, 0.55], help="0.5B-7B, 7B-heavy, 0.5B-heavy"
+        "--agreement", type=float, nargs=3, default=[0.8, 0.85, 0.75], help="0.5B-7B, 7B-heavy, 0.5B-heavy"
     )
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -267,23 +225,23 @@ def main() -> None:
     contexts = [64] if toy else args.context
     torch.manual_seed(0)
     layers = {"0.5B": 24, "7B": 28, "72B": layers_that_fit(device, args.heavy_layers, toy=toy)}
-    models = {name: build(name, count, device, dtype, toy=toy) for name, count in layers.items()}
     rate = bandwidth(device)
+    models = {name: build(name, count, device, dtype, toy=toy) for name, count in layers.items()}
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, toy size"
     print(f"{machine}; torch {torch.__version__}; {dtype}; layers {layers}; a copy moves {rate / 1e9:.0f} GB/s")
-    keys = ("0.5B-7B", "7B-72B", "0.5B-72B")
-    agreement = dict(zip(keys, args.agreement, strict=True))
-    result = {
-        "machine": machine,
-        "torch": torch.__version__,
-        "layers": layers,
-        "toy": toy,
-        "bandwidth_gb_s": round(rate / 1e9, 1),
-        "synthetic_agreement": agreement,
-        "steps": steps(models, contexts, rate, args.rounds),
-        "cascade": cascade(models, agreement, contexts[0], 64 if toy else 256),
-        "fp8": fp8(device, args.rounds),
-    }
+    result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "layers": layers, "toy": toy}
+    result |= {"bandwidth_gb_s": round(rate / 1e9, 1), "synthetic_agreement": args.agreement}
+    if "steps" in args.only:
+        result["float32_differs"] = check(device)
+        result["steps"] = steps(models, contexts, rate, args.rounds)
+    if "kernels" in args.only:
+        result["kernels"] = kernels(models, contexts[0])
+    if "prefill" in args.only:
+        result["prefill"] = prefill(models, contexts[0], 6273 if not toy else 256)
+    if "cascade" in args.only:
+        result["cascade"] = cascade(models, args.agreement, contexts[0], 16 if toy else args.tokens)
+    if "products" in args.only:
+        result["products"] = products(device, args.rounds)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.errors import CapacityError, InputError, PromptTooLong
 from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.slot_cache import SlotCache
 
 _CALL = 48  # as many padded queries cost what one more call of attention per layer costs
 
@@ -87,6 +89,7 @@ class Decoder:
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
         self.language = language
         self.cache = language.new_cache(slots, max_len)
+        self.replays: Any = _replays(language, self.cache)
         self._free = set(range(slots))
         self._holds: dict[int, str] = {}  # slot -> the prefix whose keys and values lie in it, free or not
         self._wait: set[Row] = set()  # rows that hold nothing yet, and whose prefix may turn up in another slot
@@ -181,9 +184,27 @@ class Decoder:
         return _Plan(row, row.held, prompt + len(wanted), wanted, choices=len(extension.drafts) + 1)
 
     def _run(self, plans: Sequence[_Plan], groups: Sequence[int]) -> list[list[int]]:
-        language = self.language
+        self.passes += 1
+        self.tokens_fed += sum(plan.count for plan in plans)
+        logits = self._replayed(plans)
+        if logits is None:
+            logits = self._computed(plans, groups)
+        if not len(logits):
+            return [self._settle(plan, []) for plan in plans]
+        params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
+        indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
+        if self.tells_confidence:
+            sure = iter(logits.softmax(-1).amax(-1).tolist())
+            for plan in plans:
+                for _ in range(plan.choices):
+                    plan.row.confidence = next(sure)
+        flat = iter(choose(logits, params, indices))
+        return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
+
+    def _computed(self, plans: Sequence[_Plan], groups: Sequence[int]) -> torch.Tensor:
+        """Logits (choices, V) of one packed pass."""
         embeds, positions = self._inputs(plans)
-        hidden = language.forward(
+        hidden = self.language.forward(
             embeds,
             slots=[plan.row.slot for plan in plans],
             starts=[plan.start for plan in plans],
@@ -192,26 +213,32 @@ class Decoder:
             cache=self.cache,
             groups=groups,
         )
-        self.passes += 1
-        self.tokens_fed += len(hidden)
         asked, fed = [], 0
         for plan in plans:
             fed += plan.count
             asked += range(fed - plan.choices, fed)
-        if not asked:
-            return [self._settle(plan, []) for plan in plans]
-        params = [plan.row.sampling for plan in plans for _ in range(plan.choices)]
-        indices = [len(plan.wanted) - plan.choices + 1 + j for plan in plans for j in range(plan.choices)]
         if len(asked) < len(hidden):
-            hidden = hidden[torch.tensor(asked, device=language.device)]
-        logits = language.logits(hidden)
-        if self.tells_confidence:
-            sure = iter(logits.softmax(-1).amax(-1).tolist())
-            for plan in plans:
-                for _ in range(plan.choices):
-                    plan.row.confidence = next(sure)
-        flat = iter(choose(logits, params, indices))
-        return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
+            hidden = hidden[torch.tensor(asked, dtype=torch.long, device=hidden.device)]
+        return self.language.logits(hidden) if asked else hidden
+
+    def _replayed(self, plans: Sequence[_Plan]) -> torch.Tensor | None:
+        """The same from a captured pass; None where there is none for it: on a CPU, with prompts, with many tokens."""
+        if self.replays is None or any(plan.prompt_count for plan in plans):
+            return None
+        logits = self.replays.logits(
+            [plan.wanted[plan.first_token :] for plan in plans],
+            slots=[plan.row.slot for plan in plans],
+            starts=[plan.start for plan in plans],
+            first_positions=[plan.row.prompt.next_position + plan.first_token for plan in plans],
+        )
+        if logits is None:
+            return None
+        longest = logits.shape[1]
+        asked = [
+            i * longest + plan.count - plan.choices + j for i, plan in enumerate(plans) for j in range(plan.choices)
+        ]
+        flat = logits.flatten(0, 1)
+        return flat if len(asked) == len(flat) else flat[torch.tensor(asked, device=flat.device)]
 
     def _inputs(self, plans: Sequence[_Plan]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (N, D) and positions (N,) or (3, N) of what the rows feed, one after the other."""
@@ -270,6 +297,15 @@ class _Plan:
     def first_token(self) -> int:
         """The first answer token among them."""
         return max(self.start - len(self.row.prompt), 0)
+
+
+def _replays(language: LanguageModel, cache: SlotCache) -> Any:
+    """Captured passes where the device has them; their kernels are only there with a GPU's PyTorch."""
+    if language.device.type != "cuda":
+        return None
+    from cascade_runtime.models.replay import Replays
+
+    return Replays(language, cache)
 
 
 def _attending(counts: Sequence[int], slots: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -102,6 +102,11 @@ class LanguageModel:
                 yield f"layers.{block.index}.{name}", tensor
 
     @property
+    def turns(self) -> torch.Tensor:
+        """Cosine and sine of all text positions of the longest cache, float32 (positions, d / 2, 2)."""
+        return torch.view_as_real(self._turns)[:, 0]
+
+    @property
     def kv_bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.kv_heads * self.head_dim * self.lm_head.weight.element_size()
 
@@ -109,8 +114,9 @@ class LanguageModel:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
         if max_len > self.max_positions:
             raise ConfigError("max_len", max_len, f"at most {self.max_positions}, the positions this model knows")
-        if self.position_axes == 1 and len(self._turns) < max_len:  # a row's positions are those of its slot
-            self._turns = self._rotary(torch.arange(max_len, device=self.device)[None])
+        if len(self._turns) < max_len:  # a row's positions are not beyond those of its slot
+            at = torch.arange(max_len, device=self.device)[None]
+            self._turns = self._rotary(at if self.position_axes == 1 else at.expand(self.position_axes, 1, -1))
         return SlotCache(
             layers=self.num_layers,
             slots=slots,
@@ -122,10 +128,14 @@ class LanguageModel:
             device=self.device,
         )
 
-    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Token ids to embeddings (N, D). Raises InputError for an id outside the tokenizer."""
+    def check(self, token_ids: Sequence[int]) -> None:
+        """Raise InputError for an id outside the tokenizer."""
         if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
             raise InputError("token_ids", [min(token_ids), max(token_ids)], f"0..{self.vocab_size - 1}")
+
+    def embed(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Token ids to embeddings (N, D). Raises InputError as `check` does."""
+        self.check(token_ids)
         return F.embedding(torch.tensor(token_ids, device=self.device), self.decoder.embed_tokens.weight)
 
     @torch.inference_mode()

@@ -17,15 +17,16 @@ class RmsNorm:
 
     def __init__(self, module: Any) -> None:
         weight: torch.Tensor = module.weight.detach()
-        self._size, self._epsilon = len(weight), module.variance_epsilon
+        self._size: int = len(weight)
+        self.epsilon: float = module.variance_epsilon
         self._twice = weight.device.type == "cpu"
         self._weight = torch.cat([weight, weight]) if self._twice else weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._twice:
             both = torch.cat([x, -x], -1)
-            return F.layer_norm(both, (2 * self._size,), self._weight, eps=self._epsilon)[..., : self._size]
-        return F.rms_norm(x, (self._size,), self._weight, self._epsilon)
+            return F.layer_norm(both, (2 * self._size,), self._weight, eps=self.epsilon)[..., : self._size]
+        return F.rms_norm(x, (self._size,), self._weight, self.epsilon)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -78,15 +78,8 @@ class SlotCache:
         """Bytes held by keys and values together."""
         return sum(each.numel() * each.element_size() for each in self.held)
 
-    def place(
-        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], groups: Sequence[int] | None = None
-    ) -> None:
-        """Say where the next forward pass writes and what it sees.
-
-        slots, starts, counts: per row, its slot, its length before the pass, and its new tokens. groups: how many of
-        the rows, in order, attend together; None: all of them. Rows of a group whose slots ascend one by one are
-        read in place. Raises InputError where a row would outgrow its slot or two rows share one.
-        """
+    def check(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """Raise InputError where a row would outgrow its slot or two rows share one."""
         if len(set(slots)) != len(slots):
             raise InputError("slots", list(slots), "a different slot for every row")
         for slot, start, count in zip(slots, starts, counts, strict=True):
@@ -94,6 +87,17 @@ class SlotCache:
                 raise InputError("slot", slot, f"0..{self.slots - 1}")
             if start < 0 or count < 1 or start + count > self.max_len:
                 raise InputError("row end", start + count, f"start >= 0, 1 or more tokens, at most {self.max_len}")
+
+    def place(
+        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], groups: Sequence[int] | None = None
+    ) -> None:
+        """Say where the next forward pass writes and what it sees.
+
+        slots, starts, counts: per row, its slot, its length before the pass, and its new tokens. groups: how many of
+        the rows, in order, attend together; None: all of them. Rows of a group whose slots ascend one by one are
+        read in place. Raises InputError as `check` does.
+        """
+        self.check(slots, starts, counts)
         at = [
             slot * self.max_len + position
             for slot, start, count in zip(slots, starts, counts, strict=True)

@@ -1,0 +1,127 @@
+"""`Replays`: passes without a prompt on a GPU, each shape captured once as a CUDA graph and replayed.
+
+A pass of a few tokens is some hundred small launches, and a CPU takes longer to make them than a GPU to read the
+weights. A graph is one launch. Its shape is fixed, so rows and tokens are padded to powers of two: on a GPU a pass of
+few tokens costs what its weights cost, padding next to nothing. What a row is (its slot, its length, how many of its
+tokens are real) lies in device memory and is filled in before each replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from cascade_runtime.models.kernels import MAX_QUERIES, Attention, Places, add_norm, gate, rotate_and_write
+from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.slot_cache import SlotCache
+
+_MOST_TOKENS = 256  # beyond that a pass is bound by arithmetic, and launches no longer count
+
+
+class Replays:
+    """All captured shapes of one model over one cache; they share the memory that they work in."""
+
+    def __init__(self, language: LanguageModel, cache: SlotCache, *, captures: bool = True) -> None:
+        self._language, self._cache, self._captures = language, cache, captures
+        self._passes: dict[tuple[int, int], FixedPass] = {}
+        self._most = MAX_QUERIES * language.kv_heads // language.heads
+
+    def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
+        """Rows and tokens of the pass that serves rows with so many tokens each; None: too many to be worth it."""
+        rows, tokens = (1 << (most - 1).bit_length() for most in (len(counts), max(counts)))
+        return (rows, tokens) if tokens <= self._most and rows * tokens <= _MOST_TOKENS else None
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        tokens: Sequence[Sequence[int]],
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        first_positions: Sequence[int],
+    ) -> torch.Tensor | None:
+        """Append each row's tokens to its slot; float32 logits (rows, T, V), valid until the next call, T at least the
+        longest row. None where the shape is not served.
+
+        first_positions: each row's first token's; the others follow. Raises InputError as `SlotCache.place` does.
+        """
+        counts = [len(row) for row in tokens]
+        shape = self.shape(counts)
+        if shape is None:
+            return None
+        self._cache.check(slots, starts, counts)
+        self._language.check([token for row in tokens for token in row])
+        one = self._passes.get(shape)
+        if one is None:
+            one = self._passes[shape] = FixedPass(self._language, self._cache, *shape)
+        one.fill(tokens, slots, starts, first_positions)
+        if self._captures and one.graph is None:
+            one.capture(next((each.graph.pool() for each in self._passes.values() if each.graph is not None), None))
+        return one.run()[: len(tokens)]
+
+
+class FixedPass:
+    """One pass of B rows and T tokens each, its inputs in buffers of its own."""
+
+    def __init__(self, language: LanguageModel, cache: SlotCache, rows: int, tokens: int) -> None:
+        self._language, self._cache, self._rows, self._tokens = language, cache, rows, tokens
+        count, device = rows * tokens, language.device
+        self._host = torch.zeros(2 * count + 3 * rows, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._device = self._host.to(device)
+        self._ids, positions, *places = self._device.split([count, count, rows, rows, rows])
+        self._places = Places(*places, positions)
+        self._attention = Attention(cache, rows, tokens)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def fill(
+        self,
+        tokens: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        starts: Sequence[int],
+        first_positions: Sequence[int],
+    ) -> None:
+        """Write a pass's inputs to its buffers. Padding: tokens 0 at position 0, rows of no tokens."""
+        ids, positions = [], []
+        for row, first in zip(tokens, first_positions, strict=True):
+            rest = [0] * (self._tokens - len(row))
+            ids += [*row, *rest]
+            positions += [*range(first, first + len(row)), *rest]
+        rows = [0] * (self._rows - len(tokens))
+        padding = rows * self._tokens
+        counts = [len(row) for row in tokens]
+        numbers = [*ids, *padding, *positions, *padding, *slots, *rows, *starts, *rows, *counts, *rows]
+        self._host.copy_(torch.tensor(numbers))
+        self._device.copy_(self._host, non_blocking=True)
+
+    def run(self) -> torch.Tensor:
+        """Logits (B, T, V) for what the buffers hold."""
+        if self.graph is None:
+            return self.compute()
+        self.graph.replay()
+        return self._out
+
+    def capture(self, pool: tuple[int, int] | None) -> None:
+        """Record `compute`. It is run once before, which compiles its kernels and writes what a run writes."""
+        self.compute()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._out = self.compute()
+        self.graph = graph
+
+    def compute(self) -> torch.Tensor:
+        """The model's arithmetic, as `LanguageModel.forward` and `logits` have it."""
+        language, cache, places = self._language, self._cache, self._places
+        hidden, delta = F.embedding(self._ids, language.decoder.embed_tokens.weight), None
+        for block in language.blocks:
+            before, after = block.norms
+            hidden, normed = add_norm(hidden, delta, before.weight, before.epsilon)
+            mixed = block.query_key_value(normed)
+            rotate_and_write(mixed, language.turns, places, cache, block.index)
+            delta = block.out(self._attention(mixed, places, cache, block.index))
+            hidden, normed = add_norm(hidden, delta, after.weight, after.epsilon)
+            delta = block.down(gate(block.gate_up(normed)))
+        _, normed = add_norm(hidden, delta, language.norm.weight, language.norm.epsilon)
+        return language.logits(normed).unflatten(0, (self._rows, self._tokens))

@@ -1,0 +1,81 @@
+"""Passes of fixed shape against the ragged ones, kernels run by Triton's interpreter (tests/conftest.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cascade_runtime.errors import InputError
+from cascade_runtime.models import replay
+
+ROWS = ([2, 0, 3], [11, 7, 30])  # slots, lengths before
+
+
+def eager(language, cache, tokens, slots, starts):
+    positions = torch.cat([torch.arange(start, start + len(row)) for start, row in zip(starts, tokens, strict=True)])
+    hidden = language.forward(
+        language.embed([token for row in tokens for token in row]),
+        slots=slots,
+        starts=starts,
+        counts=[len(row) for row in tokens],
+        positions=positions.expand(3, -1) if language.position_axes == 3 else positions,
+        cache=cache,
+    )
+    return language.logits(hidden)
+
+
+@pytest.fixture
+def caches(pair):
+    """Two caches with the same left-over numbers."""
+    language = pair[0].language
+    ours, theirs = language.new_cache(4, 200), language.new_cache(4, 200)
+    torch.manual_seed(3)
+    for one, other in zip(ours.held, theirs.held, strict=True):
+        one.normal_()
+        other.copy_(one)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("counts", [[1], [3], [1, 1], [4, 1, 2], [1, 5, 2]])
+def test_a_pass_of_fixed_shape_is_the_ragged_pass(pair, caches, counts):
+    language, (ours, theirs) = pair[0].language, caches
+    replays = replay.Replays(language, ours, captures=False)
+    slots, starts = (part[: len(counts)] for part in ROWS)
+    for step in range(3):  # the second and third run on what the first wrote, other slots in the same buffers
+        tokens = [[8 + (7 * step + 3 * i + j) % 40 for j in range(count)] for i, count in enumerate(counts)]
+        found = replays.logits(tokens, slots=slots, starts=starts, first_positions=starts)
+        wanted = eager(language, theirs, tokens, slots, starts)
+        real = torch.cat([found[i, :count] for i, count in enumerate(counts)])
+        assert torch.allclose(real, wanted, atol=1e-4)
+        assert torch.equal(real.argmax(-1), wanted.argmax(-1))
+        for one, other in zip(ours.held, theirs.held, strict=True):
+            assert torch.allclose(one, other, atol=1e-4)
+        starts = [start + count - (step == 0) for start, count in zip(starts, counts, strict=True)]
+        slots = slots[1:] + slots[:1]
+
+
+def test_a_long_row_is_attended_in_parts(pair, caches):
+    language, (ours, theirs) = pair[0].language, caches
+    replays = replay.Replays(language, ours, captures=False)
+    for start in (0, 63, 64, 65, 190):
+        found = replays.logits([[9, 10]], slots=[1], starts=[start], first_positions=[start])
+        assert torch.allclose(found[0], eager(language, theirs, [[9, 10]], [1], [start]), atol=1e-4)
+
+
+def test_shapes_are_powers_of_two_and_bounded(pair, caches):
+    replays = replay.Replays(pair[0].language, caches[0], captures=False)
+    assert replays.shape([1, 3, 2]) == (4, 4)
+    assert replays.shape([1]) == (1, 1)
+    assert replays.shape([1] * 257) is None
+    shared = pair[0].language.heads // pair[0].language.kv_heads
+    assert replays.shape([128 // shared]) == (1, 128 // shared)
+    assert replays.shape([128 // shared + 1]) is None
+    assert replays.logits([[1] * 200], slots=[0], starts=[0], first_positions=[0]) is None
+
+
+def test_what_does_not_fit_a_slot_is_refused(pair, caches):
+    replays = replay.Replays(pair[0].language, caches[0], captures=False)
+    with pytest.raises(InputError, match="row end"):
+        replays.logits([[1, 2]], slots=[0], starts=[199], first_positions=[0])
+    with pytest.raises(InputError, match="token_ids"):
+        replays.logits([[pair[0].language.vocab_size]], slots=[0], starts=[1], first_positions=[0])
