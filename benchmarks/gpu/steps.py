@@ -2,10 +2,11 @@
 
     python -m benchmarks.gpu.steps [--out FILE.json] [--only NAME ...] [--heavy-layers N] [--rounds N] [--context N ...]
 
+check     captured passes beside separate launches in float32; in bfloat16, whether the other tokens of a pass matter
 steps     a pass of LLaVA-OneVision's language side, 0.5B, 7B, and as many layers of the 72B shape as fit, in bfloat16,
           by rows, tokens a row and context: as separate launches, as a captured graph, and as a stage runs it
           (`Decoder.extend`, choices on the host); the graph's share of the roofline, which is the bytes of weights and
-          KV over the bandwidth of a large copy measured here. What both ways compute is compared
+          KV over the bandwidth of a large copy measured here
 prefill   the slowest decode step while a prompt of 32 frames (6,273 positions) enters in parts of several sizes
 kernels   where the time of a pass of one row and one token goes
 cascade   heavy alone, 0.5B -> heavy, 7B -> heavy and 0.5B -> 7B -> heavy, 1 and 8 rows, all on this one device, with
@@ -38,7 +39,7 @@ from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds, R
 from cascade_runtime.models.language import LanguageModel
 
 ROWS, TOKENS = (1, 4, 16), (1, 5, 9)
-PARTS = ("steps", "kernels", "prefill", "cascade", "products")
+PARTS = ("check", "steps", "kernels", "prefill", "cascade", "products")
 
 
 def check(device: torch.device) -> float:
@@ -61,6 +62,28 @@ def check(device: torch.device) -> float:
     if worst > 1e-4:
         raise SystemExit("a captured pass computes something else")
     return worst
+
+
+@torch.inference_mode()
+def check_batches(device: torch.device) -> bool | None:
+    """A shallow 7B in bfloat16: are a token's logits the same bits alone, among other rows, and in a longer pass?"""
+    if device.type != "cuda":
+        return None
+    decoder = Decoder(build("7B", 3, device, torch.bfloat16, toy=False), slots=16, max_len=700)
+    rows, same = rows_at(decoder, 16, 500), True
+    for held in decoder.cache.held:
+        held.normal_()
+        held[1:] = held[:1]  # all slots alike
+    alone = [decoder._replayed([decoder._plan(Extension(rows[0], [5, 6, 7, 8, 9][: i + 1]))]) for i in range(5)]
+    alone = torch.stack([each[0].clone() for each in alone if each is not None])
+    for count, drafts in ((1, 4), (3, 4), (16, 4), (8, 11)):
+        plans = [decoder._plan(Extension(row, [5], [6, 7, 8, 9, *range(10, 6 + drafts)])) for row in rows[-count:]]
+        found = decoder._replayed(plans)
+        assert found is not None
+        together = found.view(count, -1, found.shape[-1])[:, :5]
+        same = same and bool((together == alone).all())
+    print(f"bfloat16, a token alone, in a block, among other rows: {'the same bits' if same else 'NOT the same bits'}")
+    return same
 
 
 @torch.inference_mode()
@@ -231,8 +254,10 @@ def main() -> None:
     print(f"{machine}; torch {torch.__version__}; {dtype}; layers {layers}; a copy moves {rate / 1e9:.0f} GB/s")
     result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "layers": layers, "toy": toy}
     result |= {"bandwidth_gb_s": round(rate / 1e9, 1), "synthetic_agreement": args.agreement}
-    if "steps" in args.only:
+    if "check" in args.only:
         result["float32_differs"] = check(device)
+        result["same_bits_in_any_batch"] = check_batches(device)
+    if "steps" in args.only:
         result["steps"] = steps(models, contexts, rate, args.rounds)
     if "kernels" in args.only:
         result["kernels"] = kernels(models, contexts[0])

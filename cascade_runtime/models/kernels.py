@@ -1,14 +1,21 @@
-"""The small operations between a decoder's products on a GPU, as Triton kernels: one launch each instead of several.
+"""A decoder block for a few tokens on a GPU, as six Triton kernels: what stands between two products is part of one.
 
-    add_norm           x + delta, and its RMS norm                      (Zhang and Sennrich 2019, eq. 4)
-    rotate_and_write   rotary turn of queries and keys; keys and values into their slots    (Su et al. 2021, eq. 34)
-    attend             attention over slots where they lie, in parts that run at once and are then put together
+    product            act(norm(x) @ W.T + bias) + residual, each part if asked for
+    query_key_value    the same product, rotary turn, keys and values straight into their slots
+                       (Su et al. 2021, eq. 34)
+    Attention          over slots where they lie, in parts that run at once and are then put together
                        (Dao et al. 2023, "Flash-Decoding")
-    gate               silu(gate) * up
+
+A pass of few tokens is bound by reading weights and keys once, so every kernel streams them through and holds all
+tokens of the pass. A norm (Zhang and Sennrich 2019, eq. 4) is one factor per token, so it is applied to the sums.
+
+**A token's numbers do not depend on what else is in the pass.** Each sum is taken in an order that depends on sizes
+alone: products in steps of `_IN`, attention in parts of `_PART` keys at fixed places. So a pass that verifies eight
+drafts computes, bit for bit, what eight passes of one token would have, in bfloat16 too.
 
 Lengths and slots are read from device memory, so that one captured launch serves every later pass of its shape. Shapes:
-B rows of T tokens each, N = B T, H heads, K heads for keys and values, d head size, D hidden size. Arithmetic is
-float32, rounded to the tensors' type. Triton comes with PyTorch's CUDA builds; nothing on a CPU imports this file.
+B rows of T tokens each, N = B T, H heads, K heads for keys and values, d head size, D hidden size. Sums are float32,
+results rounded to the tensors' type. Triton comes with PyTorch's CUDA builds; nothing on a CPU imports this file.
 """
 
 from __future__ import annotations
@@ -19,11 +26,15 @@ import torch
 import triton
 import triton.language as tl
 
+from cascade_runtime.models.linear import Linear
+from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import SlotCache
 
-MAX_QUERIES = 128  # of one key head, that a program holds at once
-_KEYS = 64  # that it looks at in one step
-_PROGRAMS = 512  # that keep all of a GPU busy
+MAX_TOKENS = 128  # of a pass: what one program holds
+MAX_QUERIES = 128  # of one key head: what one program holds
+_IN = 128  # inputs of a product that are multiplied in one step
+_KEYS, _PART = 64, 128  # keys looked at in one step, and by one program
+_VARY = ("count", "tokens")  # numbers that no kernel is compiled anew for
 
 
 @dataclass(frozen=True)
@@ -43,155 +54,253 @@ class Places:
         return len(self.positions) // len(self.slots)
 
 
-def add_norm(
-    x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, epsilon: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x + delta, its RMS norm), both (N, D)."""
-    size, normed = x.shape[1], torch.empty_like(x)
-    added = x if delta is None else torch.empty_like(x)
-    block = triton.next_power_of_2(size)
-    warps = min(16, max(1, block // 512))
-    _add_norm[(len(x),)](
-        *(x, x if delta is None else delta, weight, added, normed, size, epsilon),
-        ADDS=delta is not None,
-        BLOCK=block,
-        num_warps=warps,
+def _launch(outputs: int, count: int) -> tuple[tuple[int], dict[str, int]]:
+    """Grid and block sizes of a product with so many outputs for so many tokens."""
+    tile = 64 if outputs >= 1 << 14 else 16
+    tokens = max(16, triton.next_power_of_2(count))
+    stages = 5 if tokens <= 32 else 3
+    return (triton.cdiv(outputs, tile),), {
+        "OUT": tile,
+        "TOKENS": tokens,
+        "IN": _IN,
+        "num_warps": 4,
+        "num_stages": stages,
+    }
+
+
+def product(
+    x: torch.Tensor,
+    linear: Linear,
+    *,
+    norm: RmsNorm | None = None,
+    residual: torch.Tensor | None = None,
+    gated: bool = False,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """norm(x) @ W.T + bias + residual for x (N, in) -> (N, out), of `dtype` or that of x.
+
+    gated: W is a gate's weights and then as many others, and the result silu(gate) * other, (N, out / 2).
+    """
+    weight, outputs = linear.weight, linear.weight.shape[0] // (2 if gated else 1)
+    out = torch.empty(len(x), outputs, dtype=dtype or x.dtype, device=x.device)
+    grid, blocks = _launch(outputs, len(x))
+    _product[grid](
+        *(
+            x,
+            weight,
+            _given(linear.bias, x),
+            _given(None if norm is None else norm.weight, x),
+            _given(residual, x),
+            out,
+        ),
+        *(len(x), outputs, x.shape[1], 0.0 if norm is None else norm.epsilon),
+        BIASED=linear.bias is not None,
+        NORMED=norm is not None,
+        ADDS=residual is not None,
+        GATED=gated,
+        EVEN=x.shape[1] % _IN == 0,
+        **blocks,
     )
-    return added, normed
-
-
-@triton.jit
-def _add_norm(x, delta, weight, added, normed, size, epsilon, ADDS: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    at = tl.arange(0, BLOCK)
-    here = at < size
-    value = tl.load(x + row * size + at, mask=here, other=0.0).to(tl.float32)
-    if ADDS:
-        value += tl.load(delta + row * size + at, mask=here, other=0.0).to(tl.float32)
-        rounded = value.to(added.dtype.element_ty)
-        tl.store(added + row * size + at, rounded, mask=here)
-        value = rounded.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(value * value) / size + epsilon)
-    value = value * scale * tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
-    tl.store(normed + row * size + at, value.to(normed.dtype.element_ty), mask=here)
-
-
-def gate(pair: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up for gate and up side by side, (N, 2 I) -> (N, I)."""
-    size = pair.shape[1] // 2
-    out = torch.empty(len(pair), size, dtype=pair.dtype, device=pair.device)
-    _gate[(len(pair), triton.cdiv(size, 1024))](pair, out, size, BLOCK=1024)
     return out
 
 
-@triton.jit
-def _gate(pair, out, size, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    here = at < size
-    opening = tl.load(pair + row * 2 * size + at, mask=here, other=0.0).to(tl.float32)
-    value = tl.load(pair + row * 2 * size + size + at, mask=here, other=0.0).to(tl.float32)
-    value = value * opening / (1.0 + tl.exp(-opening))
-    tl.store(out + row * size + at, value.to(out.dtype.element_ty), mask=here)
+def query_key_value(
+    x: torch.Tensor, linear: Linear, norm: RmsNorm, turns: torch.Tensor, places: Places, cache: SlotCache, layer: int
+) -> torch.Tensor:
+    """Rotated queries (N, H d) of norm(x); rotated keys, and values, of real tokens are written to the rows' slots.
 
-
-def rotate_and_write(mixed: torch.Tensor, turns: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> None:
-    """Rotate queries in place; rotate keys and write them and the values to the rows' slots.
-
-    mixed: (N, (H + 2 K) d), pairs to be rotated side by side. turns: (positions, d / 2, 2) float32, cosine and sine.
+    W: queries, keys and values, (H + 2 K) d, pairs that are rotated together side by side. turns: (positions, d / 2, 2)
+    float32, cosine and sine.
     """
-    half = cache.head_dim // 2
-    _rotate_and_write[(len(mixed), cache.heads + 2 * cache.kv_heads)](
-        *(mixed, turns, places.positions, cache.held[layer], places.slots, places.starts, places.counts),
-        *(places.tokens, cache.max_len, cache.heads, cache.kv_heads),
-        HALF=half,
-        BLOCK=triton.next_power_of_2(half),
-        num_warps=1,
+    outputs, queries = linear.weight.shape[0], cache.heads * cache.head_dim
+    out = torch.empty(len(x), queries, dtype=x.dtype, device=x.device)
+    grid, blocks = _launch(outputs, len(x))
+    _query_key_value[grid](
+        *(x, linear.weight, _given(linear.bias, x), norm.weight, turns, out, cache.held[layer]),
+        *(places.positions, places.slots, places.starts, places.counts),
+        *(len(x), outputs, x.shape[1], norm.epsilon, places.tokens, cache.max_len),
+        *(queries, queries + cache.kv_heads * cache.head_dim, cache.head_dim),
+        BIASED=linear.bias is not None,
+        EVEN=x.shape[1] % _IN == 0,
+        **blocks,
     )
+    return out
+
+
+def _given(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
+    return other if tensor is None else tensor  # a kernel takes a pointer even where it does not look
 
 
 @triton.jit
-def _rotate_and_write(
-    mixed,
+def _multiply(
+    x,
+    weight,
+    norm,
+    output,
+    count,
+    inputs,
+    epsilon,
+    NORMED: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IN: tl.constexpr,
+):
+    """(OUT, TOKENS) float32: rows `output` of the weight times all tokens."""
+    token = tl.arange(0, TOKENS)
+    found = tl.zeros((OUT, TOKENS), tl.float32)
+    squares = tl.zeros((TOKENS,), tl.float32)
+    rows = weight + output[:, None].to(tl.int64) * inputs
+    for first in range(0, inputs, IN):
+        at = first + tl.arange(0, IN)
+        here = (at < inputs) | EVEN
+        w = tl.load(rows + at[None, :], mask=here[None, :], other=0.0)
+        given = tl.load(
+            x + token[None, :] * inputs + at[:, None], mask=(token < count)[None, :] & here[:, None], other=0.0
+        )
+        if NORMED:
+            exact = given.to(tl.float32)
+            squares += tl.sum(exact * exact, 0)
+            factor = tl.load(norm + at, mask=here, other=0.0).to(tl.float32)
+            given = (exact * factor[:, None]).to(given.dtype)
+        found = tl.dot(w, given, found, input_precision="ieee")
+    if NORMED:
+        found = found / tl.sqrt(squares / inputs + epsilon)[None, :]
+    return found
+
+
+@triton.jit(do_not_specialize=_VARY)
+def _product(
+    x,
+    weight,
+    bias,
+    norm,
+    residual,
+    out,
+    count,
+    outputs,
+    inputs,
+    epsilon,
+    BIASED: tl.constexpr,
+    NORMED: tl.constexpr,
+    ADDS: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IN: tl.constexpr,
+):
+    output = tl.program_id(0) * OUT + tl.arange(0, OUT)
+    inside = tl.minimum(output, outputs - 1)
+    found = _multiply(x, weight, norm, inside, count, inputs, epsilon, NORMED, EVEN, OUT, TOKENS, IN)
+    if BIASED:
+        found += tl.load(bias + inside).to(tl.float32)[:, None]
+    if GATED:
+        other = _multiply(x, weight, norm, outputs + inside, count, inputs, epsilon, NORMED, EVEN, OUT, TOKENS, IN)
+        if BIASED:
+            other += tl.load(bias + outputs + inside).to(tl.float32)[:, None]
+        found = other * found / (1.0 + tl.exp(-found))
+    token = tl.arange(0, TOKENS)
+    at = token[None, :] * outputs + output[:, None]
+    here = (token < count)[None, :] & (output < outputs)[:, None]
+    if ADDS:
+        found += tl.load(residual + at, mask=here, other=0.0).to(tl.float32)
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=here)
+
+
+@triton.jit(do_not_specialize=_VARY)
+def _query_key_value(
+    x,
+    weight,
+    bias,
+    norm,
     turns,
-    positions,
+    out,
     held,
+    positions,
     slots,
     starts,
     counts,
+    count,
+    outputs,
+    inputs,
+    epsilon,
     tokens,
     max_len,
-    heads,
-    kv_heads,
-    HALF: tl.constexpr,
-    BLOCK: tl.constexpr,
+    queries,
+    rotated,
+    size,
+    BIASED: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IN: tl.constexpr,
 ):
-    token, head = tl.program_id(0), tl.program_id(1)
+    output = tl.program_id(0) * OUT + tl.arange(0, OUT)
+    inside = tl.minimum(output, outputs - 1)
+    found = _multiply(x, weight, norm, inside, count, inputs, epsilon, True, EVEN, OUT, TOKENS, IN)
+    if BIASED:
+        found += tl.load(bias + inside).to(tl.float32)[:, None]
+    token = tl.arange(0, TOKENS)
+    real = token < count
+    even, odd = tl.split(tl.permute(tl.reshape(found, (OUT // 2, 2, TOKENS)), (0, 2, 1)))
+    first = tl.program_id(0) * OUT + 2 * tl.arange(0, OUT // 2)
+    turn = turns + tl.load(positions + token, mask=real, other=0)[None, :] * size + (first % size)[:, None]
+    turned = real[None, :] & (first < rotated)[:, None]
+    cosine = tl.load(turn, mask=turned, other=1.0)
+    sine = tl.load(turn + 1, mask=turned, other=0.0)
+    even, odd = even * cosine - odd * sine, odd * cosine + even * sine
+    kind = out.dtype.element_ty
+    at = token[None, :] * queries + first[:, None]
+    asks = real[None, :] & (first < queries)[:, None]
+    tl.store(out + at, even.to(kind), mask=asks)
+    tl.store(out + at + 1, odd.to(kind), mask=asks)
     row, offset = token // tokens, token % tokens
-    at = tl.arange(0, BLOCK)
-    here = at < HALF
-    source = mixed + (token * (heads + 2 * kv_heads) + head) * 2 * HALF + 2 * at
-    even = tl.load(source, mask=here, other=0.0).to(tl.float32)
-    odd = tl.load(source + 1, mask=here, other=0.0).to(tl.float32)
-    if head < heads + kv_heads:
-        turn = turns + tl.load(positions + token) * 2 * HALF + 2 * at
-        cosine, sine = tl.load(turn, mask=here, other=0.0), tl.load(turn + 1, mask=here, other=0.0)
-        even, odd = even * cosine - odd * sine, odd * cosine + even * sine
-    kind = mixed.dtype.element_ty
-    if head < heads:
-        tl.store(source, even.to(kind), mask=here)
-        tl.store(source + 1, odd.to(kind), mask=here)
-    elif offset < tl.load(counts + row):
-        place = tl.load(slots + row) * max_len + tl.load(starts + row) + offset
-        target = held + (place * 2 * kv_heads + head - heads) * 2 * HALF + 2 * at
-        tl.store(target, even.to(kind), mask=here)
-        tl.store(target + 1, odd.to(kind), mask=here)
+    kept = real & (offset < tl.load(counts + row, mask=real, other=0))
+    place = tl.load(slots + row, mask=kept, other=0) * max_len + tl.load(starts + row, mask=kept, other=0) + offset
+    at = place[None, :] * (outputs - queries) + (first - queries)[:, None]
+    kept = kept[None, :] & ((first >= queries) & (first < outputs))[:, None]
+    tl.store(held + at, even.to(kind), mask=kept)
+    tl.store(held + at + 1, odd.to(kind), mask=kept)
 
 
 class Attention:
-    """Attention of passes of B rows and T tokens: its launch and the memory it works in, used for all layers."""
+    """Attention of passes of B rows and T tokens: its launches and the memory it works in, used for all layers."""
 
     def __init__(self, cache: SlotCache, rows: int, tokens: int) -> None:
         self._shared = cache.heads // cache.kv_heads
         self._queries = max(16, triton.next_power_of_2(tokens * self._shared))
-        self._parts = min(64, max(1, triton.next_power_of_2(_PROGRAMS // (rows * cache.kv_heads))))
+        self._parts = triton.cdiv(cache.max_len, _PART)
         shape = (rows, cache.kv_heads, self._parts, self._queries)
         device = cache.held[0].device
         self._sums = torch.empty(*shape, cache.head_dim, device=device)
         self._norms = torch.empty(*shape, 2, device=device)  # the largest score, and the sum of exponentials
 
-    def __call__(self, mixed: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> torch.Tensor:
+    def __call__(self, queries: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> torch.Tensor:
         """What each token attends to, (N, H d); padding tokens give numbers without meaning."""
-        size, block = cache.head_dim, triton.next_power_of_2(cache.head_dim)
-        rows, out = (
-            len(places.slots),
-            torch.empty(len(mixed), cache.heads * size, dtype=mixed.dtype, device=mixed.device),
-        )
-        _attend[(rows, cache.kv_heads, self._parts)](
-            *(mixed, cache.held[layer], self._sums, self._norms, places.slots, places.starts, places.counts),
-            *(places.tokens, cache.max_len, cache.kv_heads, size**-0.5),
-            SHARED=self._shared,
-            SIZE=size,
-            BLOCK=block,
-            QUERIES=self._queries,
+        size, out = cache.head_dim, torch.empty_like(queries)
+        sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": triton.next_power_of_2(size), "QUERIES": self._queries}
+        _attend[(len(places.slots), cache.kv_heads, self._parts)](
+            *(queries, cache.held[layer], self._sums, self._norms, places.slots, places.starts, places.counts),
+            *(places.tokens, cache.max_len, cache.kv_heads, self._parts, size**-0.5),
+            **sizes,
             KEYS=_KEYS,
-            PARTS=self._parts,
+            PART=_PART,
             num_warps=4 if self._queries <= 64 else 8,
         )
-        _put_together[(len(mixed), cache.heads)](
-            *(self._sums, self._norms, out, places.tokens, cache.kv_heads),
-            SHARED=self._shared,
-            SIZE=size,
-            BLOCK=block,
-            QUERIES=self._queries,
-            PARTS=self._parts,
+        _put_together[(len(queries), cache.heads)](
+            *(self._sums, self._norms, out, places.starts, places.counts, places.tokens, cache.kv_heads, self._parts),
+            **sizes,
+            PART=_PART,
+            PARTS=triton.next_power_of_2(self._parts),
             num_warps=2,
         )
         return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARY)
 def _attend(
-    mixed,
+    queries,
     held,
     sums,
     norms,
@@ -201,24 +310,24 @@ def _attend(
     tokens,
     max_len,
     kv_heads,
+    parts,
     scale,
     SHARED: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
-    PARTS: tl.constexpr,
+    PART: tl.constexpr,
 ):
     row, key_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start, count = tl.load(starts + row), tl.load(counts + row)
-    end = tl.where(count > 0, start + count, 0)
-    share = tl.cdiv(tl.cdiv(end, PARTS), KEYS) * KEYS
-    first = part * share
-    last = tl.minimum(first + share, end)
+    first = part * PART
+    last = tl.minimum(first + PART, start + count)
+    if count == 0 or first >= last:
+        return
     query, number = tl.arange(0, QUERIES), tl.arange(0, BLOCK)
     token, here = query // SHARED, number < SIZE
-    heads = SHARED * kv_heads
-    asked = mixed + ((row * tokens + token) * (heads + 2 * kv_heads) + key_head * SHARED + query % SHARED) * SIZE
+    asked = queries + ((row * tokens + token) * kv_heads * SHARED + key_head * SHARED + query % SHARED) * SIZE
     asked = tl.load(asked[:, None] + number[None, :], mask=(token < tokens)[:, None] & here[None, :], other=0.0)
     sees = start + token
     best = tl.full((QUERIES,), float("-inf"), tl.float32)
@@ -230,44 +339,51 @@ def _attend(
         real = (position < last)[:, None] & here[None, :]
         place = slot + position[:, None] * (2 * kv_heads * SIZE) + number[None, :]
         keys = tl.load(place, mask=real, other=0.0)
+        values = tl.load(place + kv_heads * SIZE, mask=real, other=0.0)
         scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where((position[None, :] <= sees[:, None]) & (position < last)[None, :], scores, float("-inf"))
         highest = tl.maximum(best, tl.max(scores, 1))
         base = tl.where(highest == float("-inf"), 0.0, highest)
         weights, shrink = tl.exp(scores - base[:, None]), tl.exp(best - base)
-        values = tl.load(place + kv_heads * SIZE, mask=real, other=0.0)
         found = found * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         best = highest
-    at = ((row * kv_heads + key_head) * PARTS + part) * QUERIES + query
-    tl.store(sums + at[:, None] * SIZE + number[None, :], found, mask=here[None, :])
-    tl.store(norms + 2 * at, best)
-    tl.store(norms + 2 * at + 1, total)
+    at = ((row * kv_heads + key_head) * parts + part) * QUERIES + query
+    used = token < tokens
+    tl.store(sums + at[:, None] * SIZE + number[None, :], found, mask=used[:, None] & here[None, :])
+    tl.store(norms + 2 * at, best, mask=used)
+    tl.store(norms + 2 * at + 1, total, mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARY)
 def _put_together(
     sums,
     norms,
     out,
+    starts,
+    counts,
     tokens,
     kv_heads,
+    parts,
     SHARED: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     QUERIES: tl.constexpr,
+    PART: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     token, head = tl.program_id(0), tl.program_id(1)
     part, number = tl.arange(0, PARTS), tl.arange(0, BLOCK)
-    here = number < SIZE
-    query = token % tokens * SHARED + head % SHARED
-    at = ((token // tokens * kv_heads + head // SHARED) * PARTS + part) * QUERIES + query
-    best, total = tl.load(norms + 2 * at), tl.load(norms + 2 * at + 1)
+    here, row, offset = number < SIZE, token // tokens, token % tokens
+    seen = tl.where(offset < tl.load(counts + row), tl.load(starts + row) + offset + 1, 0)
+    filled = part * PART < seen
+    at = ((row * kv_heads + head // SHARED) * parts + part) * QUERIES + offset * SHARED + head % SHARED
+    best = tl.load(norms + 2 * at, mask=filled, other=float("-inf"))
+    total = tl.load(norms + 2 * at + 1, mask=filled, other=0.0)
     highest = tl.max(best)
     weight = tl.exp(best - tl.where(highest == float("-inf"), 0.0, highest))
     whole = tl.sum(weight * total)
-    found = tl.load(sums + at[:, None] * SIZE + number[None, :], mask=here[None, :], other=0.0)
+    found = tl.load(sums + at[:, None] * SIZE + number[None, :], mask=filled[:, None] & here[None, :], other=0.0)
     found = tl.sum(found * weight[:, None], 0) / tl.where(whole > 0, whole, 1.0)
     place = out + (token * kv_heads * SHARED + head) * SIZE + number
     tl.store(place, found.to(out.dtype.element_ty), mask=here)

@@ -77,7 +77,7 @@ class LanguageModel:
         decoder.layers = nn.ModuleList()
         self.norm = RmsNorm(decoder.norm)
         bias = getattr(lm_head, "bias", None)
-        self._head = Linear(lm_head.weight.detach()[:vocab_size], None if bias is None else bias.detach()[:vocab_size])
+        self.head = Linear(lm_head.weight.detach()[:vocab_size], None if bias is None else bias.detach()[:vocab_size])
         self._turns = torch.zeros(0, 1, self.head_dim // 2, dtype=torch.complex64, device=self.device)
 
     @property
@@ -164,7 +164,7 @@ class LanguageModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, D) to float32 logits (N, V), V the tokenizer's length whatever the head's rows."""
-        return self._head(hidden).float()
+        return self.head(hidden).float()
 
     def _turned(self, positions: torch.Tensor) -> torch.Tensor:
         """cos + i sin of each token's position as the library's rotary embedding gives them, (N, 1, d / 2) complex."""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from cascade_runtime.models.kernels import MAX_QUERIES, Attention, Places, add_norm, gate, rotate_and_write
+from cascade_runtime.models.kernels import MAX_QUERIES, MAX_TOKENS, Attention, Places, product, query_key_value
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.slot_cache import SlotCache
 
-_MOST_TOKENS = 256  # beyond that a pass is bound by arithmetic, and launches no longer count
+_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # of a row
 
 
 class Replays:
@@ -30,8 +30,9 @@ class Replays:
 
     def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
         """Rows and tokens of the pass that serves rows with so many tokens each; None: too many to be worth it."""
-        rows, tokens = (1 << (most - 1).bit_length() for most in (len(counts), max(counts)))
-        return (rows, tokens) if tokens <= self._most and rows * tokens <= _MOST_TOKENS else None
+        rows = 1 << (len(counts) - 1).bit_length()
+        most = min(self._most, MAX_TOKENS // rows)
+        return next(((rows, tokens) for tokens in _TOKENS if max(counts) <= tokens <= most), None)
 
     @torch.inference_mode()
     def logits(
@@ -114,14 +115,13 @@ class FixedPass:
     def compute(self) -> torch.Tensor:
         """The model's arithmetic, as `LanguageModel.forward` and `logits` have it."""
         language, cache, places = self._language, self._cache, self._places
-        hidden, delta = F.embedding(self._ids, language.decoder.embed_tokens.weight), None
+        hidden = F.embedding(self._ids, language.decoder.embed_tokens.weight)
         for block in language.blocks:
             before, after = block.norms
-            hidden, normed = add_norm(hidden, delta, before.weight, before.epsilon)
-            mixed = block.query_key_value(normed)
-            rotate_and_write(mixed, language.turns, places, cache, block.index)
-            delta = block.out(self._attention(mixed, places, cache, block.index))
-            hidden, normed = add_norm(hidden, delta, after.weight, after.epsilon)
-            delta = block.down(gate(block.gate_up(normed)))
-        _, normed = add_norm(hidden, delta, language.norm.weight, language.norm.epsilon)
-        return language.logits(normed).unflatten(0, (self._rows, self._tokens))
+            queries = query_key_value(hidden, block.query_key_value, before, language.turns, places, cache, block.index)
+            found = self._attention(queries, places, cache, block.index)
+            hidden = product(found, block.out, residual=hidden)
+            opened = product(hidden, block.gate_up, norm=after, gated=True)
+            hidden = product(opened, block.down, residual=hidden)
+        logits = product(hidden, language.head, norm=language.norm, dtype=torch.float32)
+        return logits.unflatten(0, (self._rows, self._tokens))
