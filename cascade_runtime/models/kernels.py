@@ -1,13 +1,13 @@
-"""A decoder block for a few tokens on a GPU, as six Triton kernels: what stands between two products is part of one.
+"""A decoder block for a few tokens on a GPU, as eight Triton kernels: what follows a product is part of it.
 
-    product            act(norm(x) @ W.T + bias) + residual, each part if asked for
-    query_key_value    the same product, rotary turn, keys and values straight into their slots
-                       (Su et al. 2021, eq. 34)
+    normed             x / sqrt(mean(x^2) + eps) * weight  (Zhang and Sennrich 2019, eq. 4)
+    product            x @ W.T + bias, gated or with a residual where asked for
+    query_key_value    a product, rotary turn, keys and values straight into their slots (Su et al. 2021, eq. 34)
     Attention          over slots where they lie, in parts that run at once and are then put together
                        (Dao et al. 2023, "Flash-Decoding")
 
 A pass of few tokens is bound by reading weights and keys once, so every kernel streams them through and holds all
-tokens of the pass. A norm (Zhang and Sennrich 2019, eq. 4) is one factor per token, so it is applied to the sums.
+tokens of the pass.
 
 **A token's numbers do not depend on what else is in the pass.** Each sum is taken in an order that depends on sizes
 alone: products in steps of `_IN`, attention in parts of `_PART` keys at fixed places. So a pass that verifies eight
@@ -68,16 +68,33 @@ def _launch(outputs: int, count: int) -> tuple[tuple[int], dict[str, int]]:
     }
 
 
+def normed(x: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
+    """The norm of each token of x (N, D)."""
+    out, block = torch.empty_like(x), triton.next_power_of_2(x.shape[1])
+    warps = min(16, max(1, block // 512))
+    _normed[(len(x),)](x, norm.weight, out, x.shape[1], norm.epsilon, BLOCK=block, num_warps=warps)
+    return out
+
+
+@triton.jit
+def _normed(x, weight, out, size, epsilon, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    here = at < size
+    value = tl.load(x + row * size + at, mask=here, other=0.0).to(tl.float32)
+    factor = tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
+    value = value / tl.sqrt(tl.sum(value * value) / size + epsilon) * factor
+    tl.store(out + row * size + at, value.to(out.dtype.element_ty), mask=here)
+
+
 def product(
     x: torch.Tensor,
     linear: Linear,
     *,
-    norm: RmsNorm | None = None,
     residual: torch.Tensor | None = None,
     gated: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """norm(x) @ W.T + bias + residual for x (N, in) -> (N, out), of `dtype` or that of x.
+    """x @ W.T + bias + residual for x (N, in) -> (N, out), of `dtype` or that of x.
 
     gated: W is a gate's weights and then as many others, and the result silu(gate) * other, (N, out / 2).
     """
@@ -89,13 +106,11 @@ def product(
             x,
             weight,
             _given(linear.bias, x),
-            _given(None if norm is None else norm.weight, x),
             _given(residual, x),
             out,
         ),
-        *(len(x), outputs, x.shape[1], 0.0 if norm is None else norm.epsilon),
+        *(len(x), outputs, x.shape[1]),
         BIASED=linear.bias is not None,
-        NORMED=norm is not None,
         ADDS=residual is not None,
         GATED=gated,
         EVEN=x.shape[1] % _IN == 0,
@@ -105,9 +120,9 @@ def product(
 
 
 def query_key_value(
-    x: torch.Tensor, linear: Linear, norm: RmsNorm, turns: torch.Tensor, places: Places, cache: SlotCache, layer: int
+    x: torch.Tensor, linear: Linear, turns: torch.Tensor, places: Places, cache: SlotCache, layer: int
 ) -> torch.Tensor:
-    """Rotated queries (N, H d) of norm(x); rotated keys, and values, of real tokens are written to the rows' slots.
+    """Rotated queries (N, H d) of x; rotated keys, and values, of real tokens are written to the rows' slots.
 
     W: queries, keys and values, (H + 2 K) d, pairs that are rotated together side by side. turns: (positions, d / 2, 2)
     float32, cosine and sine.
@@ -116,9 +131,9 @@ def query_key_value(
     out = torch.empty(len(x), queries, dtype=x.dtype, device=x.device)
     grid, blocks = _launch(outputs, len(x))
     _query_key_value[grid](
-        *(x, linear.weight, _given(linear.bias, x), norm.weight, turns, out, cache.held[layer]),
+        *(x, linear.weight, _given(linear.bias, x), turns, out, cache.held[layer]),
         *(places.positions, places.slots, places.starts, places.counts),
-        *(len(x), outputs, x.shape[1], norm.epsilon, places.tokens, cache.max_len),
+        *(len(x), outputs, x.shape[1], places.tokens, cache.max_len),
         *(queries, queries + cache.kv_heads * cache.head_dim, cache.head_dim),
         BIASED=linear.bias is not None,
         EVEN=x.shape[1] % _IN == 0,
@@ -133,39 +148,18 @@ def _given(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def _multiply(
-    x,
-    weight,
-    norm,
-    output,
-    count,
-    inputs,
-    epsilon,
-    NORMED: tl.constexpr,
-    EVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    IN: tl.constexpr,
+    x, weight, output, count, inputs, EVEN: tl.constexpr, OUT: tl.constexpr, TOKENS: tl.constexpr, IN: tl.constexpr
 ):
     """(OUT, TOKENS) float32: rows `output` of the weight times all tokens."""
-    token = tl.arange(0, TOKENS)
+    token, step = tl.arange(0, TOKENS), tl.arange(0, IN)
     found = tl.zeros((OUT, TOKENS), tl.float32)
-    squares = tl.zeros((TOKENS,), tl.float32)
-    rows = weight + output[:, None].to(tl.int64) * inputs
+    rows = weight + output[:, None].to(tl.int64) * inputs + step[None, :]
+    given = x + token[None, :] * inputs + step[:, None]
     for first in range(0, inputs, IN):
-        at = first + tl.arange(0, IN)
-        here = (at < inputs) | EVEN
-        w = tl.load(rows + at[None, :], mask=here[None, :], other=0.0)
-        given = tl.load(
-            x + token[None, :] * inputs + at[:, None], mask=(token < count)[None, :] & here[:, None], other=0.0
-        )
-        if NORMED:
-            exact = given.to(tl.float32)
-            squares += tl.sum(exact * exact, 0)
-            factor = tl.load(norm + at, mask=here, other=0.0).to(tl.float32)
-            given = (exact * factor[:, None]).to(given.dtype)
-        found = tl.dot(w, given, found, input_precision="ieee")
-    if NORMED:
-        found = found / tl.sqrt(squares / inputs + epsilon)[None, :]
+        here = (first + step < inputs) | EVEN
+        w = tl.load(rows + first, mask=here[None, :], other=0.0)
+        fed = tl.load(given + first, mask=(token < count)[None, :] & here[:, None], other=0.0)
+        found = tl.dot(w, fed, found, input_precision="ieee")
     return found
 
 
@@ -174,15 +168,12 @@ def _product(
     x,
     weight,
     bias,
-    norm,
     residual,
     out,
     count,
     outputs,
     inputs,
-    epsilon,
     BIASED: tl.constexpr,
-    NORMED: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
     EVEN: tl.constexpr,
@@ -192,11 +183,11 @@ def _product(
 ):
     output = tl.program_id(0) * OUT + tl.arange(0, OUT)
     inside = tl.minimum(output, outputs - 1)
-    found = _multiply(x, weight, norm, inside, count, inputs, epsilon, NORMED, EVEN, OUT, TOKENS, IN)
+    found = _multiply(x, weight, inside, count, inputs, EVEN, OUT, TOKENS, IN)
     if BIASED:
         found += tl.load(bias + inside).to(tl.float32)[:, None]
     if GATED:
-        other = _multiply(x, weight, norm, outputs + inside, count, inputs, epsilon, NORMED, EVEN, OUT, TOKENS, IN)
+        other = _multiply(x, weight, outputs + inside, count, inputs, EVEN, OUT, TOKENS, IN)
         if BIASED:
             other += tl.load(bias + outputs + inside).to(tl.float32)[:, None]
         found = other * found / (1.0 + tl.exp(-found))
@@ -213,7 +204,6 @@ def _query_key_value(
     x,
     weight,
     bias,
-    norm,
     turns,
     out,
     held,
@@ -224,7 +214,6 @@ def _query_key_value(
     count,
     outputs,
     inputs,
-    epsilon,
     tokens,
     max_len,
     queries,
@@ -238,7 +227,7 @@ def _query_key_value(
 ):
     output = tl.program_id(0) * OUT + tl.arange(0, OUT)
     inside = tl.minimum(output, outputs - 1)
-    found = _multiply(x, weight, norm, inside, count, inputs, epsilon, True, EVEN, OUT, TOKENS, IN)
+    found = _multiply(x, weight, inside, count, inputs, EVEN, OUT, TOKENS, IN)
     if BIASED:
         found += tl.load(bias + inside).to(tl.float32)[:, None]
     token = tl.arange(0, TOKENS)

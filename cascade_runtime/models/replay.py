@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from cascade_runtime.models.kernels import MAX_QUERIES, MAX_TOKENS, Attention, Places, product, query_key_value
+from cascade_runtime.models.kernels import MAX_QUERIES, MAX_TOKENS, Attention, Places, normed, product, query_key_value
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.slot_cache import SlotCache
 
@@ -118,10 +118,10 @@ class FixedPass:
         hidden = F.embedding(self._ids, language.decoder.embed_tokens.weight)
         for block in language.blocks:
             before, after = block.norms
-            queries = query_key_value(hidden, block.query_key_value, before, language.turns, places, cache, block.index)
-            found = self._attention(queries, places, cache, block.index)
-            hidden = product(found, block.out, residual=hidden)
-            opened = product(hidden, block.gate_up, norm=after, gated=True)
+            mixed, index = normed(hidden, before), block.index
+            queries = query_key_value(mixed, block.query_key_value, language.turns, places, cache, index)
+            hidden = product(self._attention(queries, places, cache, index), block.out, residual=hidden)
+            opened = product(normed(hidden, after), block.gate_up, gated=True)
             hidden = product(opened, block.down, residual=hidden)
-        logits = product(hidden, language.head, norm=language.norm, dtype=torch.float32)
+        logits = product(normed(hidden, language.norm), language.head, dtype=torch.float32)
         return logits.unflatten(0, (self._rows, self._tokens))
