@@ -1,6 +1,6 @@
 """Which blocks a product streams its weight fastest with: the sweep behind the rule in `models/kernels.py`.
 
-    python -m benchmarks.gpu.tune [--tokens N ...]
+    python -m benchmarks.gpu.tune [--tokens N] [--only SHAPE ...]
 
 Every product of a block and the head, of the shapes 0.5B, 7B and 72B, by block sizes, warps and stages: GB/s of the
 weight, from captured launches over copies that no cache holds. The rule's own choice stands beside the best.
@@ -12,82 +12,71 @@ import argparse
 import itertools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple
 
 import torch
 
 from benchmarks.gpu.shapes import VOCABULARY, bandwidth, median_ms
-from cascade_runtime.models import kernels
+from cascade_runtime.models.kernels import Blocks, product, sums
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.sizes import TEXT_CONFIGS
 
-OUT, IN, WARPS, STAGES = (16, 32, 64, 128), (64, 128, 256, 512), (1, 2, 4, 8), (2, 3, 4, 6)
+OUT, IN, WARPS, STAGES, PARTS = (16, 32, 64), (128, 256, 512), (2, 4), (2, 3, 4, 6), (1, 2, 4, 8)
 
 
-def shapes() -> dict[str, tuple[int, int, bool]]:
-    """name -> outputs, inputs, gated."""
+def shapes() -> dict[str, tuple[int, int, str]]:
+    """name -> outputs, inputs, kind."""
     found = {}
     for name, config in TEXT_CONFIGS.items():
-        size, inner = config["hidden_size"], config["intermediate_size"]
-        found[f"{name} out"] = (size, size, False)
-        found[f"{name} gate_up"] = (inner, size, True)
-        found[f"{name} down"] = (size, inner, False)
-        found[f"{name} head"] = (VOCABULARY, size, False)
+        size, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+        found[f"{name} qkv"] = (size + 2 * config["num_key_value_heads"] * (size // heads), size, "plain")
+        found[f"{name} out"] = (size, size, "cut")
+        found[f"{name} gate_up"] = (inner, size, "gated")
+        found[f"{name} down"] = (size, inner, "cut")
+        found[f"{name} head"] = (VOCABULARY, size, "plain")
     return found
 
 
-def options() -> list[dict[str, int]]:
-    """Block sizes that fit a program's memory."""
+def options(kind: str) -> list[Blocks]:
+    """That fit a program's memory."""
     found = []
-    for out, size, warps, stages in itertools.product(OUT, IN, WARPS, STAGES):
-        fits = (out + 16) * size * 2 * stages <= 110_000 and out * size * stages >= 16_384
-        if fits and warps * 16 <= max(64, out * 2):
-            found.append({"OUT": out, "IN": size, "num_warps": warps, "num_stages": stages})
+    for out, size, parts, warps, stages in itertools.product(OUT, IN, PARTS, WARPS, STAGES):
+        width = out * (2 if kind == "gated" else 1) + 16
+        if (parts == 1 or kind == "cut") and width * size * 2 * stages <= 110_000 and width * size * stages > 16_384:
+            found.append(Blocks(out, size, parts, warps, stages))
     return found
 
 
-def run(x: torch.Tensor, weight: torch.Tensor, gated: bool, blocks: dict[str, int]) -> torch.Tensor:
-    """One product with blocks of one's choice."""
-    rule = kernels._launch
-    kernels._launch = lambda outputs, count: (  # type: ignore[assignment]
-        (kernels.triton.cdiv(outputs, blocks["OUT"]),),
-        blocks | {"TOKENS": max(16, kernels.triton.next_power_of_2(count))},
-    )
-    kernels._IN = blocks["IN"]
-    try:
-        return kernels.product(x, Linear(weight), gated=gated)
-    finally:
-        kernels._launch, kernels._IN = rule, 128
+def run(x: torch.Tensor, weight: torch.Tensor, kind: str, blocks: Blocks | None) -> torch.Tensor:
+    """One product."""
+    if kind == "cut":
+        return sums(x, Linear(weight), blocks)
+    return product(x, Linear(weight), gated=kind == "gated", blocks=blocks)
 
 
-def compile_all(work: tuple[list[dict[str, int]], int]) -> int:
-    """Fill the compiler's cache with both kinds."""
-    blocks, tokens = work
+def compile_all(work: tuple[int, int]) -> None:
+    """Fill the compiler's cache: one of twelve shares."""
+    tokens, share = work
     x, weight = (torch.zeros(n, 3584, dtype=torch.bfloat16, device="cuda") for n in (tokens, 512))
-    for each in blocks:
-        try:
-            run(x, weight, True, each)
-            run(x, weight, False, each)
-        except Exception as error:  # noqa: BLE001  # too large for the device: not an option
-            print(each, str(error).splitlines()[0][:80])
-    return len(blocks)
+    jobs = [(kind, blocks) for kind in ("gated", "cut", "plain") for blocks in options(kind)]
+    for kind, blocks in jobs[share::12]:
+        if blocks.parts == 1:
+            run(x, weight, kind, blocks)
 
 
-def copies(outputs: int, inputs: int, gated: bool) -> torch.Tensor:
+def copies(outputs: int, inputs: int, kind: str) -> torch.Tensor:
     """A weight as often as no cache holds it."""
-    rows = outputs * (2 if gated else 1)
+    rows = outputs * (2 if kind == "gated" else 1)
     return torch.randn(max(2, int(400e6 / (rows * inputs * 2))), rows, inputs, dtype=torch.bfloat16, device="cuda")
 
 
-def rate(weights: torch.Tensor, gated: bool, tokens: int, blocks: dict[str, int] | None) -> float:
+def rate(weights: torch.Tensor, kind: str, tokens: int, blocks: Blocks | None) -> float:
     """GB/s of the weight."""
     x = torch.randn(tokens, weights.shape[-1], dtype=torch.bfloat16, device="cuda")
 
     def work() -> None:
         for weight in weights:
-            if blocks is None:
-                kernels.product(x, Linear(weight), gated=gated)
-            else:
-                run(x, weight, gated, blocks)
+            run(x, weight, kind, blocks)
 
     work()
     torch.cuda.synchronize()
@@ -99,39 +88,31 @@ def rate(weights: torch.Tensor, gated: bool, tokens: int, blocks: dict[str, int]
         graph.replay()
         torch.cuda.synchronize()
 
-    return weights.numel() * 2 / median_ms(replay, 5) / 1e6
+    return weights.numel() * 2 / median_ms(replay, 3) / 1e6
 
 
 def main() -> None:
     """Sweep and print the best few of each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1])
-    parser.add_argument("--only", nargs="*", help="shapes")
+    parser.add_argument("--tokens", type=int, default=1)
+    parser.add_argument("--only", nargs="*", choices=list(shapes()), default=list(shapes()))
     args = parser.parse_args()
-    found = options()
     rate_gb = bandwidth(torch.device("cuda")) / 1e9
-    print(f"{torch.cuda.get_device_name()}: a copy moves {rate_gb:.0f} GB/s; {len(found)} options")
+    print(f"{torch.cuda.get_device_name()}: a copy moves {rate_gb:.0f} GB/s; {args.tokens} tokens")
+    print("outputs, inputs a step, parts, warps, stages: GB/s")
     with ProcessPoolExecutor(12, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for tokens in args.tokens:
-            list(pool.map(compile_all, [(found[i::12], tokens) for i in range(12)]))
-    for tokens in args.tokens:
-        for name, (outputs, inputs, gated) in shapes().items():
-            if args.only and name not in args.only:
-                continue
-            rates, weights = [], copies(outputs, inputs, gated)
-            for blocks in found:
-                try:
-                    rates.append((rate(weights, gated, tokens, blocks), list(blocks.values())))
-                except Exception:  # noqa: BLE001
-                    continue
-            rates.sort(key=lambda each: -each[0])
-            mine = rate(weights, gated, tokens, None)
-            best = "   ".join(f"{gb:.0f} {blocks}" for gb, blocks in rates[:6])
-            by_in = {size: max((each for each in rates if each[1][1] == size), default=(0, []))[0] for size in IN}
-            print(
-                f"{tokens:>4} {name:<14} rule {mine:.0f}   {best}   by IN { {k: round(v) for k, v in by_in.items()} }",
-                flush=True,
-            )
+        list(pool.map(compile_all, [(args.tokens, share) for share in range(12)]))
+    for name in args.only:
+        outputs, inputs, kind = shapes()[name]
+        weights, mine = (
+            copies(outputs, inputs, kind),
+            Blocks.of(outputs, inputs, gated=kind == "gated", cut=kind == "cut"),
+        )
+        rates = sorted(
+            ((rate(weights, kind, args.tokens, each), each) for each in options(kind)), key=lambda each: -each[0]
+        )
+        best = "  ".join(f"{astuple(blocks)} {gb:.0f}".replace(" ", "", 4) for gb, blocks in rates[:6])
+        print(f"{name:<13} rule {astuple(mine)} {rate(weights, kind, args.tokens, None):.0f}  best {best}", flush=True)
 
 
 if __name__ == "__main__":

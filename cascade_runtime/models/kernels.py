@@ -1,17 +1,18 @@
 """A decoder block for a few tokens on a GPU, as eight Triton kernels: what follows a product is part of it.
 
-    normed             x / sqrt(mean(x^2) + eps) * weight  (Zhang and Sennrich 2019, eq. 4)
-    product            x @ W.T + bias, gated or with a residual where asked for
     query_key_value    a product, rotary turn, keys and values straight into their slots (Su et al. 2021, eq. 34)
     Attention          over slots where they lie, in parts that run at once and are then put together
                        (Dao et al. 2023, "Flash-Decoding")
+    product            x @ W.T + bias, gated where asked for
+    sums               a product in parts that run at once,
+    added              which this adds to the residual, with the norm of it (Zhang and Sennrich 2019, eq. 4)
 
 A pass of few tokens is bound by reading weights and keys once, so every kernel streams them through and holds all
 tokens of the pass.
 
-**A token's numbers do not depend on what else is in the pass.** Each sum is taken in an order that depends on sizes
-alone: products in steps of `_IN`, attention in parts of `_PART` keys at fixed places. So a pass that verifies eight
-drafts computes, bit for bit, what eight passes of one token would have, in bfloat16 too.
+**A token's numbers do not depend on what else is in the pass.** The order of each sum depends on sizes alone: products
+are cut by their shape, attention into parts of `_PART` keys at fixed places. So a pass that verifies eight drafts
+computes, bit for bit, what eight passes of one token would have, in bfloat16 too.
 
 Lengths and slots are read from device memory, so that one captured launch serves every later pass of its shape. Shapes:
 B rows of T tokens each, N = B T, H heads, K heads for keys and values, d head size, D hidden size. Sums are float32,
@@ -21,6 +22,7 @@ results rounded to the tensors' type. Triton comes with PyTorch's CUDA builds; n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -32,8 +34,9 @@ from cascade_runtime.models.slot_cache import SlotCache
 
 MAX_TOKENS = 128  # of a pass: what one program holds
 MAX_QUERIES = 128  # of one key head: what one program holds
-_IN = 128  # inputs of a product that are multiplied in one step
 _KEYS, _PART = 64, 128  # keys looked at in one step, and by one program
+_CUT = 512  # inputs: a product is cut at multiples of this
+_SHARED_BYTES = 110_000  # of a program: two fit a multiprocessor
 _VARY = ("count", "tokens")  # numbers that no kernel is compiled anew for
 
 
@@ -54,69 +57,175 @@ class Places:
         return len(self.positions) // len(self.slots)
 
 
-def _launch(outputs: int, count: int) -> tuple[tuple[int], dict[str, int]]:
-    """Grid and block sizes of a product with so many outputs for so many tokens."""
-    tile = 64 if outputs >= 1 << 14 else 16
-    tokens = max(16, triton.next_power_of_2(count))
-    stages = 5 if tokens <= 32 else 3
-    return (triton.cdiv(outputs, tile),), {
-        "OUT": tile,
-        "TOKENS": tokens,
-        "IN": _IN,
-        "num_warps": 4,
-        "num_stages": stages,
-    }
+@dataclass(frozen=True)
+class Blocks:
+    """How a product is spread over programs: outputs of each, inputs in a step, parts of the inputs, warps, steps in
+    flight. `python -m benchmarks.gpu.tune` shows what others would bring.
+    """
 
+    outputs: int
+    inputs: int
+    parts: int
+    warps: int
+    stages: int
 
-def normed(x: torch.Tensor, norm: RmsNorm) -> torch.Tensor:
-    """The norm of each token of x (N, D)."""
-    out, block = torch.empty_like(x), triton.next_power_of_2(x.shape[1])
-    warps = min(16, max(1, block // 512))
-    _normed[(len(x),)](x, norm.weight, out, x.shape[1], norm.epsilon, BLOCK=block, num_warps=warps)
-    return out
+    @classmethod
+    def of(cls, outputs: int, inputs: int, *, gated: bool = False, cut: bool = False) -> Blocks:
+        """By the shape of the weight alone."""
+        rows = outputs * (2 if gated else 1)
+        if rows < 1 << 13:
+            parts = max(1, min(inputs // _CUT, 512 * 16 // rows, 8)) if cut else 1
+            return cls(16, 512, parts, 2, 3)
+        return cls(32, 128, 1, 4, 6) if rows < 1 << 14 else cls(64, 128, 1, 4, 3)
 
+    def share(self, inputs: int) -> int:
+        """Inputs of a part."""
+        return inputs if self.parts == 1 else triton.cdiv(triton.cdiv(inputs, self.parts), _CUT) * _CUT
 
-@triton.jit
-def _normed(x, weight, out, size, epsilon, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0), tl.arange(0, BLOCK)
-    here = at < size
-    value = tl.load(x + row * size + at, mask=here, other=0.0).to(tl.float32)
-    factor = tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
-    value = value / tl.sqrt(tl.sum(value * value) / size + epsilon) * factor
-    tl.store(out + row * size + at, value.to(out.dtype.element_ty), mask=here)
+    def constants(self, inputs: int, tokens: int, *, size: int, gated: bool = False) -> dict[str, Any]:
+        """What a kernel is compiled for, with so many tokens of `size` bytes a number."""
+        held = max(16, triton.next_power_of_2(tokens))
+        width, step = (self.outputs * (2 if gated else 1) + held) * size, self.inputs
+        while step > 64 and 3 * width * step > _SHARED_BYTES:
+            step //= 2
+        stages = max(2, min(self.stages, _SHARED_BYTES // (width * step)))
+        sizes = {"OUT": self.outputs, "IN": step, "TOKENS": held, "EVEN": inputs % step == 0}
+        return sizes | {"num_warps": self.warps, "num_stages": stages}
 
 
 def product(
     x: torch.Tensor,
     linear: Linear,
     *,
-    residual: torch.Tensor | None = None,
     gated: bool = False,
     dtype: torch.dtype | None = None,
+    blocks: Blocks | None = None,
 ) -> torch.Tensor:
-    """x @ W.T + bias + residual for x (N, in) -> (N, out), of `dtype` or that of x.
+    """x @ W.T + bias for x (N, in) -> (N, out), of `dtype` or that of x.
 
     gated: W is a gate's weights and then as many others, and the result silu(gate) * other, (N, out / 2).
     """
-    weight, outputs = linear.weight, linear.weight.shape[0] // (2 if gated else 1)
-    out = torch.empty(len(x), outputs, dtype=dtype or x.dtype, device=x.device)
-    grid, blocks = _launch(outputs, len(x))
-    _product[grid](
-        *(
-            x,
-            weight,
-            _given(linear.bias, x),
-            _given(residual, x),
-            out,
-        ),
-        *(len(x), outputs, x.shape[1]),
+    outputs = linear.weight.shape[0] // (2 if gated else 1)
+    out = torch.empty(1, len(x), outputs, dtype=dtype or x.dtype, device=x.device)
+    return _multiplied(x, linear, out, blocks or Blocks.of(outputs, x.shape[1], gated=gated), gated=gated)[0]
+
+
+def sums(x: torch.Tensor, linear: Linear, blocks: Blocks | None = None) -> torch.Tensor:
+    """x @ W.T + bias in parts that are still to be added, float32 (parts, N, out)."""
+    outputs = linear.weight.shape[0]
+    blocks = blocks or Blocks.of(outputs, x.shape[1], cut=True)
+    parts = triton.cdiv(x.shape[1], blocks.share(x.shape[1]))
+    out = torch.empty(parts, len(x), outputs, dtype=torch.float32, device=x.device)
+    return _multiplied(x, linear, out, blocks, gated=False)
+
+
+def _multiplied(x: torch.Tensor, linear: Linear, out: torch.Tensor, blocks: Blocks, *, gated: bool) -> torch.Tensor:
+    (parts, count, outputs), inputs = out.shape, x.shape[1]
+    _product[(triton.cdiv(outputs, blocks.outputs), parts)](
+        *(x, linear.weight, x if linear.bias is None else linear.bias, out),
+        *(count, outputs, inputs, blocks.share(inputs)),
         BIASED=linear.bias is not None,
-        ADDS=residual is not None,
         GATED=gated,
-        EVEN=x.shape[1] % _IN == 0,
-        **blocks,
+        **blocks.constants(inputs, count, size=x.element_size(), gated=gated),
     )
     return out
+
+
+@triton.jit(do_not_specialize=_VARY)
+def _product(
+    x,
+    weight,
+    bias,
+    out,
+    count,
+    outputs,
+    inputs,
+    share,
+    BIASED: tl.constexpr,
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IN: tl.constexpr,
+):
+    output, part = tl.program_id(0) * OUT + tl.arange(0, OUT), tl.program_id(1)
+    inside, token = tl.minimum(output, outputs - 1), tl.arange(0, TOKENS)
+    first = part * share
+    last = tl.minimum(first + share, inputs)
+    found, other = _multiply(x, weight, inside, count, outputs, inputs, first, last, GATED, EVEN, OUT, TOKENS, IN)
+    if BIASED:
+        found += tl.where(part == 0, tl.load(bias + inside).to(tl.float32), 0.0)[:, None]
+    if GATED:
+        if BIASED:
+            other += tl.load(bias + outputs + inside).to(tl.float32)[:, None]
+        found = other * found / (1.0 + tl.exp(-found))
+    at = part * count * outputs + token[None, :] * outputs + output[:, None]
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=(token < count)[None, :] & (output < outputs)[:, None])
+
+
+@triton.jit
+def _multiply(
+    x,
+    weight,
+    output,
+    count,
+    outputs,
+    inputs,
+    first,
+    last,
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+    OUT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    IN: tl.constexpr,
+):
+    """Rows `output` of the weight, and those `outputs` further on, times inputs first to last of all tokens; float32
+    (OUT, TOKENS) each.
+    """
+    token, step = tl.arange(0, TOKENS), tl.arange(0, IN)
+    found = tl.zeros((OUT, TOKENS), tl.float32)
+    other = tl.zeros((OUT, TOKENS), tl.float32)
+    rows = weight + output[:, None].to(tl.int64) * inputs + step[None, :]
+    given = x + token[None, :] * inputs + step[:, None]
+    for at in range(first, last, IN):
+        here = (at + step < last) | EVEN
+        fed = tl.load(given + at, mask=(token < count)[None, :] & here[:, None], other=0.0)
+        found = tl.dot(tl.load(rows + at, mask=here[None, :], other=0.0), fed, found, input_precision="ieee")
+        if GATED:
+            others = tl.load(rows + (tl.cast(outputs, tl.int64) * inputs + at), mask=here[None, :], other=0.0)
+            other = tl.dot(others, fed, other, input_precision="ieee")
+    return found, other
+
+
+def added(hidden: torch.Tensor, parts: torch.Tensor | None, norm: RmsNorm) -> tuple[torch.Tensor, torch.Tensor]:
+    """(hidden + all parts of a product, the norm of that), both (N, D)."""
+    normed, block = torch.empty_like(hidden), triton.next_power_of_2(hidden.shape[1])
+    out = hidden if parts is None else torch.empty_like(hidden)
+    _added[(len(hidden),)](
+        *(hidden, hidden if parts is None else parts, norm.weight, out, normed, len(hidden), hidden.shape[1]),
+        norm.epsilon,
+        PARTS=0 if parts is None else len(parts),
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 256)),
+    )
+    return out, normed
+
+
+@triton.jit(do_not_specialize=_VARY)
+def _added(hidden, sums, weight, out, normed, count, size, epsilon, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    here, kind = at < size, normed.dtype.element_ty
+    factor = tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
+    value = tl.load(hidden + row * size + at, mask=here, other=0.0).to(tl.float32)
+    if PARTS > 0:
+        found = tl.load(sums + row * size + at, mask=here, other=0.0)
+        for part in tl.static_range(1, PARTS):
+            found += tl.load(sums + (part * count + row) * size + at, mask=here, other=0.0)
+        rounded = (value + found).to(kind)
+        tl.store(out + row * size + at, rounded, mask=here)
+        value = rounded.to(tl.float32)
+    value = value / tl.sqrt(tl.sum(value * value) / size + epsilon) * factor
+    tl.store(normed + row * size + at, value.to(kind), mask=here)
 
 
 def query_key_value(
@@ -129,74 +238,16 @@ def query_key_value(
     """
     outputs, queries = linear.weight.shape[0], cache.heads * cache.head_dim
     out = torch.empty(len(x), queries, dtype=x.dtype, device=x.device)
-    grid, blocks = _launch(outputs, len(x))
-    _query_key_value[grid](
-        *(x, linear.weight, _given(linear.bias, x), turns, out, cache.held[layer]),
+    blocks = Blocks.of(outputs, x.shape[1])
+    _query_key_value[(triton.cdiv(outputs, blocks.outputs),)](
+        *(x, linear.weight, x if linear.bias is None else linear.bias, turns, out, cache.held[layer]),
         *(places.positions, places.slots, places.starts, places.counts),
         *(len(x), outputs, x.shape[1], places.tokens, cache.max_len),
         *(queries, queries + cache.kv_heads * cache.head_dim, cache.head_dim),
         BIASED=linear.bias is not None,
-        EVEN=x.shape[1] % _IN == 0,
-        **blocks,
+        **blocks.constants(x.shape[1], len(x), size=x.element_size()),
     )
     return out
-
-
-def _given(tensor: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    return other if tensor is None else tensor  # a kernel takes a pointer even where it does not look
-
-
-@triton.jit
-def _multiply(
-    x, weight, output, count, inputs, EVEN: tl.constexpr, OUT: tl.constexpr, TOKENS: tl.constexpr, IN: tl.constexpr
-):
-    """(OUT, TOKENS) float32: rows `output` of the weight times all tokens."""
-    token, step = tl.arange(0, TOKENS), tl.arange(0, IN)
-    found = tl.zeros((OUT, TOKENS), tl.float32)
-    rows = weight + output[:, None].to(tl.int64) * inputs + step[None, :]
-    given = x + token[None, :] * inputs + step[:, None]
-    for first in range(0, inputs, IN):
-        here = (first + step < inputs) | EVEN
-        w = tl.load(rows + first, mask=here[None, :], other=0.0)
-        fed = tl.load(given + first, mask=(token < count)[None, :] & here[:, None], other=0.0)
-        found = tl.dot(w, fed, found, input_precision="ieee")
-    return found
-
-
-@triton.jit(do_not_specialize=_VARY)
-def _product(
-    x,
-    weight,
-    bias,
-    residual,
-    out,
-    count,
-    outputs,
-    inputs,
-    BIASED: tl.constexpr,
-    ADDS: tl.constexpr,
-    GATED: tl.constexpr,
-    EVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    IN: tl.constexpr,
-):
-    output = tl.program_id(0) * OUT + tl.arange(0, OUT)
-    inside = tl.minimum(output, outputs - 1)
-    found = _multiply(x, weight, inside, count, inputs, EVEN, OUT, TOKENS, IN)
-    if BIASED:
-        found += tl.load(bias + inside).to(tl.float32)[:, None]
-    if GATED:
-        other = _multiply(x, weight, outputs + inside, count, inputs, EVEN, OUT, TOKENS, IN)
-        if BIASED:
-            other += tl.load(bias + outputs + inside).to(tl.float32)[:, None]
-        found = other * found / (1.0 + tl.exp(-found))
-    token = tl.arange(0, TOKENS)
-    at = token[None, :] * outputs + output[:, None]
-    here = (token < count)[None, :] & (output < outputs)[:, None]
-    if ADDS:
-        found += tl.load(residual + at, mask=here, other=0.0).to(tl.float32)
-    tl.store(out + at, found.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=_VARY)
@@ -227,7 +278,7 @@ def _query_key_value(
 ):
     output = tl.program_id(0) * OUT + tl.arange(0, OUT)
     inside = tl.minimum(output, outputs - 1)
-    found = _multiply(x, weight, inside, count, inputs, EVEN, OUT, TOKENS, IN)
+    found, _ = _multiply(x, weight, inside, count, outputs, inputs, 0, inputs, False, EVEN, OUT, TOKENS, IN)
     if BIASED:
         found += tl.load(bias + inside).to(tl.float32)[:, None]
     token = tl.arange(0, TOKENS)

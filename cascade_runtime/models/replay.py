@@ -13,7 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from cascade_runtime.models.kernels import MAX_QUERIES, MAX_TOKENS, Attention, Places, normed, product, query_key_value
+from cascade_runtime.models.kernels import (
+    MAX_QUERIES,
+    MAX_TOKENS,
+    Attention,
+    Places,
+    added,
+    product,
+    query_key_value,
+    sums,
+)
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.slot_cache import SlotCache
 
@@ -115,13 +124,14 @@ class FixedPass:
     def compute(self) -> torch.Tensor:
         """The model's arithmetic, as `LanguageModel.forward` and `logits` have it."""
         language, cache, places = self._language, self._cache, self._places
-        hidden = F.embedding(self._ids, language.decoder.embed_tokens.weight)
+        hidden, parts = F.embedding(self._ids, language.decoder.embed_tokens.weight), None
         for block in language.blocks:
             before, after = block.norms
-            mixed, index = normed(hidden, before), block.index
-            queries = query_key_value(mixed, block.query_key_value, language.turns, places, cache, index)
-            hidden = product(self._attention(queries, places, cache, index), block.out, residual=hidden)
-            opened = product(normed(hidden, after), block.gate_up, gated=True)
-            hidden = product(opened, block.down, residual=hidden)
-        logits = product(normed(hidden, language.norm), language.head, dtype=torch.float32)
+            hidden, normed = added(hidden, parts, before)
+            queries = query_key_value(normed, block.query_key_value, language.turns, places, cache, block.index)
+            found = self._attention(queries, places, cache, block.index)
+            hidden, normed = added(hidden, sums(found, block.out), after)
+            parts = sums(product(normed, block.gate_up, gated=True), block.down)
+        _, normed = added(hidden, parts, language.norm)
+        logits = product(normed, language.head, dtype=torch.float32)
         return logits.unflatten(0, (self._rows, self._tokens))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cascade_runtime.errors import InputError
-from cascade_runtime.models import replay
+from cascade_runtime.models import kernels, replay
 
 ROWS = ([2, 0, 3], [11, 7, 30])  # slots, lengths before
 
@@ -80,3 +80,39 @@ def test_what_does_not_fit_a_slot_is_refused(pair, caches):
         replays.logits([[1, 2]], slots=[0], starts=[199], first_positions=[0])
     with pytest.raises(InputError, match="token_ids"):
         replays.logits([[pair[0].language.vocab_size]], slots=[0], starts=[1], first_positions=[0])
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "parts"), [(40, 1100, 3), (33, 512, 1), (16, 2048, 4)])
+def test_a_product_in_parts_adds_up_to_the_product(outputs, inputs, parts):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(5, inputs)
+    linear = Plain(weight, bias)
+    found = kernels.sums(x, linear, kernels.Blocks(16, 512, parts, 2, 2))
+    assert found.shape == (parts, 5, outputs)
+    assert torch.allclose(found.sum(0), torch.nn.functional.linear(x, weight, bias), atol=1e-3)
+
+
+def test_a_gated_product_is_silu_of_one_half_times_the_other():
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(2 * 24, 100), torch.randn(2 * 24), torch.randn(17, 100)
+    gate, up = torch.nn.functional.linear(x, weight, bias).chunk(2, -1)
+    found = kernels.product(x, Plain(weight, bias), gated=True)
+    assert torch.allclose(found, torch.nn.functional.silu(gate) * up, atol=1e-3)
+
+
+def test_blocks_depend_on_the_weight_alone_and_fit_a_program():
+    for outputs, inputs in ((896, 4864), (3584, 18944), (8192, 29568), (151646, 8192)):
+        blocks = kernels.Blocks.of(outputs, inputs, cut=True)
+        for tokens in (1, 16, 17, 64, 128):
+            found = blocks.constants(inputs, tokens, size=2)
+            assert found["TOKENS"] >= max(16, tokens)
+            assert (found["OUT"] + found["TOKENS"]) * found["IN"] * 2 * found["num_stages"] <= 110_000
+            assert 512 % found["IN"] == 0
+        assert blocks.share(inputs) * blocks.parts >= inputs
+
+
+class Plain:
+    """A weight and a bias in the stored order."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
