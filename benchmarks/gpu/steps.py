@@ -24,7 +24,7 @@ import gc
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds, R
 from cascade_runtime.models.language import LanguageModel
 
 ROWS, TOKENS = (1, 4, 16), (1, 5, 9)
-PARTS = ("check", "steps", "kernels", "prefill", "cascade", "products")
+PARTS = ("check", "steps", "kernels", "cascade", "prefill", "products")
 
 
 def check(device: torch.device) -> float:
@@ -254,21 +254,18 @@ def main() -> None:
     print(f"{machine}; torch {torch.__version__}; {dtype}; layers {layers}; a copy moves {rate / 1e9:.0f} GB/s")
     result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "layers": layers, "toy": toy}
     result |= {"bandwidth_gb_s": round(rate / 1e9, 1), "synthetic_agreement": args.agreement}
-    if "check" in args.only:
-        result["float32_differs"] = check(device)
-        result["same_bits_in_any_batch"] = check_batches(device)
-    if "steps" in args.only:
-        result["steps"] = steps(models, contexts, rate, args.rounds)
-    if "kernels" in args.only:
-        result["kernels"] = kernels(models, contexts[0])
-    if "prefill" in args.only:
-        result["prefill"] = prefill(models, contexts[0], 6273 if not toy else 256)
-    if "cascade" in args.only:
-        result["cascade"] = cascade(models, args.agreement, contexts[0], 16 if toy else args.tokens)
-    if "products" in args.only:
-        result["products"] = products(device, args.rounds)
-    if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1))
+    parts: dict[str, Callable[[], Any]] = {
+        "check": lambda: {"float32_differs": check(device), "same_bits_in_any_batch": check_batches(device)},
+        "steps": lambda: steps(models, contexts, rate, args.rounds),
+        "kernels": lambda: kernels(models, contexts[0]),
+        "cascade": lambda: cascade(models, args.agreement, contexts[0], 16 if toy else args.tokens),
+        "prefill": lambda: prefill(models, contexts[0], 256 if toy else 6273),
+        "products": lambda: products(device, args.rounds),
+    }
+    for name in args.only:
+        result[name] = parts[name]()
+        if args.out is not None:
+            args.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
 
 

@@ -35,7 +35,7 @@ from cascade_runtime.models.slot_cache import SlotCache
 MAX_TOKENS = 128  # of a pass: what one program holds
 MAX_QUERIES = 128  # of one key head: what one program holds
 _KEYS, _PART = 64, 128  # keys looked at in one step, and by one program
-_CUT = 512  # inputs: a product is cut at multiples of this
+_CUT = 128  # inputs: a product is cut at multiples of this
 _SHARED_BYTES = 110_000  # of a program: two fit a multiprocessor
 _VARY = ("count", "tokens")  # numbers that no kernel is compiled anew for
 
@@ -72,11 +72,13 @@ class Blocks:
     @classmethod
     def of(cls, outputs: int, inputs: int, *, gated: bool = False, cut: bool = False) -> Blocks:
         """By the shape of the weight alone."""
-        rows = outputs * (2 if gated else 1)
-        if rows < 1 << 13:
-            parts = max(1, min(inputs // _CUT, 512 * 16 // rows, 8)) if cut else 1
-            return cls(16, 512, parts, 2, 3)
-        return cls(32, 128, 1, 4, 6) if rows < 1 << 14 else cls(64, 128, 1, 4, 3)
+        if cut:
+            return cls(64, 128, max(1, min(8, (1 << 15) // outputs, inputs // _CUT)), 4, 4)
+        if outputs < 1 << 13 and not gated:
+            return cls(16, 128, 1, 2, 6)
+        if gated:
+            return cls(32, 128, 1, 2, 4 if outputs < 1 << 13 else 2)
+        return cls(32, 128, 1, 2, 4) if outputs < 1 << 14 else cls(64, 128, 1, 4, 3)
 
     def share(self, inputs: int) -> int:
         """Inputs of a part."""
@@ -214,7 +216,8 @@ def added(hidden: torch.Tensor, parts: torch.Tensor | None, norm: RmsNorm) -> tu
 @triton.jit(do_not_specialize=_VARY)
 def _added(hidden, sums, weight, out, normed, count, size, epsilon, PARTS: tl.constexpr, BLOCK: tl.constexpr):
     row, at = tl.program_id(0), tl.arange(0, BLOCK)
-    here, kind = at < size, normed.dtype.element_ty
+    here = at < size
+    kind = normed.dtype.element_ty
     factor = tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
     value = tl.load(hidden + row * size + at, mask=here, other=0.0).to(tl.float32)
     if PARTS > 0:

@@ -1,0 +1,39 @@
+"""Compile every GPU kernel for a Hopper GPU, which needs none; run by test_replay in a process without the interpreter."""
+
+from __future__ import annotations
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cascade_runtime.models import kernels
+
+POINTERS = {"slots": "*i64", "starts": "*i64", "counts": "*i64", "positions": "*i64", "turns": "*fp32", "sums": "*fp32"}
+TENSORS = {"x", "weight", "bias", "out", "held", "queries", "hidden", "normed"} | set(POINTERS)
+SMALL = {"OUT": 32, "TOKENS": 16, "IN": 64, "SHARED": 4, "SIZE": 64, "BLOCK": 64, "QUERIES": 16, "KEYS": 64}
+SMALL |= {"PART": 128, "PARTS": 8, "BIASED": True, "GATED": True, "EVEN": False}
+NUMBERS = {"_query_key_value": {"queries": "i32"}}
+
+
+def main() -> None:
+    """Compile each; an error ends the process."""
+    for name in ("_product", "_added", "_query_key_value", "_attend", "_put_together"):
+        kernel = getattr(kernels, name)
+        signature, constants = {}, {}
+        for parameter in kernel.params:
+            if parameter.is_constexpr:
+                signature[parameter.name], constants[parameter.name] = "constexpr", SMALL[parameter.name]
+            elif parameter.name in NUMBERS.get(name, {}):
+                signature[parameter.name] = "i32"
+            elif parameter.name in TENSORS or parameter.name == "norms":
+                signature[parameter.name] = POINTERS.get(
+                    parameter.name, "*fp32" if parameter.name == "norms" else "*bf16"
+                )
+            else:
+                signature[parameter.name] = "fp32" if parameter.name in ("epsilon", "scale") else "i32"
+        built = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", 90, 32))
+        print(name, len(built.asm["cubin"]))
+
+
+if __name__ == "__main__":
+    main()
