@@ -25,19 +25,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
+from cascade_runtime.models import device_code
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import SlotCache
+
+_DEVICE: Any = device_code  # a kernel is called with its grid and with options that are no parameters of it
 
 MAX_TOKENS = 128  # of a pass: what one program holds
 MAX_QUERIES = 128  # of one key head: what one program holds
 _KEYS, _PART = 64, 128  # keys looked at in one step, and by one program
 _CUT = 128  # inputs: a product is cut at multiples of this
 _SHARED_BYTES = 110_000  # of a program: two fit a multiprocessor
-_VARY = ("count", "tokens")  # numbers that no kernel is compiled anew for
+
+
+def _power_of_2(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _ceil(number: int, step: int) -> int:
+    return -(-number // step)
 
 
 @dataclass(frozen=True)
@@ -82,11 +90,11 @@ class Blocks:
 
     def share(self, inputs: int) -> int:
         """Inputs of a part."""
-        return inputs if self.parts == 1 else triton.cdiv(triton.cdiv(inputs, self.parts), _CUT) * _CUT
+        return inputs if self.parts == 1 else _ceil(_ceil(inputs, self.parts), _CUT) * _CUT
 
     def constants(self, inputs: int, tokens: int, *, size: int, gated: bool = False) -> dict[str, Any]:
         """What a kernel is compiled for, with so many tokens of `size` bytes a number."""
-        held = max(16, triton.next_power_of_2(tokens))
+        held = max(16, _power_of_2(tokens))
         width, step = (self.outputs * (2 if gated else 1) + held) * size, self.inputs
         while step > 64 and 3 * width * step > _SHARED_BYTES:
             step //= 2
@@ -116,14 +124,14 @@ def sums(x: torch.Tensor, linear: Linear, blocks: Blocks | None = None) -> torch
     """x @ W.T + bias in parts that are still to be added, float32 (parts, N, out)."""
     outputs = linear.weight.shape[0]
     blocks = blocks or Blocks.of(outputs, x.shape[1], cut=True)
-    parts = triton.cdiv(x.shape[1], blocks.share(x.shape[1]))
+    parts = _ceil(x.shape[1], blocks.share(x.shape[1]))
     out = torch.empty(parts, len(x), outputs, dtype=torch.float32, device=x.device)
     return _multiplied(x, linear, out, blocks, gated=False)
 
 
 def _multiplied(x: torch.Tensor, linear: Linear, out: torch.Tensor, blocks: Blocks, *, gated: bool) -> torch.Tensor:
     (parts, count, outputs), inputs = out.shape, x.shape[1]
-    _product[(triton.cdiv(outputs, blocks.outputs), parts)](
+    _DEVICE.product[(_ceil(outputs, blocks.outputs), parts)](
         *(x, linear.weight, x if linear.bias is None else linear.bias, out),
         *(count, outputs, inputs, blocks.share(inputs)),
         BIASED=linear.bias is not None,
@@ -133,77 +141,11 @@ def _multiplied(x: torch.Tensor, linear: Linear, out: torch.Tensor, blocks: Bloc
     return out
 
 
-@triton.jit(do_not_specialize=_VARY)
-def _product(
-    x,
-    weight,
-    bias,
-    out,
-    count,
-    outputs,
-    inputs,
-    share,
-    BIASED: tl.constexpr,
-    GATED: tl.constexpr,
-    EVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    IN: tl.constexpr,
-):
-    output, part = tl.program_id(0) * OUT + tl.arange(0, OUT), tl.program_id(1)
-    inside, token = tl.minimum(output, outputs - 1), tl.arange(0, TOKENS)
-    first = part * share
-    last = tl.minimum(first + share, inputs)
-    found, other = _multiply(x, weight, inside, count, outputs, inputs, first, last, GATED, EVEN, OUT, TOKENS, IN)
-    if BIASED:
-        found += tl.where(part == 0, tl.load(bias + inside).to(tl.float32), 0.0)[:, None]
-    if GATED:
-        if BIASED:
-            other += tl.load(bias + outputs + inside).to(tl.float32)[:, None]
-        found = other * found / (1.0 + tl.exp(-found))
-    at = part * count * outputs + token[None, :] * outputs + output[:, None]
-    tl.store(out + at, found.to(out.dtype.element_ty), mask=(token < count)[None, :] & (output < outputs)[:, None])
-
-
-@triton.jit
-def _multiply(
-    x,
-    weight,
-    output,
-    count,
-    outputs,
-    inputs,
-    first,
-    last,
-    GATED: tl.constexpr,
-    EVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    IN: tl.constexpr,
-):
-    """Rows `output` of the weight, and those `outputs` further on, times inputs first to last of all tokens; float32
-    (OUT, TOKENS) each.
-    """
-    token, step = tl.arange(0, TOKENS), tl.arange(0, IN)
-    found = tl.zeros((OUT, TOKENS), tl.float32)
-    other = tl.zeros((OUT, TOKENS), tl.float32)
-    rows = weight + output[:, None].to(tl.int64) * inputs + step[None, :]
-    given = x + token[None, :] * inputs + step[:, None]
-    for at in range(first, last, IN):
-        here = (at + step < last) | EVEN
-        fed = tl.load(given + at, mask=(token < count)[None, :] & here[:, None], other=0.0)
-        found = tl.dot(tl.load(rows + at, mask=here[None, :], other=0.0), fed, found, input_precision="ieee")
-        if GATED:
-            others = tl.load(rows + (tl.cast(outputs, tl.int64) * inputs + at), mask=here[None, :], other=0.0)
-            other = tl.dot(others, fed, other, input_precision="ieee")
-    return found, other
-
-
 def added(hidden: torch.Tensor, parts: torch.Tensor | None, norm: RmsNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """(hidden + all parts of a product, the norm of that), both (N, D)."""
-    normed, block = torch.empty_like(hidden), triton.next_power_of_2(hidden.shape[1])
+    normed, block = torch.empty_like(hidden), _power_of_2(hidden.shape[1])
     out = hidden if parts is None else torch.empty_like(hidden)
-    _added[(len(hidden),)](
+    _DEVICE.added[(len(hidden),)](
         *(hidden, hidden if parts is None else parts, norm.weight, out, normed, len(hidden), hidden.shape[1]),
         norm.epsilon,
         PARTS=0 if parts is None else len(parts),
@@ -211,24 +153,6 @@ def added(hidden: torch.Tensor, parts: torch.Tensor | None, norm: RmsNorm) -> tu
         num_warps=min(16, max(1, block // 256)),
     )
     return out, normed
-
-
-@triton.jit(do_not_specialize=_VARY)
-def _added(hidden, sums, weight, out, normed, count, size, epsilon, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    row, at = tl.program_id(0), tl.arange(0, BLOCK)
-    here = at < size
-    kind = normed.dtype.element_ty
-    factor = tl.load(weight + at, mask=here, other=0.0).to(tl.float32)
-    value = tl.load(hidden + row * size + at, mask=here, other=0.0).to(tl.float32)
-    if PARTS > 0:
-        found = tl.load(sums + row * size + at, mask=here, other=0.0)
-        for part in tl.static_range(1, PARTS):
-            found += tl.load(sums + (part * count + row) * size + at, mask=here, other=0.0)
-        rounded = (value + found).to(kind)
-        tl.store(out + row * size + at, rounded, mask=here)
-        value = rounded.to(tl.float32)
-    value = value / tl.sqrt(tl.sum(value * value) / size + epsilon) * factor
-    tl.store(normed + row * size + at, value.to(kind), mask=here)
 
 
 def query_key_value(
@@ -242,7 +166,7 @@ def query_key_value(
     outputs, queries = linear.weight.shape[0], cache.heads * cache.head_dim
     out = torch.empty(len(x), queries, dtype=x.dtype, device=x.device)
     blocks = Blocks.of(outputs, x.shape[1])
-    _query_key_value[(triton.cdiv(outputs, blocks.outputs),)](
+    _DEVICE.query_key_value[(_ceil(outputs, blocks.outputs),)](
         *(x, linear.weight, x if linear.bias is None else linear.bias, turns, out, cache.held[layer]),
         *(places.positions, places.slots, places.starts, places.counts),
         *(len(x), outputs, x.shape[1], places.tokens, cache.max_len),
@@ -253,67 +177,13 @@ def query_key_value(
     return out
 
 
-@triton.jit(do_not_specialize=_VARY)
-def _query_key_value(
-    x,
-    weight,
-    bias,
-    turns,
-    out,
-    held,
-    positions,
-    slots,
-    starts,
-    counts,
-    count,
-    outputs,
-    inputs,
-    tokens,
-    max_len,
-    queries,
-    rotated,
-    size,
-    BIASED: tl.constexpr,
-    EVEN: tl.constexpr,
-    OUT: tl.constexpr,
-    TOKENS: tl.constexpr,
-    IN: tl.constexpr,
-):
-    output = tl.program_id(0) * OUT + tl.arange(0, OUT)
-    inside = tl.minimum(output, outputs - 1)
-    found, _ = _multiply(x, weight, inside, count, outputs, inputs, 0, inputs, False, EVEN, OUT, TOKENS, IN)
-    if BIASED:
-        found += tl.load(bias + inside).to(tl.float32)[:, None]
-    token = tl.arange(0, TOKENS)
-    real = token < count
-    even, odd = tl.split(tl.permute(tl.reshape(found, (OUT // 2, 2, TOKENS)), (0, 2, 1)))
-    first = tl.program_id(0) * OUT + 2 * tl.arange(0, OUT // 2)
-    turn = turns + tl.load(positions + token, mask=real, other=0)[None, :] * size + (first % size)[:, None]
-    turned = real[None, :] & (first < rotated)[:, None]
-    cosine = tl.load(turn, mask=turned, other=1.0)
-    sine = tl.load(turn + 1, mask=turned, other=0.0)
-    even, odd = even * cosine - odd * sine, odd * cosine + even * sine
-    kind = out.dtype.element_ty
-    at = token[None, :] * queries + first[:, None]
-    asks = real[None, :] & (first < queries)[:, None]
-    tl.store(out + at, even.to(kind), mask=asks)
-    tl.store(out + at + 1, odd.to(kind), mask=asks)
-    row, offset = token // tokens, token % tokens
-    kept = real & (offset < tl.load(counts + row, mask=real, other=0))
-    place = tl.load(slots + row, mask=kept, other=0) * max_len + tl.load(starts + row, mask=kept, other=0) + offset
-    at = place[None, :] * (outputs - queries) + (first - queries)[:, None]
-    kept = kept[None, :] & ((first >= queries) & (first < outputs))[:, None]
-    tl.store(held + at, even.to(kind), mask=kept)
-    tl.store(held + at + 1, odd.to(kind), mask=kept)
-
-
 class Attention:
     """Attention of passes of B rows and T tokens: its launches and the memory it works in, used for all layers."""
 
     def __init__(self, cache: SlotCache, rows: int, tokens: int) -> None:
         self._shared = cache.heads // cache.kv_heads
-        self._queries = max(16, triton.next_power_of_2(tokens * self._shared))
-        self._parts = triton.cdiv(cache.max_len, _PART)
+        self._queries = max(16, _power_of_2(tokens * self._shared))
+        self._parts = _ceil(cache.max_len, _PART)
         shape = (rows, cache.kv_heads, self._parts, self._queries)
         device = cache.held[0].device
         self._sums = torch.empty(*shape, cache.head_dim, device=device)
@@ -322,8 +192,8 @@ class Attention:
     def __call__(self, queries: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> torch.Tensor:
         """What each token attends to, (N, H d); padding tokens give numbers without meaning."""
         size, out = cache.head_dim, torch.empty_like(queries)
-        sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": triton.next_power_of_2(size), "QUERIES": self._queries}
-        _attend[(len(places.slots), cache.kv_heads, self._parts)](
+        sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": _power_of_2(size), "QUERIES": self._queries}
+        _DEVICE.attend[(len(places.slots), cache.kv_heads, self._parts)](
             *(queries, cache.held[layer], self._sums, self._norms, places.slots, places.starts, places.counts),
             *(places.tokens, cache.max_len, cache.kv_heads, self._parts, size**-0.5),
             **sizes,
@@ -331,102 +201,11 @@ class Attention:
             PART=_PART,
             num_warps=4 if self._queries <= 64 else 8,
         )
-        _put_together[(len(queries), cache.heads)](
+        _DEVICE.put_together[(len(queries), cache.heads)](
             *(self._sums, self._norms, out, places.starts, places.counts, places.tokens, cache.kv_heads, self._parts),
             **sizes,
             PART=_PART,
-            PARTS=triton.next_power_of_2(self._parts),
+            PARTS=_power_of_2(self._parts),
             num_warps=2,
         )
         return out
-
-
-@triton.jit(do_not_specialize=_VARY)
-def _attend(
-    queries,
-    held,
-    sums,
-    norms,
-    slots,
-    starts,
-    counts,
-    tokens,
-    max_len,
-    kv_heads,
-    parts,
-    scale,
-    SHARED: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    PART: tl.constexpr,
-):
-    row, key_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start, count = tl.load(starts + row), tl.load(counts + row)
-    first = part * PART
-    last = tl.minimum(first + PART, start + count)
-    if count == 0 or first >= last:
-        return
-    query, number = tl.arange(0, QUERIES), tl.arange(0, BLOCK)
-    token, here = query // SHARED, number < SIZE
-    asked = queries + ((row * tokens + token) * kv_heads * SHARED + key_head * SHARED + query % SHARED) * SIZE
-    asked = tl.load(asked[:, None] + number[None, :], mask=(token < tokens)[:, None] & here[None, :], other=0.0)
-    sees = start + token
-    best = tl.full((QUERIES,), float("-inf"), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    found = tl.zeros((QUERIES, BLOCK), tl.float32)
-    slot = held + tl.load(slots + row) * max_len * 2 * kv_heads * SIZE + key_head * SIZE
-    for at in range(first, last, KEYS):
-        position = at + tl.arange(0, KEYS)
-        real = (position < last)[:, None] & here[None, :]
-        place = slot + position[:, None] * (2 * kv_heads * SIZE) + number[None, :]
-        keys = tl.load(place, mask=real, other=0.0)
-        values = tl.load(place + kv_heads * SIZE, mask=real, other=0.0)
-        scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * scale
-        scores = tl.where((position[None, :] <= sees[:, None]) & (position < last)[None, :], scores, float("-inf"))
-        highest = tl.maximum(best, tl.max(scores, 1))
-        base = tl.where(highest == float("-inf"), 0.0, highest)
-        weights, shrink = tl.exp(scores - base[:, None]), tl.exp(best - base)
-        found = found * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-        total = total * shrink + tl.sum(weights, 1)
-        best = highest
-    at = ((row * kv_heads + key_head) * parts + part) * QUERIES + query
-    used = token < tokens
-    tl.store(sums + at[:, None] * SIZE + number[None, :], found, mask=used[:, None] & here[None, :])
-    tl.store(norms + 2 * at, best, mask=used)
-    tl.store(norms + 2 * at + 1, total, mask=used)
-
-
-@triton.jit(do_not_specialize=_VARY)
-def _put_together(
-    sums,
-    norms,
-    out,
-    starts,
-    counts,
-    tokens,
-    kv_heads,
-    parts,
-    SHARED: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    PART: tl.constexpr,
-    PARTS: tl.constexpr,
-):
-    token, head = tl.program_id(0), tl.program_id(1)
-    part, number = tl.arange(0, PARTS), tl.arange(0, BLOCK)
-    here, row, offset = number < SIZE, token // tokens, token % tokens
-    seen = tl.where(offset < tl.load(counts + row), tl.load(starts + row) + offset + 1, 0)
-    filled = part * PART < seen
-    at = ((row * kv_heads + head // SHARED) * parts + part) * QUERIES + offset * SHARED + head % SHARED
-    best = tl.load(norms + 2 * at, mask=filled, other=float("-inf"))
-    total = tl.load(norms + 2 * at + 1, mask=filled, other=0.0)
-    highest = tl.max(best)
-    weight = tl.exp(best - tl.where(highest == float("-inf"), 0.0, highest))
-    whole = tl.sum(weight * total)
-    found = tl.load(sums + at[:, None] * SIZE + number[None, :], mask=filled[:, None] & here[None, :], other=0.0)
-    found = tl.sum(found * weight[:, None], 0) / tl.where(whole > 0, whole, 1.0)
-    place = out + (token * kv_heads * SHARED + head) * SIZE + number
-    tl.store(place, found.to(out.dtype.element_ty), mask=here)

@@ -1,14 +1,15 @@
 """`Replays`: passes without a prompt on a GPU, each shape captured once as a CUDA graph and replayed.
 
 A pass of a few tokens is some hundred small launches, and a CPU takes longer to make them than a GPU to read the
-weights. A graph is one launch. Its shape is fixed, so rows and tokens are padded to powers of two: on a GPU a pass of
-few tokens costs what its weights cost, padding next to nothing. What a row is (its slot, its length, how many of its
-tokens are real) lies in device memory and is filled in before each replay.
+weights. A graph is one launch. Its shape is fixed, so rows are padded to a power of two and tokens to the longest
+row's: a pass of few tokens costs what its weights cost, padding next to nothing. What a row is (its slot, its length,
+how many of its tokens are real) lies in device memory and is filled in before each replay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -27,6 +28,10 @@ from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.slot_cache import SlotCache
 
 _TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # of a row
+_LARGE, _MOST = (
+    4e9,
+    64,
+)  # bytes of weights; beyond so many tokens their arithmetic costs more than launches (gpu_h200.txt)
 
 
 class Replays:
@@ -35,12 +40,13 @@ class Replays:
     def __init__(self, language: LanguageModel, cache: SlotCache, *, captures: bool = True) -> None:
         self._language, self._cache, self._captures = language, cache, captures
         self._passes: dict[tuple[int, int], FixedPass] = {}
-        self._most = MAX_QUERIES * language.kv_heads // language.heads
+        self._longest = MAX_QUERIES * language.kv_heads // language.heads
+        self._most = _MOST if language.weight_bytes > _LARGE else MAX_TOKENS
 
     def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
         """Rows and tokens of the pass that serves rows with so many tokens each; None: too many to be worth it."""
         rows = 1 << (len(counts) - 1).bit_length()
-        most = min(self._most, MAX_TOKENS // rows)
+        most = min(self._longest, self._most // rows)
         return next(((rows, tokens) for tokens in _TOKENS if max(counts) <= tokens <= most), None)
 
     @torch.inference_mode()
@@ -81,7 +87,8 @@ class FixedPass:
         self._host = torch.zeros(2 * count + 3 * rows, dtype=torch.long, pin_memory=device.type == "cuda")
         self._device = self._host.to(device)
         self._ids, positions, *places = self._device.split([count, count, rows, rows, rows])
-        self._places = Places(*places, positions)
+        slots, starts, counts = places
+        self._places = Places(slots, starts, counts, positions)
         self._attention = Attention(cache, rows, tokens)
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -112,7 +119,7 @@ class FixedPass:
         self.graph.replay()
         return self._out
 
-    def capture(self, pool: tuple[int, int] | None) -> None:
+    def capture(self, pool: Any) -> None:
         """Record `compute`. It is run once before, which compiles its kernels and writes what a run writes."""
         self.compute()
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Compile every GPU kernel for a Hopper GPU, which needs none; run by test_replay in a process without the interpreter."""
+"""Compile every GPU kernel for a Hopper GPU; needs none. test_replay runs it in a process without the interpreter."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cascade_runtime.models import kernels
+from cascade_runtime.models import device_code
 
 POINTERS = {"slots": "*i64", "starts": "*i64", "counts": "*i64", "positions": "*i64", "turns": "*fp32", "sums": "*fp32"}
 TENSORS = {"x", "weight", "bias", "out", "held", "queries", "hidden", "normed"} | set(POINTERS)
 SMALL = {"OUT": 32, "TOKENS": 16, "IN": 64, "SHARED": 4, "SIZE": 64, "BLOCK": 64, "QUERIES": 16, "KEYS": 64}
 SMALL |= {"PART": 128, "PARTS": 8, "BIASED": True, "GATED": True, "EVEN": False}
-NUMBERS = {"_query_key_value": {"queries": "i32"}}
+NUMBERS = {"query_key_value": {"queries": "i32"}}
 
 
 def main() -> None:
     """Compile each; an error ends the process."""
-    for name in ("_product", "_added", "_query_key_value", "_attend", "_put_together"):
-        kernel = getattr(kernels, name)
+    for name in ("product", "added", "query_key_value", "attend", "put_together"):
+        kernel = getattr(device_code, name)
         signature, constants = {}, {}
         for parameter in kernel.params:
             if parameter.is_constexpr:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds
 from cascade_runtime.errors import InputError
 from cascade_runtime.models import kernels, replay
 
@@ -79,6 +82,13 @@ def test_shapes_are_few_and_bounded(pair, caches):
     assert replays.logits([[1] * 200], slots=[0], starts=[0], first_positions=[0]) is None
 
 
+def test_a_large_model_leaves_long_passes_to_the_library(pair, caches, monkeypatch):
+    monkeypatch.setattr(replay, "_LARGE", 1)
+    replays = replay.Replays(pair[0].language, caches[0], captures=False)
+    assert replays.shape([1] * 64) == (64, 1)
+    assert replays.shape([1] * 65) is None
+
+
 def test_what_does_not_fit_a_slot_is_refused(pair, caches):
     replays = replay.Replays(pair[0].language, caches[0], captures=False)
     with pytest.raises(InputError, match="row end"):
@@ -129,8 +139,36 @@ def test_every_kernel_compiles_for_a_gpu():
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert [line.split()[0] for line in run.stdout.splitlines()] == [
-        *("_product", "_added", "_query_key_value", "_attend", "_put_together")
+        *("product", "added", "query_key_value", "attend", "put_together")
     ]
+
+
+def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
+    language = pair[0].language
+    plain, replaying = (Decoder(language, slots=3, max_len=120) for _ in range(2))
+    replaying.replays = replay.Replays(language, replaying.cache, captures=False)
+    torch.manual_seed(1)
+    rows = []
+    for length in (9, 70, 30):
+        at = torch.arange(length)
+        prompt = PromptEmbeds(
+            torch.randn(length, language.hidden_size), at.expand(3, -1) if language.position_axes == 3 else at, length
+        )
+        params = SamplingParams(max_tokens=40, temperature=0.8 if length == 30 else 0.0)
+        rows.append([decoder.admit(prompt, params) for decoder in (plain, replaying)])
+    answers, draws = [[], [], []], random.Random(0)
+    for step in range(7):
+        asked = [i for i in range(3) if draws.random() < 0.8 or not step] or [0]
+        drafts = [[draws.randrange(8, 40) for _ in range(draws.randint(0, 4) if step else 0)] for _ in asked]
+        told = [
+            decoder.extend([Extension(rows[i][k], answers[i], d) for i, d in zip(asked, drafts, strict=True)])
+            for k, decoder in enumerate((plain, replaying))
+        ]
+        assert told[0] == told[1]
+        for i, choices in zip(asked, told[0], strict=True):
+            answers[i].append(choices[0])
+    assert len(replaying.replays._passes) > 3  # served by captured shapes, not by the way out
+    assert all(len(set(answer)) > 1 for answer in answers)
 
 
 class Plain:
