@@ -168,7 +168,7 @@ def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
         for i, choices in zip(asked, told[0], strict=True):
             answers[i].append(choices[0])
     assert len(replaying.replays._passes) > 3  # served by captured shapes, not by the way out
-    assert all(len(set(answer)) > 1 for answer in answers)
+    assert len({token for answer in answers for token in answer}) > 3
 
 
 class Plain:
