@@ -53,7 +53,7 @@ def check(device: torch.device) -> float:
         plans = [decoder._plan(Extension(row, [1], [2] * (tokens - 1 - i % 2))) for i, row in enumerate(rows)]
         with torch.inference_mode():
             wanted = decoder._computed(plans, [count])
-            found = decoder._replayed(plans)
+            found = decoder._shortened(plans)
         if found is not None:
             worst = max(worst, float((found - wanted).norm() / wanted.norm()))
         for row in rows:
@@ -74,11 +74,11 @@ def check_batches(device: torch.device) -> bool | None:
     for held in decoder.cache.held:
         held.normal_()
         held[1:] = held[:1]  # all slots alike
-    alone = [decoder._replayed([decoder._plan(Extension(rows[0], [5, 6, 7, 8, 9][: i + 1]))]) for i in range(5)]
+    alone = [decoder._shortened([decoder._plan(Extension(rows[0], [5, 6, 7, 8, 9][: i + 1]))]) for i in range(5)]
     alone = torch.stack([each[0].clone() for each in alone if each is not None])
     for count, drafts in ((1, 4), (3, 4), (16, 4), (8, 11)):
         plans = [decoder._plan(Extension(row, [5], [6, 7, 8, 9, *range(10, 6 + drafts)])) for row in rows[-count:]]
-        found = decoder._replayed(plans)
+        found = decoder._shortened(plans)
         assert found is not None
         together = found.view(count, -1, found.shape[-1])[:, :5]
         same = same and bool((together == alone).all())
@@ -93,10 +93,10 @@ def _step(decoder: Decoder, rows: list[Row], tokens: int, rounds: int) -> dict[s
     wanted = decoder._computed(plans, [len(rows)])
     told: dict[str, float | None] = {"graph_ms": None, "differs": None}
     told["eager_ms"] = median_ms(lambda: decoder._computed(plans, [len(rows)]).argmax(-1).tolist(), rounds)
-    found = decoder._replayed(plans)
+    found = decoder._shortened(plans)
     if found is not None:
         told["differs"] = float((found - wanted).norm() / wanted.norm())
-        told["graph_ms"] = median_ms(lambda: decoder._replayed(plans).argmax(-1).tolist(), rounds)
+        told["graph_ms"] = median_ms(lambda: decoder._shortened(plans).argmax(-1).tolist(), rounds)
     told["extend_ms"] = median_ms(lambda: decoder.extend(extensions), rounds)
     return told
 

@@ -20,6 +20,7 @@ class StageConfig:
 
     checkpoint: "family:<member>" for the bundled family, else a directory in the Hugging Face format ("~" is expanded,
     a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
+    compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -36,6 +37,7 @@ class StageConfig:
     num_cpus: float = 1.0
     labels: Mapping[str, str] = field(default_factory=dict)
     profile: Profile | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -46,6 +48,8 @@ class StageConfig:
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
         choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
+        if not isinstance(self.compile, bool):
+            raise ConfigError(f"{where}.compile", self.compile, "true or false")
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)

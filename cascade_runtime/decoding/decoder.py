@@ -83,13 +83,14 @@ class Extension:
 class Decoder:
     """Rows of requests over one language model. Not thread-safe: one loop owns it.
 
-    tells_confidence: keep, per row, the largest probability of the last position of each pass.
+    compiled: compile passes of one row (`models/compiled.py`), on a CPU. tells_confidence: keep, per row, the largest
+    probability of the last position of each pass.
     """
 
-    def __init__(self, language: LanguageModel, *, slots: int, max_len: int) -> None:
+    def __init__(self, language: LanguageModel, *, slots: int, max_len: int, compiled: bool = False) -> None:
         self.language = language
         self.cache = language.new_cache(slots, max_len)
-        self.replays: Any = _replays(language, self.cache)
+        self.shortcut: Any = _shortcut(language, self.cache, compiled=compiled)
         self._free = set(range(slots))
         self._holds: dict[int, str] = {}  # slot -> the prefix whose keys and values lie in it, free or not
         self._wait: set[Row] = set()  # rows that hold nothing yet, and whose prefix may turn up in another slot
@@ -186,7 +187,7 @@ class Decoder:
     def _run(self, plans: Sequence[_Plan], groups: Sequence[int]) -> list[list[int]]:
         self.passes += 1
         self.tokens_fed += sum(plan.count for plan in plans)
-        logits = self._replayed(plans)
+        logits = self._shortened(plans)
         if logits is None:
             logits = self._computed(plans, groups)
         if not len(logits):
@@ -221,11 +222,11 @@ class Decoder:
             hidden = hidden[torch.tensor(asked, dtype=torch.long, device=hidden.device)]
         return self.language.logits(hidden) if asked else hidden
 
-    def _replayed(self, plans: Sequence[_Plan]) -> torch.Tensor | None:
-        """The same from a captured pass; None where there is none for it: on a CPU, with prompts, with many tokens."""
-        if self.replays is None or any(plan.prompt_count for plan in plans):
+    def _shortened(self, plans: Sequence[_Plan]) -> torch.Tensor | None:
+        """The same by the shortcut; None where it does not serve this: prompts, many tokens."""
+        if self.shortcut is None or any(plan.prompt_count for plan in plans):
             return None
-        logits = self.replays.logits(
+        logits = self.shortcut.logits(
             [plan.wanted[plan.first_token :] for plan in plans],
             slots=[plan.row.slot for plan in plans],
             starts=[plan.start for plan in plans],
@@ -299,13 +300,19 @@ class _Plan:
         return max(self.start - len(self.row.prompt), 0)
 
 
-def _replays(language: LanguageModel, cache: SlotCache) -> Any:
-    """Captured passes where the device has them; their kernels are only there with a GPU's PyTorch."""
-    if language.device.type != "cuda":
-        return None
-    from cascade_runtime.models.replay import Replays
+def _shortcut(language: LanguageModel, cache: SlotCache, *, compiled: bool) -> Any:
+    """A faster way for passes of few tokens, where there is one. Imported on demand: a GPU's kernels are only there
+    with a GPU's PyTorch, and a compiler takes its time.
+    """
+    if compiled:
+        from cascade_runtime.models.compiled import Compiled
 
-    return Replays(language, cache)
+        return Compiled(language, cache)
+    if language.device.type == "cuda":
+        from cascade_runtime.models.replay import Replays
+
+        return Replays(language, cache)
+    return None
 
 
 def _attending(counts: Sequence[int], slots: Sequence[int]) -> tuple[list[int], list[int]]:

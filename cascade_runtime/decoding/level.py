@@ -42,7 +42,7 @@ class Level:
             dtype=stage.dtype,
         )
         assert model.language is not None  # it was asked for
-        decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len)
+        decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len, compiled=stage.compile)
         return cls(stage.name, model, decoder)
 
     @property

@@ -64,7 +64,9 @@ class SlotCache:
         if heads % kv_heads:
             raise ConfigError("num_attention_heads", heads, f"a multiple of the {kv_heads} heads for keys and values")
         shape = (slots, max_len, 2, kv_heads, head_dim)
-        self.held = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        # One position stands unused before them: a compiler takes an offset of 0 for another case than all others.
+        size = (1 + slots * max_len, 2, kv_heads, head_dim)
+        self.held = [torch.zeros(size, dtype=dtype, device=device)[1:].view(shape) for _ in range(layers)]
         self.slots = slots
         self.max_len = max_len
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim

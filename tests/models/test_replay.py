@@ -146,7 +146,7 @@ def test_every_kernel_compiles_for_a_gpu():
 def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
     language = pair[0].language
     plain, replaying = (Decoder(language, slots=3, max_len=120) for _ in range(2))
-    replaying.replays = replay.Replays(language, replaying.cache, captures=False)
+    replaying.shortcut = replay.Replays(language, replaying.cache, captures=False)
     torch.manual_seed(1)
     rows = []
     for length in (9, 70, 30):
@@ -167,7 +167,7 @@ def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
         assert told[0] == told[1]
         for i, choices in zip(asked, told[0], strict=True):
             answers[i].append(choices[0])
-    assert len(replaying.replays._passes) > 3  # served by captured shapes, not by the way out
+    assert len(replaying.shortcut._passes) > 3  # served by captured shapes, not by the way out
     assert len({token for answer in answers for token in answer}) > 3
 
 
