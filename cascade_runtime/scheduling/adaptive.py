@@ -38,6 +38,7 @@ _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
+_AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
 _FORGET = 0.9
 
 
@@ -139,8 +140,16 @@ class Adaptive(Policy):
 
     def limit(self, row: ScheduledRow) -> int:
         """The most drafts a pass looks at."""
-        wanted = self.drafting or row.handle == self._trial_row
-        return self.decision.max_drafts if wanted and not row.alone else 0
+        if row.alone or not (self.drafting or row.handle == self._trial_row):
+            return 0
+        return self.decision.max_drafts if self.decision.tokens_per_s else self._first_look()
+
+    def _first_look(self) -> int:
+        """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of one without."""
+        rows, cost = max(1, round(self._rows)), self.together
+        dear = _AT_FIRST * cost.seconds(rows, rows, rows * self._context)
+        fits = [most for most in _MOST if cost.seconds(rows, rows * (1 + most), rows * self._context) <= dear]
+        return min(max(fits, default=1), self._most)
 
     def _looks(self, row: ScheduledRow) -> int:
         return min(len(row.standing.hints), self.limit(row))
