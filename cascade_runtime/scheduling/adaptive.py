@@ -38,6 +38,8 @@ _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
+_WORTH_A_WAIT = 0.97
+_AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
 _FORGET = 0.9
 
@@ -272,7 +274,9 @@ class Adaptive(Policy):
         self._adopt(best)
 
     def _best(self, relayed: bool) -> Decision:
-        """The wait and the window that promise most; of windows within one per cent, the least."""
+        """The wait, the limit and the window that promise most; of those as good, the largest limit and the least
+        window.
+        """
         at, held = self._conditions(relayed), self.decision
 
         def rate(m: int, window: int, most: int) -> float:
@@ -280,14 +284,16 @@ class Adaptive(Policy):
 
         m = held.min_drafts
         limits = [limit for limit in _MOST if m <= limit < self._most] + [self._most]
-        most = max(limits, key=lambda limit: rate(m, self._most, limit))
-        m = max((m for m in _WAITS if m <= most), key=lambda m: rate(m, self._most, most))
-        best = rate(m, self._most, most)
+        rates = {limit: rate(m, self._most, limit) for limit in limits}
+        most = max(limit for limit in limits if rates[limit] > _AS_GOOD * max(rates.values()))  # what piles up is used
+        waits = {m: rate(m, self._most, most) for m in _WAITS if m <= most}
+        m = min(m for m in waits if waits[m] > _WORTH_A_WAIT * max(waits.values()))
+        best = waits[m]
         if held.relay == relayed and rate(held.min_drafts, self._most, held.max_drafts) * _FINER > best:
             m, most = held.min_drafts, held.max_drafts
             best = rate(m, self._most, most)
         windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
-        window = next((w for w in windows if rate(m, w, most) > 0.997 * best), self._most)
+        window = next((w for w in windows if rate(m, w, most) > _AS_GOOD * best), self._most)
         why = "most predicted tokens per second"
         pace_s, restart_s = at.pace_s, at.restart_s
         return Decision(m, window, most, True, relayed, why, best, pace_s=pace_s, restart_s=restart_s)

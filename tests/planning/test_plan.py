@@ -119,14 +119,14 @@ def test_a_device_at_the_bottleneck_helps_and_one_elsewhere_does_not():
 
 def test_the_bottleneck_is_the_drafter_where_the_drafter_is_slow():
     slow = {"stage": "light", "kind": "small", "base_ms": 12.0}
-    fast = {"stage": "heavy", "kind": "gpu", "base_ms": 60.0}
+    fast, apart = {"stage": "heavy", "kind": "gpu", "base_ms": 60.0}, {"stage": "light", "kind": "gpu", "base_ms": 30.0}
     both = cluster(
-        [pool("big", "gpu"), pool("little", "small")], profiles=[slow, fast], agreement={"light->heavy": 0.95}
+        [pool("big", "gpu"), pool("little", "small")], profiles=[slow, fast, apart], agreement={"light->heavy": 0.95}
     )
     assert plan(small_recipe(), both, load=ONE_STREAM).replicas[0].bottleneck == "light"
     quick = cluster(
         [pool("big", "gpu"), pool("little", "small")],
-        profiles=[{**slow, "base_ms": 0.1}, fast],
+        profiles=[{**slow, "base_ms": 0.1}, fast, apart],
         agreement={"light->heavy": 0.95},
     )
     assert plan(small_recipe(), quick, load=ONE_STREAM).replicas[0].bottleneck == "heavy"
