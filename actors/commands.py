@@ -35,13 +35,15 @@ class Commands:
         except FutureTimeout:
             raise DeadlineExceeded(f"stage {self._stage}: no answer in {timeout_s} s") from None
 
-    def obey(self) -> None:
-        """Called by the loop: do everything that waits."""
+    def obey(self) -> bool:
+        """Called by the loop: do everything that waits. Returns whether there was anything."""
+        obeyed = False
         while True:
             try:
                 action, outcome = self._queue.get_nowait()
             except queue.Empty:
-                return
+                return obeyed
+            obeyed = True
             try:
                 outcome.set_result(action())
             except Exception as error:  # noqa: BLE001  it belongs to the caller

@@ -4,7 +4,7 @@ its part in the schedule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cascade_runtime.config import SamplingParams
@@ -77,3 +77,21 @@ class RowReport:
 
     edge: EdgeCounters
     moments: Moments
+
+
+class News:
+    """Which rows to ask for news. Where all that happened is that neighbours spoke, those they spoke of; all of them
+    after anything else, and often enough that what has to be repeated is.
+    """
+
+    _EVERY_NS = 100_000_000
+
+    def __init__(self) -> None:
+        self._all_ns = 0
+
+    def of(self, rows: Mapping[int, ActiveRow], heard: set[int], *, everything: bool, now_ns: int) -> list[ActiveRow]:
+        """heard: handles in messages of this turn."""
+        if heard and not everything and now_ns < self._all_ns + self._EVERY_NS:
+            return [rows[handle] for handle in heard & rows.keys()]
+        self._all_ns = now_ns
+        return list(rows.values())

@@ -31,7 +31,7 @@ import torch
 from actors.commands import Commands
 from actors.host import cores, host, step_back
 from actors.neighbour import Heard, Neighbour
-from actors.rows import ActiveRow, Admission, RowReport
+from actors.rows import ActiveRow, Admission, News, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
 from cascade_runtime.config import Recipe, SamplingParams
@@ -84,6 +84,7 @@ class LanguageStage:
         self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
         self._stopping = threading.Event()
         self._busy_ns = self._awake_ns = 0  # in passes; in turns of the loop, passes included
+        self._news = News()
         self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
         self._thread: threading.Thread | None = None
@@ -218,14 +219,13 @@ class LanguageStage:
 
     def _turn(self) -> None:
         start = time.monotonic_ns()
-        self._commands.obey()
-        self._take(self._upstream, self._on_drafts)
-        self._take(self._downstream, self._on_verdict)
+        obeyed, heard = self._commands.obey(), set[int]()
+        self._take(self._upstream, self._on_drafts, heard)
+        self._take(self._downstream, self._on_verdict, heard)
         self._slept = False
-        tasks = self.scheduler.next_batch(time.monotonic())
-        if tasks:
+        if tasks := self.scheduler.next_batch(time.monotonic()):
             self._pass(tasks)
-        for one in list(self.rows.values()):
+        for one in self._news.of(self.rows, heard, everything=obeyed or bool(tasks), now_ns=start):
             self._publish(one)
         self._flush()
         self._awake_ns += time.monotonic_ns() - start
@@ -241,14 +241,16 @@ class LanguageStage:
             pass
         self._slept = True
 
-    def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None]) -> None:
+    def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None], heard: set[int]) -> None:
         if neighbour is None:
             return
         try:
             for message in neighbour.take(_MESSAGES):
                 on_message(message)
+                heard.add(message.request)
         except ChannelClosed:
             self._lost(neighbour)
+            heard |= self.rows.keys()
 
     def _lost(self, neighbour: Neighbour[Any]) -> None:
         """Go on without it."""

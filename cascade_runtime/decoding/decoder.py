@@ -308,7 +308,7 @@ def _shortcut(language: LanguageModel, cache: SlotCache, *, compiled: bool) -> A
         from cascade_runtime.models.compiled import Compiled
 
         return Compiled(language, cache)
-    if language.device.type == "cuda":
+    if str(language.device).startswith("cuda"):
         from cascade_runtime.models.replay import Replays
 
         return Replays(language, cache)
