@@ -234,8 +234,7 @@ class LanguageStage:
 
     def _wait(self) -> None:
         """Sleep until a message, a command or the earliest deadline."""
-        now = time.monotonic()
-        links = [each.channel for each in self._neighbours()]
+        now, links = time.monotonic(), [each.channel for each in self._neighbours()]
         wait_any([self._ear, *links], max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
         while self._ear.recv(0.0) is not None:
             pass
@@ -389,6 +388,7 @@ class LanguageStage:
         self.scheduler.release(handle)
         one = self.rows.pop(handle, None)
         if one is not None:
+            self.level.learn(one.row, one.standing.prefix if one.standing.finished else ())
             self.level.decoder.release(one.row)
             self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns))
             while len(self._reports) > _REPORTS:

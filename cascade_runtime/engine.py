@@ -62,6 +62,11 @@ class _Live:
         assert row is not None
         return row
 
+    def goes_on(self, k: int, said: Tokens) -> bool:
+        """Whether level k has more to propose than this: it is there, and was not at a loss for the last of it."""
+        row = self.rows[k]
+        return row is not None and not self.ended(said) and (not said or row.confidence > 0)
+
     def ended(self, tokens: Tokens) -> bool:
         return bool(tokens) and self.stopper.is_end(tokens[-1][0])
 
@@ -134,6 +139,9 @@ class Engine:
             one.shown = max(one.shown, len(text))
             if one.finish:
                 del live[index]
+                for level, row in zip(self.levels, one.rows, strict=True):
+                    if row is not None:
+                        level.learn(row, tokens)
                 self._release(one)
                 yield index, self._answer(one)
 
@@ -142,9 +150,7 @@ class Engine:
         out: list[Tokens] = [[] for _ in rows]
         going = list(range(len(rows)))
         while True:
-            going = [
-                i for i in going if len(out[i]) < wants[i] and rows[i].rows[k] is not None and not rows[i].ended(out[i])
-            ]
+            going = [i for i in going if len(out[i]) < wants[i] and rows[i].goes_on(k, out[i])]
             if not going:
                 return out
             left = [wants[i] - len(out[i]) for i in going]

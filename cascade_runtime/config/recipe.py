@@ -173,6 +173,13 @@ class Recipe:
         if self.cascade.mode == "aligned" and self.encoder is None:
             raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
         self._check_emulation()
+        for place in [*self.stages[-1:], *self.stages[1:], *filter(None, (self.encoder, self.adapter))]:
+            if place.drafter == "lookup":
+                raise ConfigError(
+                    f"{place.name}.drafter", "lookup", 'model: only the lightest of several levels can be "lookup"'
+                )
+        if self.stages[0].drafter == "lookup" and self.stages[0].emulated:
+            raise ConfigError(f"stages.{self.stages[0].name}.drafter", "lookup", "model, where the device is emulated")
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""

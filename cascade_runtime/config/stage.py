@@ -21,6 +21,8 @@ class StageConfig:
     checkpoint: "family:<member>" for the bundled family, else a directory in the Hugging Face format ("~" is expanded,
     a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
     compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
+    drafter: "lookup" makes the lightest stage propose what followed the same words in earlier answers; of its
+    checkpoint it takes the tokenizer, and no weights.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -38,6 +40,7 @@ class StageConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     profile: Profile | None = None
     compile: bool = False
+    drafter: str = "model"
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -48,8 +51,9 @@ class StageConfig:
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
         choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
-        if not isinstance(self.compile, bool):
-            raise ConfigError(f"{where}.compile", self.compile, "true or false")
+        choice(f"{where}.drafter", self.drafter, ("model", "lookup"))
+        if not isinstance(self.compile, bool) or (self.compile and (self.emulated or self.drafter == "lookup")):
+            raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)

@@ -7,6 +7,7 @@ prompt of its own (each level has its own projector) and extends rows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,9 @@ class Level:
         prompt = self.prompt(question, features)
         check_fits(len(prompt), sampling, self.decoder.cache.max_len)
         return self.decoder.admit(prompt, sampling)
+
+    def learn(self, row: Row, answer: Sequence[int]) -> None:
+        """A request of this row has ended with this answer, the target's; models learn nothing from it."""
 
     def step_cost(self) -> StepCost:
         """What a pass costs on this device, as far as a few of them can tell."""

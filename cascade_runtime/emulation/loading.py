@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cascade_runtime.config import AdapterProfile, EncoderProfile, Recipe, StageConfig
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.lookup import LookupLevel
 from cascade_runtime.decoding.stopping import Tokenizer
 from cascade_runtime.emulation.device import EmulatedDevice, InstantDevice
 from cascade_runtime.emulation.level import EmulatedLevel, EmulatedTokenizer
@@ -20,6 +21,8 @@ from cascade_runtime.vision.event_branch import EventBranch
 def load_level(recipe: Recipe, index: int, *, wait: bool = True) -> Level:
     """Language level `index`, 0 the lightest. Raises `ConfigError` naming what is wrong with its source."""
     stage = recipe.stages[index]
+    if stage.drafter == "lookup":
+        return LookupLevel.load(stage, recipe.cascade)
     if not stage.emulated:
         return Level.load(stage, recipe.cascade)
     tokens, ends, tag = tokens_of(recipe)

@@ -41,6 +41,7 @@ class VisionLanguageModel:
     prompts: PromptBuilder
     pixels: PixelProcessor
     space: str
+    ends: tuple[int, ...]
     language: LanguageModel | None = None
     vision: VisionTower | None = None
     projector: Projector | None = None
@@ -87,6 +88,7 @@ def load_checkpoint(
     config = read_config(family, fields)
     checkpoint = Checkpoint(directory, family)
     tokenizer = _tokenizer(directory)
+    ends = _ends(config, tokenizer, directory)
     space = checkpoint.identity("vision", _tower_kind(config), _tower_facts(config))
     loaded: dict[str, Any] = {}
     weight_bytes: dict[str, int] = {}
@@ -95,7 +97,7 @@ def load_checkpoint(
         weight_bytes[part] = checkpoint.fill(module, part, device=place, dtype=kind)
         _compute_buffers(module, place)
         if part == "language":
-            loaded[part] = _language(module, config, tokenizer, directory, family)
+            loaded[part] = _language(module, config, tokenizer, ends, family)
         elif part == "vision":
             loaded[part] = VisionTower(module, config, family=family, space=space)
         else:
@@ -111,6 +113,7 @@ def load_checkpoint(
         prompts=PromptBuilder(tokenizer, family=family, config=config),
         pixels=PixelProcessor(_preprocessor_fields(directory), family=family),
         space=space,
+        ends=ends,
         weight_bytes=weight_bytes,
         **loaded,
     )
@@ -136,7 +139,8 @@ def _compute_buffers(module: nn.Module, device: torch.device) -> None:
             model.initialize_weights()  # type: ignore[operator]
 
 
-def _language(module: Any, config: Any, tokenizer: Any, directory: Path, family: str) -> LanguageModel:
+def _ends(config: Any, tokenizer: Any, directory: Path) -> tuple[int, ...]:
+    """Ids that end an answer, from generation_config.json or the text config or the tokenizer."""
     text = config.text_config
     if len(tokenizer) > text.vocab_size:
         raise ConfigError("tokenizer", len(tokenizer), f"at most {text.vocab_size} ids, the rows of the embedding")
@@ -146,12 +150,17 @@ def _language(module: Any, config: Any, tokenizer: Any, directory: Path, family:
     ids: tuple[Any, ...] = tuple(eos) if isinstance(eos, list) else (eos,)
     if not ids or not all(isinstance(e, int) and 0 <= e < len(tokenizer) for e in ids):
         raise ConfigError("eos_token_id", eos, f"ids in 0..{len(tokenizer) - 1}")
+    return ids
+
+
+def _language(module: Any, config: Any, tokenizer: Any, ends: tuple[int, ...], family: str) -> LanguageModel:
+    text = config.text_config
     return LanguageModel(
         module.decoder,
         module.lm_head,
         vocab_size=len(tokenizer),
         family=family,
-        eos_token_ids=ids,
+        eos_token_ids=ends,
         position_axes=3 if family == "qwen2_vl" else 1,
         max_positions=text.max_position_embeddings,
     )

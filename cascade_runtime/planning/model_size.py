@@ -50,6 +50,8 @@ def size_of(stage: StageConfig) -> ModelSize:
     where = stage.name if stage.name in ("encoder", "adapter") else f"stages.{stage.name}"
     if not stage.checkpoint:
         raise ConfigError(f"{where}.checkpoint", stage.checkpoint, "a checkpoint: an emulated stage weighs nothing")
+    if stage.drafter == "lookup":
+        raise ConfigError(f"{where}.drafter", "lookup", "model: what earlier answers will bring cannot be planned")
     directory = _FAMILY / stage.family_member if stage.family_member else stage.path
     assert directory is not None
     name = Path(stage.checkpoint).name

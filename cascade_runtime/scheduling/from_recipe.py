@@ -23,6 +23,8 @@ def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost, cores: int =
         policy = Policy(takes, window, max(1, takes), sends)
         if not stage and recipe.policy.draft_length == "confidence":
             policy.min_confidence = recipe.policy.min_confidence
+        if recipe.stages[stage].drafter == "lookup":  # it is sure, or it knows nothing
+            policy.min_confidence = 0.5
         return policy
     patient = recipe.policy.objective == "throughput"
     return Adaptive(
