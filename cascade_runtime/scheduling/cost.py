@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _FORGET = 0.98  # per pass: the last fifty count
+_SOLVE, _MANY = 8, 64
 _RIDGE = 1e-3  # of the normal matrix: keeps coefficients nobody has seen vary at the prior
 _OUTLIER = 4.0  # a pass this many times dearer than predicted was interrupted, and counts as this many times only
 
@@ -40,7 +41,7 @@ class CostModel:
         self._normal = np.zeros((4, 4))
         self._moment = np.zeros(4)
         self._fit = prior
-        self._stale = False
+        self._unsolved = 0  # passes that the fit does not know yet
         self.observations = 0
 
     def observe(self, rows: int, tokens: int, context: int, seconds: float) -> None:
@@ -51,13 +52,13 @@ class CostModel:
         self._normal = _FORGET * self._normal + np.outer(features, features)
         self._moment = _FORGET * self._moment + features * seconds
         self.observations += 1
-        self._stale = True
+        self._unsolved += 1
 
     @property
     def fit(self) -> StepCost:
-        """The coefficients now."""
-        if self._stale:
-            self._fit, self._stale = StepCost(*self._solve()), False
+        """The coefficients, once many passes have run of up to seven ago: solving takes longer than a message."""
+        if self._unsolved >= (_SOLVE if self.observations > _MANY else 1):
+            self._fit, self._unsolved = StepCost(*self._solve()), 0
         return self._fit
 
     def _solve(self) -> list[float]:
