@@ -48,7 +48,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     runs: list[MeasuredRun] = []
     print("\nmeasured: simulated over measured tokens per second, emulated devices")
     ratios = []
-    for streams, count in ((1, 8), (4, 16), (16, 48)) if args.quick else ((1, 16), (4, 32), (16, 96)):
+    for streams, count in ((1, 12), (4, 24), (16, 64)) if args.quick else ((1, 24), (4, 48), (16, 128)):
         with local_ray(), launch(recipe) as pipeline:
             drive(pipeline, scenes_without_models(count // 2), streams)
             run = drive(pipeline, scenes_without_models(count), streams)

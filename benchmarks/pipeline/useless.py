@@ -43,7 +43,7 @@ def _beside_alone(
     out: dict[str, float],
 ) -> None:
     for streams in (1, 16) if args.quick else (1, 4, 16):
-        work = make(max(4, 2 * streams))
+        work = make(max(6, 4 * streams))
         alone = [replace(request, speculate=False) for request in work]
         runs = turn_about(
             {"with": lambda: drive(pipeline, work, streams), "alone": lambda: drive(pipeline, alone, streams)},  # noqa: B023
