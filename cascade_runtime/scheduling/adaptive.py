@@ -38,7 +38,7 @@ _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
-_WORTH_A_WAIT = 0.97
+_WORTH_A_WAIT, _AMONG_OTHERS = 0.97, 0.9  # of the best rate; where other rows run meanwhile, a wait brings less
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
 _FORGET = 0.9
@@ -287,9 +287,11 @@ class Adaptive(Policy):
         rates = {limit: rate(m, self._most, limit) for limit in limits}
         most = max(limit for limit in limits if rates[limit] > _AS_GOOD * max(rates.values()))  # what piles up is used
         waits = {m: rate(m, self._most, most) for m in _WAITS if m <= most}
-        m = min(m for m in waits if waits[m] > _WORTH_A_WAIT * max(waits.values()))
+        enough = (_WORTH_A_WAIT if at.rows == 1 else _AMONG_OTHERS) * max(waits.values())
+        m = min(m for m in waits if waits[m] > enough)
         best = waits[m]
-        if held.relay == relayed and rate(held.min_drafts, self._most, held.max_drafts) * _FINER > best:
+        near = rate(held.min_drafts, self._most, held.max_drafts) * _FINER > best
+        if near and held.relay == relayed and held.min_drafts <= m:
             m, most = held.min_drafts, held.max_drafts
             best = rate(m, self._most, most)
         windows = [w for w in (*_WINDOWS, self._most) if m < w <= self._most]
