@@ -178,6 +178,9 @@ class Recipe:
                 raise ConfigError(
                     f"{place.name}.drafter", "lookup", 'model: only the lightest of several levels can be "lookup"'
                 )
+        for place in filter(None, (self.encoder, self.adapter)):
+            if place.compile:
+                raise ConfigError(f"{place.name}.compile", True, "false: only language stages compile their passes")
         if self.stages[0].drafter == "lookup" and self.stages[0].emulated:
             raise ConfigError(f"stages.{self.stages[0].name}.drafter", "lookup", "model, where the device is emulated")
 

@@ -22,6 +22,7 @@ import torch
 from cascade_runtime.config import CascadeConfig, StageConfig
 from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.weightless import WeightlessLanguage
 from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.vision.features import VisualFeatures
@@ -81,32 +82,6 @@ def begin(question: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Slots:
-    """KV slots that hold nothing."""
-
-    slots: int
-    max_len: int
-    nbytes: int = 0
-
-    def scrub(self, slot: int) -> None:
-        """Nothing to wipe."""
-
-
-@dataclass(frozen=True)
-class _Words:
-    """What is asked of a language model besides its passes."""
-
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    device: str = "cpu"
-    weight_bytes: int = 0
-
-    def new_cache(self, slots: int, max_len: int) -> _Slots:
-        """The slots' bookkeeping."""
-        return _Slots(slots, max_len)
-
-
-@dataclass(frozen=True)
 class LookupPrompt(PromptEmbeds):
     """A prompt of one position and no numbers. recording, begin: what is asked about, and what."""
 
@@ -144,7 +119,7 @@ class LookupLevel(Level):
     def load(cls, stage: StageConfig, cascade: CascadeConfig) -> LookupLevel:
         """Load the tokenizer. Raises `ConfigError` naming what is wrong with the checkpoint."""
         model = load_front(stage)
-        words: Any = _Words(len(model.tokenizer), model.ends)
+        words: Any = WeightlessLanguage(len(model.tokenizer), model.ends)
         return cls(stage.name, replace(model, language=words), LookupDecoder(words, cascade))
 
     def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:

@@ -15,6 +15,7 @@ import torch
 from cascade_runtime.config import CascadeConfig, StageConfig, StepProfile
 from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.weightless import WeightlessLanguage
 from cascade_runtime.emulation.device import EmulatedDevice
 from cascade_runtime.emulation.tokens import request_number, sampled
 from cascade_runtime.emulation.vision import SPACE
@@ -38,36 +39,10 @@ class EmulatedTokenizer:
 
 
 @dataclass(frozen=True)
-class EmulatedCache:
-    """KV slots that hold nothing."""
-
-    slots: int
-    max_len: int
-    nbytes: int = 0
-
-    def scrub(self, slot: int) -> None:
-        """Nothing to wipe."""
-
-
-@dataclass(frozen=True)
-class EmulatedLanguage:
-    """What is asked of a language model besides its passes."""
-
-    vocab_size: int
-    eos_token_ids: tuple[int, ...]
-    device: str
-    weight_bytes: int = 0
-
-    def new_cache(self, slots: int, max_len: int) -> EmulatedCache:
-        """The slots' bookkeeping."""
-        return EmulatedCache(slots, max_len)
-
-
-@dataclass(frozen=True)
 class EmulatedModel:
     """What is asked of a loaded checkpoint."""
 
-    language: EmulatedLanguage
+    language: WeightlessLanguage
     tokenizer: EmulatedTokenizer
     space: str = SPACE
 
@@ -84,7 +59,7 @@ class EmulatedDecoder(Decoder):
 
     def __init__(
         self,
-        language: EmulatedLanguage,
+        language: WeightlessLanguage,
         cascade: CascadeConfig,
         *,
         stage: int,
@@ -140,7 +115,7 @@ class EmulatedLevel(Level):
         device: EmulatedDevice,
     ) -> None:
         assert isinstance(config.profile, StepProfile)  # the recipe checked that
-        language = EmulatedLanguage(tokens.vocab_size, ends, config.device)
+        language = WeightlessLanguage(tokens.vocab_size, ends, config.device)
         decoder = EmulatedDecoder(language, cascade, stage=stage, tokens=tokens, profile=config.profile, device=device)
         super().__init__(config.name, EmulatedModel(language, EmulatedTokenizer(tokens.vocab_size, ends)), decoder)
         self.profile, self._tag = config.profile, f"emulated:{tag}"

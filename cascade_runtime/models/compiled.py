@@ -8,7 +8,6 @@ itself.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,6 @@ class Compiled:
             raise ConfigError("compile", True, "only on a CPU: a GPU's passes are captured anyway")
         self._language, self._cache, self.calls = language, cache, 0
         self._run: Any = torch.compile(_Whole(language).eval(), dynamic=True, fullgraph=True)
-        start = time.perf_counter()
         try:
             with inductor.patch(_OPTIONS):
                 self._check()
@@ -49,7 +47,6 @@ class Compiled:
             raise ConfigError(
                 "compile", True, f"a machine that can: a C++ compiler is needed ({told[0][:200]})"
             ) from error
-        self.seconds = time.perf_counter() - start
 
     @torch.inference_mode()
     def logits(

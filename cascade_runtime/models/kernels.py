@@ -178,23 +178,22 @@ def query_key_value(
 
 
 class Attention:
-    """Attention of passes of B rows and T tokens: its launches and the memory it works in, used for all layers."""
+    """Attention of passes of B rows and T tokens: its launches. What parts find lies in memory that passes share."""
 
     def __init__(self, cache: SlotCache, rows: int, tokens: int) -> None:
         self._shared = cache.heads // cache.kv_heads
         self._queries = max(16, _power_of_2(tokens * self._shared))
         self._parts = _ceil(cache.max_len, _PART)
-        shape = (rows, cache.kv_heads, self._parts, self._queries)
-        device = cache.held[0].device
-        self._sums = torch.empty(*shape, cache.head_dim, device=device)
-        self._norms = torch.empty(*shape, 2, device=device)  # the largest score, and the sum of exponentials
+        self._shape = (rows, cache.kv_heads, self._parts, self._queries)
 
     def __call__(self, queries: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> torch.Tensor:
         """What each token attends to, (N, H d); padding tokens give numbers without meaning."""
         size, out = cache.head_dim, torch.empty_like(queries)
+        parts = torch.empty(*self._shape, size, dtype=torch.float32, device=queries.device)
+        norms = torch.empty(*self._shape, 2, dtype=torch.float32, device=queries.device)  # largest score, sum of exps
         sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": _power_of_2(size), "QUERIES": self._queries}
         _DEVICE.attend[(len(places.slots), cache.kv_heads, self._parts)](
-            *(queries, cache.held[layer], self._sums, self._norms, places.slots, places.starts, places.counts),
+            *(queries, cache.held[layer], parts, norms, places.slots, places.starts, places.counts),
             *(places.tokens, cache.max_len, cache.kv_heads, self._parts, size**-0.5),
             **sizes,
             KEYS=_KEYS,
@@ -202,7 +201,7 @@ class Attention:
             num_warps=4 if self._queries <= 64 else 8,
         )
         _DEVICE.put_together[(len(queries), cache.heads)](
-            *(self._sums, self._norms, out, places.starts, places.counts, places.tokens, cache.kv_heads, self._parts),
+            *(parts, norms, out, places.starts, places.counts, places.tokens, cache.kv_heads, self._parts),
             **sizes,
             PART=_PART,
             PARTS=_power_of_2(self._parts),

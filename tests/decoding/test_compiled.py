@@ -70,3 +70,8 @@ def test_without_a_compiler_the_refusal_says_what_is_needed(levels):
 def test_compile_is_true_or_false():
     with pytest.raises(ConfigError, match=r"stages.light.compile"):
         load_recipe("three_level", ["stages.light.compile=2"])
+
+
+def test_only_language_stages_compile():
+    with pytest.raises(ConfigError, match=r"encoder\.compile"):
+        load_recipe("three_level", ["encoder.compile=true"])
