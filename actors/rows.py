@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Extension, Row
+from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import Task

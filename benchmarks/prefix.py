@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
-from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds
+from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import Extension, PromptEmbeds
 from cascade_runtime.engine import Engine
 from cascade_runtime.training.questions import WORDINGS
 from cascade_runtime.training.scenes import simulate_scene

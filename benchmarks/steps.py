@@ -31,8 +31,8 @@ import torch
 from torch.nn import functional as F
 
 from cascade_runtime.config import SamplingParams, load_recipe
-from cascade_runtime.decoding.decoder import Extension, PromptEmbeds, Row
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import Extension, PromptEmbeds, Row
 
 TOKENS = (1, 5, 9)
 SIZES = (1, 2, 5, 9, 16, 33, 100)  # rows of a product

@@ -23,8 +23,8 @@ from typing import cast
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
-from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
+from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.emulation.loading import load_branch, load_level, load_verifier
 from cascade_runtime.errors import CascadeError, StageError

@@ -10,7 +10,8 @@ import torch
 from transformers import Qwen2Config, Qwen2Model
 
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
+from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.row import PromptEmbeds, Row
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.sizes import TEXT_CONFIGS
 

@@ -35,7 +35,8 @@ from benchmarks.gpu.products import products
 from benchmarks.gpu.shapes import bandwidth, build, bytes_read, layers_that_fit, median_ms, rows_at
 from benchmarks.gpu.synthetic import Chain
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds, Row
+from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.row import Extension, PromptEmbeds, Row
 from cascade_runtime.models.language import LanguageModel
 
 ROWS, TOKENS = (1, 4, 16), (1, 5, 9)

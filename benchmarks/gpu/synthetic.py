@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.gpu.shapes import rows_at
-from cascade_runtime.decoding.decoder import Decoder, Extension, Row
+from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.row import Extension, Row
 
 
 @dataclass

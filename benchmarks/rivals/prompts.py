@@ -17,7 +17,7 @@ import torch
 
 from cascade_runtime.api import GenerateRequest
 from cascade_runtime.config import Recipe
-from cascade_runtime.decoding.decoder import PromptEmbeds
+from cascade_runtime.decoding.row import PromptEmbeds
 from cascade_runtime.engine import Engine
 from cascade_runtime.models.stage_source import checkpoint_path
 from cascade_runtime.training.scenes import simulate_scene

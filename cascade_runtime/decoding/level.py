@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
-from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row, check_fits
+from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.profile import profile
+from cascade_runtime.decoding.row import PromptEmbeds, Row, check_fits
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint

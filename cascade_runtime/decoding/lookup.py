@@ -20,8 +20,9 @@ from typing import Any, cast
 import torch
 
 from cascade_runtime.config import CascadeConfig, StageConfig
-from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
+from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import PromptEmbeds, Row
 from cascade_runtime.decoding.weightless import WeightlessLanguage
 from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.scheduling.cost import StepCost
@@ -99,7 +100,7 @@ class LookupDecoder(Decoder):
     def _run(self, plans: Sequence[Any], groups: Sequence[int]) -> list[list[int]]:
         self.passes += 1
         self.tokens_fed += sum(plan.count for plan in plans)
-        return [self._settle(plan, self._choices(plan.row, plan.wanted, plan.choices)) for plan in plans]
+        return [self._settled(plan, self._choices(plan.row, plan.wanted, plan.choices)) for plan in plans]
 
     def _choices(self, row: Row, wanted: list[int], count: int) -> list[int]:
         prompt, out = row.prompt, list[int]()

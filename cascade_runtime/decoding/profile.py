@@ -7,7 +7,8 @@ import time
 import torch
 
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds
+from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.row import Extension, PromptEmbeds
 from cascade_runtime.scheduling.cost import CostModel, StepCost
 
 _SHAPES = ((1, 1), (1, 8), (4, 1), (1, 1), (4, 4))  # rows, tokens each

@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 
 from cascade_runtime.config import CascadeConfig, StageConfig, StepProfile
-from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
+from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import PromptEmbeds, Row
 from cascade_runtime.decoding.weightless import WeightlessLanguage
 from cascade_runtime.emulation.device import EmulatedDevice
 from cascade_runtime.emulation.tokens import request_number, sampled
@@ -78,7 +79,7 @@ class EmulatedDecoder(Decoder):
         context = sum(plan.start for plan in plans)
         seconds = self.cost.seconds(len(plans), fed, context) + self.profile.prefill_ms / 1000 * prompts
         with self.device.busy(seconds):
-            choices = [self._settle(plan, self._choices(plan.row, plan.wanted, plan.choices)) for plan in plans]
+            choices = [self._settled(plan, self._choices(plan.row, plan.wanted, plan.choices)) for plan in plans]
         self.passes += 1
         self.tokens_fed += sum(plan.count for plan in plans)
         return choices

@@ -20,7 +20,7 @@ from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.linear import Linear
-from cascade_runtime.models.slot_cache import SlotCache
+from cascade_runtime.models.slot_cache import Branches, SlotCache, hide_branches
 
 _LEAST, _MOST = 4, 64  # tokens of a pass; fewer are padded, since four cost no more than one
 _OPTIONS: dict[str, Any] = {"freezing": True, "cpp_wrapper": True, "compile_threads": 1}
@@ -55,7 +55,8 @@ class Compiled:
         *,
         slots: Sequence[int],
         starts: Sequence[int],
-        first_positions: Sequence[int],
+        positions: Sequence[Sequence[int]],
+        branches: Sequence[Branches | None],
     ) -> torch.Tensor | None:
         """Append the row's tokens to its slot; float32 logits (1, T, V), T at least its tokens. None where that is not
         served: more rows, many tokens, a slot's very end. Raises InputError as `LanguageModel.check` does.
@@ -65,16 +66,24 @@ class Compiled:
             return None
         self._language.check(tokens[0])
         self.calls += 1
-        ids = torch.zeros(count, dtype=torch.long)
-        ids[: len(tokens[0])] = torch.tensor(tokens[0])
-        return self._passed(ids, slots[0], starts[0], first_positions[0])[None]
+        padding = [0] * (count - len(tokens[0]))
+        ids, at = torch.tensor([*tokens[0], *padding]), torch.tensor([*positions[0], *padding])
+        mask = self._mask(starts[0], count)
+        if branches[0] is not None:
+            hide_branches(mask[: len(tokens[0])], branches[0])
+        return self._passed(ids, slots[0], starts[0], at, mask)[None]
 
-    def _passed(self, ids: torch.Tensor, slot: int, start: int, first: int) -> torch.Tensor:
-        language, cache, count = self._language, self._cache, len(ids)
-        end = start + count
-        turns = language.turns[first : first + count]
+    @staticmethod
+    def _mask(start: int, count: int) -> torch.Tensor:
+        """Of each of `count` tokens what is hidden, if they are a chain."""
+        return torch.arange(start + count) > torch.arange(start, start + count)[:, None]
+
+    def _passed(
+        self, ids: torch.Tensor, slot: int, start: int, positions: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        language, cache, (count, end) = self._language, self._cache, hidden.shape
+        turns = language.turns.index_select(0, positions)
         at = torch.arange(start, end)
-        hidden = torch.arange(end) > at[:, None]
         mask = torch.zeros(count, end).masked_fill_(hidden, -torch.inf)
         seen = [held[slot, :end] for held in cache.held]
         return self._run(ids, turns, at, mask.repeat(language.heads // language.kv_heads, 1), seen)
@@ -100,7 +109,7 @@ class Compiled:
                         cache=cache,
                     )
                 )
-                found = self._passed(ids, slot, start, start)
+                found = self._passed(ids, slot, start, at, self._mask(start, count))
                 worst = float((found - wanted).abs().max() / wanted.abs().max())
                 if not worst < _CLOSE:
                     raise ConfigError("compile", True, f"a compiler that gives the same numbers: {worst:.1e} off")

@@ -155,6 +155,8 @@ def attend(
     slots,
     starts,
     counts,
+    origins,
+    sees,
     tokens,
     max_len,
     kv_heads,
@@ -177,7 +179,9 @@ def attend(
     token, here = query // SHARED, number < SIZE
     asked = queries + ((row * tokens + token) * kv_heads * SHARED + key_head * SHARED + query % SHARED) * SIZE
     asked = tl.load(asked[:, None] + number[None, :], mask=(token < tokens)[:, None] & here[None, :], other=0.0)
-    sees = start + token
+    origin = tl.load(origins + row)
+    branch = tl.load(sees + row * tokens + token, mask=token < tokens, other=0)
+    upto = start + token
     best = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     found = tl.zeros((QUERIES, BLOCK), tl.float32)
@@ -189,7 +193,10 @@ def attend(
         keys = tl.load(place, mask=real, other=0.0)
         values = tl.load(place + kv_heads * SIZE, mask=real, other=0.0)
         scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * scale
-        scores = tl.where((position[None, :] <= sees[:, None]) & (position < last)[None, :], scores, float("-inf"))
+        beyond = position - origin
+        above = (branch[:, None] >> tl.minimum(tl.maximum(beyond, 0), 63)[None, :]) & 1
+        seen = (position[None, :] <= upto[:, None]) & ((beyond < 0)[None, :] | (upto < origin)[:, None] | (above == 1))
+        scores = tl.where(seen & (position < last)[None, :], scores, float("-inf"))
         highest = tl.maximum(best, tl.max(scores, 1))
         base = tl.where(highest == float("-inf"), 0.0, highest)
         weights, shrink = tl.exp(scores - base[:, None]), tl.exp(best - base)

@@ -12,7 +12,8 @@ tokens of the pass.
 
 **A token's numbers do not depend on what else is in the pass.** The order of each sum depends on sizes alone: products
 are cut by their shape, attention into parts of `_PART` keys at fixed places. So a pass that verifies eight drafts
-computes, bit for bit, what eight passes of one token would have, in bfloat16 too.
+computes, bit for bit, what eight passes of one token would have, in bfloat16 too. (A node of a tree lies elsewhere in
+its slot than it would in a chain; its sums are cut elsewhere.)
 
 Lengths and slots are read from device memory, so that one captured launch serves every later pass of its shape. Shapes:
 B rows of T tokens each, N = B T, H heads, K heads for keys and values, d head size, D hidden size. Sums are float32,
@@ -51,13 +52,16 @@ def _ceil(number: int, step: int) -> int:
 @dataclass(frozen=True)
 class Places:
     """Where the rows of a pass live, on the device. slots, starts, counts: (B,); a row with count 0 is padding.
-    positions: (N,), T for every row; tokens beyond a row's count are padding.
+    positions: (N,), T for every row; tokens beyond a row's count are padding. origins (B,), sees (N,): what nodes of a
+    tree see, as `Branches` has it; the origin of a chain is beyond its slot.
     """
 
     slots: torch.Tensor
     starts: torch.Tensor
     counts: torch.Tensor
     positions: torch.Tensor
+    origins: torch.Tensor
+    sees: torch.Tensor
 
     @property
     def tokens(self) -> int:
@@ -194,6 +198,7 @@ class Attention:
         sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": _power_of_2(size), "QUERIES": self._queries}
         _DEVICE.attend[(len(places.slots), cache.kv_heads, self._parts)](
             *(queries, cache.held[layer], parts, norms, places.slots, places.starts, places.counts),
+            *(places.origins, places.sees),
             *(places.tokens, cache.max_len, cache.kv_heads, self._parts, size**-0.5),
             **sizes,
             KEYS=_KEYS,

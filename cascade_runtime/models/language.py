@@ -20,7 +20,7 @@ from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
-from cascade_runtime.models.slot_cache import SlotCache
+from cascade_runtime.models.slot_cache import Branches, SlotCache
 
 
 class LanguageModel:
@@ -149,13 +149,14 @@ class LanguageModel:
         positions: torch.Tensor,
         cache: SlotCache,
         groups: Sequence[int] | None = None,
+        branches: Sequence[Branches | None] | None = None,
     ) -> torch.Tensor:
         """Append each row's tokens, row after row in `embeds_ND`, to its slot; return hidden states (N, D).
 
         positions: (N,) for one axis, (3, N) for M-RoPE; always explicit, since a model may keep offsets of its own.
-        groups: see `SlotCache.place`.
+        groups, branches: see `SlotCache.place`.
         """
-        cache.place(slots, starts, counts, groups)
+        cache.place(slots, starts, counts, groups, branches)
         turns, hidden = self._turned(positions), embeds_ND
         for block in self.blocks:
             hidden = block(hidden, turns, cache)

@@ -25,13 +25,11 @@ from cascade_runtime.models.kernels import (
     sums,
 )
 from cascade_runtime.models.language import LanguageModel
-from cascade_runtime.models.slot_cache import SlotCache
+from cascade_runtime.models.slot_cache import Branches, SlotCache
 
 _TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # of a row
-_LARGE, _MOST = (
-    4e9,
-    64,
-)  # bytes of weights; beyond so many tokens their arithmetic costs more than launches (gpu_h200.txt)
+_LARGE, _MOST = 4e9, 64  # bytes of weights; beyond so many tokens arithmetic costs more than launches (gpu_h200.txt)
+_NODES = 63  # of a tree: what one token sees of it is an integer of the device
 
 
 class Replays:
@@ -56,23 +54,26 @@ class Replays:
         *,
         slots: Sequence[int],
         starts: Sequence[int],
-        first_positions: Sequence[int],
+        positions: Sequence[Sequence[int]],
+        branches: Sequence[Branches | None],
     ) -> torch.Tensor | None:
         """Append each row's tokens to its slot; float32 logits (rows, T, V), valid until the next call, T at least the
         longest row. None where the shape is not served.
 
-        first_positions: each row's first token's; the others follow. Raises InputError as `SlotCache.place` does.
+        positions: of each token. branches: as for `SlotCache.place`; trees of more than 63 nodes are not served. Raises
+        InputError as `SlotCache.place` does.
         """
         counts = [len(row) for row in tokens]
         shape = self.shape(counts)
-        if shape is None:
+        nodes = [sees.bit_length() for tree in branches if tree is not None for sees in tree.sees]
+        if shape is None or max(nodes, default=0) > _NODES:
             return None
         self._cache.check(slots, starts, counts)
         self._language.check([token for row in tokens for token in row])
         one = self._passes.get(shape)
         if one is None:
             one = self._passes[shape] = FixedPass(self._language, self._cache, *shape)
-        one.fill(tokens, slots, starts, first_positions)
+        one.fill(tokens, slots, starts, positions, branches)
         if self._captures and one.graph is None:
             one.capture(next((each.graph.pool() for each in self._passes.values() if each.graph is not None), None))
         return one.run()[: len(tokens)]
@@ -84,11 +85,11 @@ class FixedPass:
     def __init__(self, language: LanguageModel, cache: SlotCache, rows: int, tokens: int) -> None:
         self._language, self._cache, self._rows, self._tokens = language, cache, rows, tokens
         count, device = rows * tokens, language.device
-        self._host = torch.zeros(2 * count + 3 * rows, dtype=torch.long, pin_memory=device.type == "cuda")
+        self._host = torch.zeros(3 * count + 4 * rows, dtype=torch.long, pin_memory=device.type == "cuda")
         self._device = self._host.to(device)
-        self._ids, positions, *places = self._device.split([count, count, rows, rows, rows])
-        slots, starts, counts = places
-        self._places = Places(slots, starts, counts, positions)
+        self._ids, positions, sees, *places = self._device.split([count, count, count, rows, rows, rows, rows])
+        slots, starts, counts, origins = places
+        self._places = Places(slots, starts, counts, positions, origins, sees)
         self._attention = Attention(cache, rows, tokens)
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -97,19 +98,22 @@ class FixedPass:
         tokens: Sequence[Sequence[int]],
         slots: Sequence[int],
         starts: Sequence[int],
-        first_positions: Sequence[int],
+        positions: Sequence[Sequence[int]],
+        branches: Sequence[Branches | None],
     ) -> None:
         """Write a pass's inputs to its buffers. Padding: tokens 0 at position 0, rows of no tokens."""
-        ids, positions = [], []
-        for row, first in zip(tokens, first_positions, strict=True):
+        ids, at, sees, origins = list[int](), list[int](), list[int](), list[int]()
+        for row, places, tree in zip(tokens, positions, branches, strict=True):
             rest = [0] * (self._tokens - len(row))
             ids += [*row, *rest]
-            positions += [*range(first, first + len(row)), *rest]
+            at += [*places, *rest]
+            origins.append(self._cache.max_len if tree is None else tree.origin)
+            nodes = [] if tree is None else tree.sees
+            sees += [*[0] * (len(row) - len(nodes)), *nodes, *rest]
         rows = [0] * (self._rows - len(tokens))
-        padding = rows * self._tokens
-        counts = [len(row) for row in tokens]
-        numbers = [*ids, *padding, *positions, *padding, *slots, *rows, *starts, *rows, *counts, *rows]
-        self._host.copy_(torch.tensor(numbers))
+        padding, counts = rows * self._tokens, [len(row) for row in tokens]
+        each = [ids, padding, at, padding, sees, padding, slots, rows, starts, rows, counts, rows, origins, rows]
+        self._host.copy_(torch.tensor([number for numbers in each for number in numbers]))
         self._device.copy_(self._host, non_blocking=True)
 
     def run(self) -> torch.Tensor:

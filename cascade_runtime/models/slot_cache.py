@@ -25,6 +25,17 @@ from cascade_runtime.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True)
+class Branches:
+    """A row that feeds nodes of a tree: they see what lies before position `origin` of their slot, and beyond it what
+    they descend from. sees: per node of the pass, the last of the row's tokens, bit b for position origin + b, its own
+    included.
+    """
+
+    origin: int
+    sees: Sequence[int]
+
+
+@dataclass(frozen=True)
 class _Group:
     """Consecutive rows that attend together. tokens: theirs among all of the pass. rows: their slots. width: keys that
     they look at. queries: of the longest row. pad: for each of rows * queries the token that stands there; real:
@@ -91,13 +102,18 @@ class SlotCache:
                 raise InputError("row end", start + count, f"start >= 0, 1 or more tokens, at most {self.max_len}")
 
     def place(
-        self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], groups: Sequence[int] | None = None
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        groups: Sequence[int] | None = None,
+        branches: Sequence[Branches | None] | None = None,
     ) -> None:
         """Say where the next forward pass writes and what it sees.
 
         slots, starts, counts: per row, its slot, its length before the pass, and its new tokens. groups: how many of
         the rows, in order, attend together; None: all of them. Rows of a group whose slots ascend one by one are
-        read in place. Raises InputError as `check` does.
+        read in place. branches: per row, None where its tokens are a chain. Raises InputError as `check` does.
         """
         self.check(slots, starts, counts)
         at = [
@@ -109,10 +125,18 @@ class SlotCache:
         self._groups, row, token = [], 0, 0
         for size in groups or [len(slots)]:
             part = slice(row, row + size)
-            self._groups.append(self._group(slots[part], starts[part], counts[part], token))
+            trees = (branches or [None] * len(slots))[part]
+            self._groups.append(self._group(slots[part], starts[part], counts[part], trees, token))
             row, token = row + size, token + sum(counts[part])
 
-    def _group(self, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], first: int) -> _Group:
+    def _group(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        trees: Sequence[Branches | None],
+        first: int,
+    ) -> _Group:
         device, longest = self.held[0].device, max(counts)
         ends = [start + count for start, count in zip(starts, counts, strict=True)]
         run, width = range(slots[0], slots[0] + len(slots)), max(ends)
@@ -125,9 +149,12 @@ class SlotCache:
             stands = [before[i] + min(j, count - 1) for i, count in enumerate(counts) for j in range(longest)]
             pad = torch.tensor(stands, device=device)
             real = torch.tensor([i * longest + j for i, n in enumerate(counts) for j in range(n)], device=device)
-        if longest > 1 or min(ends) < width:
+        if longest > 1 or min(ends) < width or any(trees):
             query_at = torch.tensor([[start + j for j in range(longest)] for start in starts], device=device)
             hidden = torch.arange(width, device=device) > query_at[:, :, None]
+            for row, (count, tree) in enumerate(zip(counts, trees, strict=True)):
+                if tree is not None:
+                    hide_branches(hidden[row, :count], tree)
             mask = torch.zeros_like(hidden, dtype=self.held[0].dtype).masked_fill_(hidden, -torch.inf)
             mask = mask.repeat(1, self.heads // self.kv_heads, 1)[:, None]
         return _Group(slice(first, first + sum(counts)), rows, width, longest, pad, real, mask)
@@ -156,6 +183,12 @@ class SlotCache:
         found = found.reshape(rows * group.queries, self._queries_end)
         return found if group.real is None else found.index_select(0, group.real)
 
+    def move(self, slot: int, positions: Sequence[int], target: int) -> None:
+        """Give positions target, target + 1, .. of a slot what lies at these others of it."""
+        at = torch.tensor(positions, device=self.held[0].device)
+        for each in self.held:
+            each[slot, target : target + len(positions)] = each[slot].index_select(0, at)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Give one slot the first `length` positions of another."""
         for each in self.held:
@@ -168,3 +201,13 @@ class SlotCache:
         """
         for each in self.held:
             each[slot].zero_()
+
+
+def hide_branches(hidden: torch.Tensor, tree: Branches) -> None:
+    """Hide from a row's nodes what they do not descend from. hidden (queries, positions): what a chain does not see."""
+    nodes = len(tree.sees)
+    if not nodes:
+        return
+    width = hidden.shape[1] - tree.origin
+    seen = [[sees >> bit & 1 for bit in range(width)] for sees in tree.sees]
+    hidden[-nodes:, tree.origin :] |= ~torch.tensor(seen, dtype=torch.bool, device=hidden.device)

@@ -11,8 +11,8 @@ import torch
 from torch._inductor import config as inductor
 
 from cascade_runtime.config import SamplingParams, load_recipe
-from cascade_runtime.decoding.decoder import Extension, PromptEmbeds
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import Extension, PromptEmbeds
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.compiled import Compiled
 
@@ -40,8 +40,11 @@ def test_a_compiled_stage_chooses_what_a_plain_one_chooses(levels):
     for step in range(25):
         which = [step % 2] if step % 5 else [0, 1]  # two rows at once are not served by what was compiled
         drafts = [[draws.randrange(100) for _ in range(draws.randint(0, 9) if step else 0)] for _ in which]
+        trees = [[draws.randrange(-1, i) for i in range(len(d))] if step % 3 else None for d in drafts]
         told = [
-            decoder.extend([Extension(mine[i], answers[i], d) for i, d in zip(which, drafts, strict=True)])
+            decoder.extend(
+                [Extension(mine[i], answers[i], d, parents=t) for i, d, t in zip(which, drafts, trees, strict=True)]
+            )
             for decoder, mine in zip((plain, compiled), rows, strict=True)
         ]
         assert told[0] == told[1]
@@ -54,10 +57,10 @@ def test_a_compiled_stage_chooses_what_a_plain_one_chooses(levels):
 
 def test_the_very_end_of_a_slot_and_long_blocks_go_the_other_way(levels):
     shortcut, most = levels[1].decoder.shortcut, levels[1].decoder.cache.max_len
-    where = {"slots": [0], "first_positions": [most - 4]}
+    where = {"slots": [0], "positions": [[most - 4, most - 3]], "branches": [None]}
     assert shortcut.logits([[1, 2]], starts=[most - 3], **where) is None
     assert shortcut.logits([[1, 2]], starts=[most - 4], **where).shape[:2] == (1, 4)
-    assert shortcut.logits([[1] * 65], starts=[0], slots=[0], first_positions=[0]) is None
+    assert shortcut.logits([[1] * 65], starts=[0], slots=[0], positions=[range(65)], branches=[None]) is None
 
 
 def test_without_a_compiler_the_refusal_says_what_is_needed(levels):

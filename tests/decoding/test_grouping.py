@@ -7,20 +7,20 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade_runtime.decoding.decoder import _CALL, _attending
+from cascade_runtime.decoding.grouping import CALL, attending
 
 Rows = st.lists(st.integers(1, 200), min_size=1, max_size=6)
 
 
 def grouped(counts: list[int], slots: list[int]) -> list[list[int]]:
-    order, sizes = _attending(counts, slots)
+    order, sizes = attending(counts, slots)
     assert sorted(order) == list(range(len(counts)))
     rows = iter(order)
     return [list(itertools.islice(rows, size)) for size in sizes]
 
 
 def cost(groups: list[list[int]], counts: list[int]) -> float:
-    return sum(_CALL + len(group) * max(counts[i] for i in group) for group in groups)
+    return sum(CALL + len(group) * max(counts[i] for i in group) for group in groups)
 
 
 @settings(max_examples=200, deadline=None)
@@ -30,7 +30,7 @@ def test_no_other_grouping_costs_less_and_slots_ascend(counts: list[int], random
     groups = grouped(counts, slots)
     every = itertools.product(range(len(counts)), repeat=len(counts))
     least = min(cost([[i for i, g in enumerate(names) if g == name] for name in set(names)], counts) for names in every)
-    assert cost(groups, counts) <= max(least, sum(counts) + 2 * _CALL)  # so little padding is not worth a look
+    assert cost(groups, counts) <= max(least, sum(counts) + 2 * CALL)  # so little padding is not worth a look
     if len(groups) > 1:
         assert cost(groups, counts) == least
     assert all([slots[i] for i in group] == sorted(slots[i] for i in group) for group in groups)

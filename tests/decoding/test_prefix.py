@@ -12,8 +12,8 @@ from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
 from cascade_runtime.api import GenerateRequest
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.emulation.loading import load_level
 from cascade_runtime.engine import Engine
 from cascade_runtime.vision.features import VisualFeatures

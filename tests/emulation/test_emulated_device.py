@@ -10,7 +10,7 @@ import pytest
 from emulated import emulated_table
 
 from cascade_runtime.config import AdapterProfile, EncoderProfile, GateConfig, SamplingParams, recipe_from_dict
-from cascade_runtime.decoding.decoder import Extension
+from cascade_runtime.decoding.row import Extension
 from cascade_runtime.emulation.device import EmulatedDevice, InstantDevice
 from cascade_runtime.emulation.level import EmulatedLevel
 from cascade_runtime.emulation.tokens import tokens_of

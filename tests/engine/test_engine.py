@@ -11,7 +11,9 @@ from toy_family import KINDS, toy_events, toy_recipe, toy_requests, write_toy_fa
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Extension
+from cascade_runtime.decoding import decoder
+from cascade_runtime.decoding.plan import plan
+from cascade_runtime.decoding.row import Extension
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError, InputError, PromptTooLong, StageError
 
@@ -100,20 +102,20 @@ def test_an_identical_drafter_is_always_accepted_and_saves_passes(family: Path, 
         assert set(answer.produced_by[3::4]) <= {"target"}  # every fourth token is the target's own
 
 
-def test_wrong_ways_to_verify_are_seen(family: Path, reference: list[Answer]) -> None:
+def test_wrong_ways_to_verify_are_seen(family: Path, reference: list[Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative controls: each of these must give other answers, or the comparison above proves nothing."""
     engine = Engine.load(toy_recipe(family, ["noisy"], [3]))
-    decoder, plan = engine.levels[-1].decoder, engine.levels[-1].decoder._plan
+    with monkeypatch.context() as patch:
 
-    def without_rollback(extension: Extension) -> object:
-        made = plan(extension)
-        row = made.row
-        if made.start < len(row.prompt) + len(extension.prefix) - 1:
-            object.__setattr__(made, "start", min(made.start + 1, len(row.prompt) + len(extension.prefix) - 1))
-        return made
+        def without_rollback(extension: Extension, cache: object) -> object:
+            made = plan(extension, cache)
+            row = made.row
+            if made.start < len(row.prompt) + len(extension.prefix) - 1:
+                object.__setattr__(made, "start", min(made.start + 1, len(row.prompt) + len(extension.prefix) - 1))
+            return made
 
-    decoder._plan = without_rollback  # type: ignore[method-assign, assignment]
-    assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
+        patch.setattr(decoder, "plan", without_rollback)
+        assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
 
     engine = Engine.load(toy_recipe(family, ["noisy"], [3]))
     engine._keep = lambda k, one, draft, choices: [  # type: ignore[method-assign]

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from cascade_runtime.config import SamplingParams
-from cascade_runtime.decoding.decoder import Decoder, Extension, PromptEmbeds
+from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.row import Extension, PromptEmbeds
 from cascade_runtime.errors import InputError
 from cascade_runtime.models import kernels, replay
+from cascade_runtime.models.slot_cache import Branches
 
 ROWS = ([2, 0, 3], [11, 7, 30])  # slots, lengths before
 
@@ -30,6 +32,11 @@ def eager(language, cache, tokens, slots, starts):
         cache=cache,
     )
     return language.logits(hidden)
+
+
+def chains(tokens, firsts):
+    positions = [range(first, first + len(row)) for row, first in zip(tokens, firsts, strict=True)]
+    return {"positions": positions, "branches": [None] * len(tokens)}
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_a_pass_of_fixed_shape_is_the_ragged_pass(pair, caches, counts):
     slots, starts = (part[: len(counts)] for part in ROWS)
     for step in range(3):  # the second and third run on what the first wrote, other slots in the same buffers
         tokens = [[8 + (7 * step + 3 * i + j) % 40 for j in range(count)] for i, count in enumerate(counts)]
-        found = replays.logits(tokens, slots=slots, starts=starts, first_positions=starts)
+        found = replays.logits(tokens, slots=slots, starts=starts, **chains(tokens, starts))
         wanted = eager(language, theirs, tokens, slots, starts)
         real = torch.cat([found[i, :count] for i, count in enumerate(counts)])
         assert torch.allclose(real, wanted, atol=1e-4)
@@ -66,7 +73,7 @@ def test_a_long_row_is_attended_in_parts(pair, caches):
     language, (ours, theirs) = pair[0].language, caches
     replays = replay.Replays(language, ours, captures=False)
     for start in (0, 63, 64, 65, 190):
-        found = replays.logits([[9, 10]], slots=[1], starts=[start], first_positions=[start])
+        found = replays.logits([[9, 10]], slots=[1], starts=[start], **chains([[9, 10]], [start]))
         assert torch.allclose(found[0], eager(language, theirs, [[9, 10]], [1], [start]), atol=1e-4)
 
 
@@ -79,7 +86,32 @@ def test_shapes_are_few_and_bounded(pair, caches):
     shared = pair[0].language.heads // pair[0].language.kv_heads
     assert replays.shape([128 // shared]) == (1, 128 // shared)
     assert replays.shape([128 // shared + 1]) is None
-    assert replays.logits([[1] * 200], slots=[0], starts=[0], first_positions=[0]) is None
+    assert replays.logits([[1] * 200], slots=[0], starts=[0], positions=[[0]], branches=[None]) is None
+
+
+def test_a_tree_is_served_as_far_as_an_integer_of_the_device_goes(pair, caches):
+    language, (ours, theirs) = pair[0].language, caches
+    replays = replay.Replays(language, ours, captures=False)
+    parents = [-1, 0, 0, 1, -1, 2]  # two of the nodes lie in the cache before the pass
+    sees = []
+    for node, parent in enumerate(parents):
+        sees.append(1 << node | (sees[parent] if parent >= 0 else 0))
+    tokens, positions, branches = [[9, 10, 11, 12, 13, 14]], [[70, 71, 71, 72, 70, 72]], [Branches(70, sees)]
+    found = replays.logits(tokens, slots=[1], starts=[70], positions=positions, branches=branches)
+    at = torch.tensor(positions[0])
+    hidden = language.forward(
+        language.embed(tokens[0]),
+        slots=[1],
+        starts=[70],
+        counts=[6],
+        positions=at.expand(3, -1) if language.position_axes == 3 else at,
+        cache=theirs,
+        branches=branches,
+    )
+    assert torch.allclose(found[0, :6], language.logits(hidden), atol=1e-4)
+    chain = eager(language, theirs, tokens, [1], [70])
+    assert not torch.allclose(found[0, :6], chain, atol=1e-2)
+    assert replays.logits([[1]], slots=[0], starts=[70], positions=[[70]], branches=[Branches(7, [1 << 63])]) is None
 
 
 def test_a_large_model_leaves_long_passes_to_the_library(pair, caches, monkeypatch):
@@ -92,9 +124,9 @@ def test_a_large_model_leaves_long_passes_to_the_library(pair, caches, monkeypat
 def test_what_does_not_fit_a_slot_is_refused(pair, caches):
     replays = replay.Replays(pair[0].language, caches[0], captures=False)
     with pytest.raises(InputError, match="row end"):
-        replays.logits([[1, 2]], slots=[0], starts=[199], first_positions=[0])
+        replays.logits([[1, 2]], slots=[0], starts=[199], positions=[[0]], branches=[None])
     with pytest.raises(InputError, match="token_ids"):
-        replays.logits([[pair[0].language.vocab_size]], slots=[0], starts=[1], first_positions=[0])
+        replays.logits([[pair[0].language.vocab_size]], slots=[0], starts=[1], positions=[[0]], branches=[None])
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "parts"), [(40, 1100, 3), (33, 512, 1), (16, 2048, 4)])
@@ -157,11 +189,14 @@ def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
         params = SamplingParams(max_tokens=40, temperature=0.8 if length == 30 else 0.0)
         rows.append([decoder.admit(prompt, params) for decoder in (plain, replaying)])
     answers, draws = [[], [], []], random.Random(0)
-    for step in range(7):
+    for step in range(9):
         asked = [i for i in range(3) if draws.random() < 0.8 or not step] or [0]
         drafts = [[draws.randrange(8, 40) for _ in range(draws.randint(0, 4) if step else 0)] for _ in asked]
+        trees = [[draws.randrange(-1, i) for i in range(len(d))] if draws.random() < 0.6 else None for d in drafts]
         told = [
-            decoder.extend([Extension(rows[i][k], answers[i], d) for i, d in zip(asked, drafts, strict=True)])
+            decoder.extend(
+                [Extension(rows[i][k], answers[i], d, parents=t) for i, d, t in zip(asked, drafts, trees, strict=True)]
+            )
             for k, decoder in enumerate((plain, replaying))
         ]
         assert told[0] == told[1]
