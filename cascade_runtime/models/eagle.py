@@ -10,7 +10,8 @@ eagle3   (Li et al. 2025): g is made of three blocks' outputs, low, middle and h
          goes through a norm of its own to lm_head, need not resemble anything, and was trained on its own outputs.
 
 The head sees text alone: it begins after the visual prefix (as HiViS does), whose states a target that shares prefixes
-never computes for most of its rows. Its positions count from there. The block keeps its input norm (as in SpecVLM).
+never computes for most of its rows. Its positions count from there. Embeddings, and eagle3's states, are normed
+before they are joined (as in EAGLE-3): their sizes differ by far. The block keeps its input norm (as in SpecVLM).
 `EagleNet` is what is trained, a plain module; `EagleHead` is the same arithmetic over slots.
 """
 
@@ -89,6 +90,8 @@ class EagleNet(nn.Module):
         config._attn_implementation = "sdpa"
         self.fuse = nn.Linear(3 * hidden_size, hidden_size, bias=False) if self.blocks else None
         self.join = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.embed_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON)
+        self.state_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
         self.layer = LlamaDecoderLayer(config, 0)
         self.norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
 
@@ -121,7 +124,8 @@ class EagleNet(nn.Module):
         """
         angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
         both = torch.cat([angles, angles], -1)[None]
-        x = self.join(torch.cat([states_BLD, embeds_BLD], -1))
+        states_BLD = states_BLD if self.state_norm is None else self.state_norm(states_BLD)
+        x = self.join(torch.cat([states_BLD, self.embed_norm(embeds_BLD)], -1))
         turns = (both.cos().to(x.dtype), both.sin().to(x.dtype))
         return self.layer(x, attention_mask=mask, position_embeddings=turns, past_key_values=past)
 
@@ -136,6 +140,8 @@ class EagleHead:
         self._fuse = None if net.fuse is None else Linear(net.fuse.weight.detach())
         self._join = Linear(net.join.weight.detach())
         self._block = Block(net.layer, 0, heads=self._heads, kv_heads=self._kv_heads, head_dim=net.head_dim)
+        self._embed_norm = RmsNorm(net.embed_norm)
+        self._state_norm = None if net.state_norm is None else RmsNorm(net.state_norm)
         self._norm = None if net.norm is None else RmsNorm(net.norm)
         weight = net.join.weight
         self.device, self.dtype = weight.device, weight.dtype
@@ -144,7 +150,7 @@ class EagleHead:
     @property
     def nbytes(self) -> int:
         """Bytes of the weights held."""
-        parts = (self._fuse, self._join, self._block, self._norm)
+        parts = (self._fuse, self._join, self._block, self._embed_norm, self._state_norm, self._norm)
         return sum(part.nbytes for part in parts if part is not None)
 
     def new_cache(self, slots: int, max_len: int) -> SlotCache:
@@ -188,7 +194,8 @@ class EagleHead:
         """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them."""
         cache.place(slots, starts, counts, None, branches)
         turns = self._turns.index_select(0, torch.tensor(positions, device=self.device))
-        return self._block(self._join(torch.cat([states_ND, embeds_ND], -1)), turns, cache)
+        states = states_ND if self._state_norm is None else self._state_norm(states_ND)
+        return self._block(self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1)), turns, cache)
 
 
 def save_eagle(net: EagleNet, path: str | Path) -> None:

@@ -40,7 +40,7 @@ DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5}  # tokens ahead that are trained 
 class HeadConfig:
     """How long and how fast: `epochs` over the answers to `questions_each` questions about each of `scenes`."""
 
-    scenes: int = 1_000
+    scenes: int = 500
     questions_each: int = 3
     epochs: float = 4.0
     batch: int = 16
@@ -54,9 +54,9 @@ class HeadConfig:
 
 
 FULL = {
-    "medusa": HeadConfig(epochs=12.0),
+    "medusa": HeadConfig(epochs=8.0),
     "eagle": HeadConfig(epochs=6.0),
-    "eagle3": HeadConfig(epochs=2.5),
+    "eagle3": HeadConfig(epochs=3.0),
 }
 QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HEAD_KINDS}
 """Proves the path in two minutes."""
