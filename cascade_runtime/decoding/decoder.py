@@ -28,7 +28,7 @@ from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.decoding.grouping import attending
 from cascade_runtime.decoding.plan import Plan, plan
 from cascade_runtime.decoding.prefixes import Prefixes
-from cascade_runtime.decoding.row import Extension, PromptEmbeds, Row, check_fits
+from cascade_runtime.decoding.row import Extension, PromptEmbeds, Row, States, check_fits
 from cascade_runtime.errors import CapacityError
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.slot_cache import SlotCache
@@ -38,7 +38,8 @@ class Decoder:
     """Rows of requests over one language model. Not thread-safe: one loop owns it.
 
     compiled: compile passes of one row (`models/compiled.py`), on a CPU. tells_confidence: keep, per row, the largest
-    probability of the last position of each pass.
+    probability of the last position of each pass. keeps: keep, per row, the states of its last pass: what these blocks
+    put out, side by side, the last norm counted as one more block; such passes take no shortcut.
     """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int, compiled: bool = False) -> None:
@@ -50,6 +51,7 @@ class Decoder:
         self.passes = 0
         self.tokens_fed = 0
         self.tells_confidence = False
+        self.keeps: tuple[int, ...] = ()
 
     @property
     def free_slots(self) -> int:
@@ -150,6 +152,7 @@ class Decoder:
     def _computed(self, plans: Sequence[Plan], groups: Sequence[int]) -> torch.Tensor:
         """Logits (choices, V) of one packed pass."""
         embeds, positions = self._inputs(plans)
+        keep: dict[int, torch.Tensor] | None = {} if self.keeps else None
         hidden = self.language.forward(
             embeds,
             slots=[each.row.slot for each in plans],
@@ -159,7 +162,13 @@ class Decoder:
             cache=self.cache,
             groups=groups,
             branches=[each.branches for each in plans],
+            keep=keep,
         )
+        if keep is not None:
+            keep[self.language.num_layers] = hidden
+            kept = torch.cat([keep[index] for index in self.keeps], -1).split([each.count for each in plans])
+            for each, values in zip(plans, kept, strict=True):
+                each.row.states = States(each.start, values)
         asked, fed = [], 0
         for each in plans:
             fed += each.count
@@ -170,7 +179,7 @@ class Decoder:
 
     def _shortened(self, plans: Sequence[Plan]) -> torch.Tensor | None:
         """The same by the shortcut; None where it does not serve this: prompts, many tokens."""
-        if self.shortcut is None or any(each.prompt_count for each in plans):
+        if self.shortcut is None or self.keeps or any(each.prompt_count for each in plans):
             return None
         logits = self.shortcut.logits(
             [each.wanted[each.first_token :] for each in plans],

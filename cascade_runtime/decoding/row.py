@@ -27,6 +27,16 @@ class PromptEmbeds:
         return self.embeds.shape[0]
 
 
+@dataclass(frozen=True)
+class States:
+    """What a pass computed at positions start, start + 1, .. of a row's slot: values (n, blocks * D), see
+    `Decoder.keeps`.
+    """
+
+    start: int
+    values: torch.Tensor
+
+
 @dataclass(eq=False)
 class Row:
     """One request in one decoder: its slot, its prompt, and what its cache holds.
@@ -42,6 +52,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     above: list[int] | None = None
     confidence: float = 1.0  # the model's probability of its last choice but noise, where the decoder tells it
+    states: States | None = None  # of the last pass, where the decoder keeps them
     poisoned: bool = False  # non-finite numbers were written to the slot
     released: bool = False
 

@@ -150,16 +150,19 @@ class LanguageModel:
         cache: SlotCache,
         groups: Sequence[int] | None = None,
         branches: Sequence[Branches | None] | None = None,
+        keep: dict[int, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Append each row's tokens, row after row in `embeds_ND`, to its slot; return hidden states (N, D).
 
         positions: (N,) for one axis, (3, N) for M-RoPE; always explicit, since a model may keep offsets of its own.
-        groups, branches: see `SlotCache.place`.
+        groups, branches: see `SlotCache.place`. keep: filled with what each block puts out (N, D), by its index.
         """
         cache.place(slots, starts, counts, groups, branches)
         turns, hidden = self._turned(positions), embeds_ND
         for block in self.blocks:
             hidden = block(hidden, turns, cache)
+            if keep is not None:
+                keep[block.index] = hidden
         return self.norm(hidden)
 
     @torch.inference_mode()

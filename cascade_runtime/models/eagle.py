@@ -1,0 +1,230 @@
+"""EAGLE's head: one decoder block beside the target, which drafts in the target's own features.
+
+    g_t, the target's state at t, and e(x_{t+1}), the embedding of the token that followed it
+      join (2D -> D) -> one block of the Llama kind, with keys and values of its own -> the state at t + 1 as the head
+      sees it -> the target's own lm_head -> a guess at x_{t+2}; that state and that guess are the next input
+
+eagle    (Li et al. 2024, EAGLE and EAGLE-2): g is the target's last hidden state, after its last norm, and what the
+         head puts out is trained to be that of the next position.
+eagle3   (Li et al. 2025): g is made of three blocks' outputs, low, middle and high (fuse, 3D -> D); the head's output
+         goes through a norm of its own to lm_head, need not resemble anything, and was trained on its own outputs.
+
+The head sees text alone: it begins after the visual prefix (as HiViS does), whose states a target that shares prefixes
+never computes for most of its rows. Its positions count from there. Embeddings, and eagle3's states, are normed
+before they are joined (as in EAGLE-3): their sizes differ by far. The block keeps its input norm (as in SpecVLM).
+`EagleNet` is what is trained, a plain module; `EagleHead` is the same arithmetic over slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.block import Block
+from cascade_runtime.models.head_folder import (
+    check_settings,
+    check_target,
+    fill,
+    head_kind,
+    read_settings,
+    save_head,
+)
+from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.linear import Linear
+from cascade_runtime.models.norm import RmsNorm
+from cascade_runtime.models.slot_cache import Branches, SlotCache
+
+_LIMITS = {
+    "hidden_size": 65536,
+    "vocab_size": 1 << 20,
+    "intermediate_size": 1 << 18,
+    "num_attention_heads": 512,
+    "num_key_value_heads": 512,
+}
+_THETA, _EPSILON = 10000.0, 1e-6
+
+
+class EagleNet(nn.Module):
+    """The head as a module. blocks: the target's three blocks that eagle3 reads; empty for eagle.
+
+    Shapes: B rows, L positions, K keys, D hidden size.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        vocab_size: int,
+        intermediate_size: int,
+        num_attention_heads: int,
+        num_key_value_heads: int,
+        blocks: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "hidden_size": hidden_size,
+            "vocab_size": vocab_size,
+            "intermediate_size": intermediate_size,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+        }
+        check_settings(self.settings, _LIMITS)
+        if hidden_size % (2 * num_attention_heads) or num_attention_heads % num_key_value_heads:
+            raise ConfigError(
+                "num_attention_heads, num_key_value_heads",
+                (num_attention_heads, num_key_value_heads),
+                f"heads of even size within {hidden_size}, the second a divisor of the first",
+            )
+        if len(blocks) not in (0, 3):
+            raise ConfigError("blocks", list(blocks), "three of the target's blocks (eagle3), or none (eagle)")
+        self.blocks = tuple(blocks)
+        self.head_dim = hidden_size // num_attention_heads
+        config = LlamaConfig(**self.settings, num_hidden_layers=1, rms_norm_eps=_EPSILON, attention_bias=False)
+        config._attn_implementation = "sdpa"
+        self.fuse = nn.Linear(3 * hidden_size, hidden_size, bias=False) if self.blocks else None
+        self.join = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.embed_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON)
+        self.state_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
+        self.layer = LlamaDecoderLayer(config, 0)
+        self.norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
+
+    @property
+    def kind(self) -> str:
+        """Of HEAD_KINDS."""
+        return "eagle3" if self.blocks else "eagle"
+
+    def taken(self, states: torch.Tensor) -> torch.Tensor:
+        """The target's states (.., D or 3D) as the head takes them, (.., D)."""
+        return states if self.fuse is None else self.fuse(states)
+
+    def read(self, out: torch.Tensor) -> torch.Tensor:
+        """The head's output as lm_head reads it."""
+        return out if self.norm is None else self.norm(out)
+
+    def forward(
+        self,
+        states_BLD: torch.Tensor,
+        embeds_BLD: torch.Tensor,
+        *,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        past: Any = None,
+    ) -> torch.Tensor:
+        """States (taken) and embeddings of the tokens after them to the head's states of the next positions.
+
+        mask (B, 1, L, K) bool, True where a key is seen; positions (L,); past: the library's cache, whose keys come
+        first.
+        """
+        angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
+        both = torch.cat([angles, angles], -1)[None]
+        states_BLD = states_BLD if self.state_norm is None else self.state_norm(states_BLD)
+        x = self.join(torch.cat([states_BLD, self.embed_norm(embeds_BLD)], -1))
+        turns = (both.cos().to(x.dtype), both.sin().to(x.dtype))
+        return self.layer(x, attention_mask=mask, position_embeddings=turns, past_key_values=past)
+
+
+class EagleHead:
+    """An `EagleNet` for inference, over slots of its own: rolling back is lowering a length, as with the target."""
+
+    def __init__(self, net: EagleNet) -> None:
+        self.kind, self.blocks, self.hidden_size = net.kind, net.blocks, net.settings["hidden_size"]
+        self._heads, self._kv_heads = net.settings["num_attention_heads"], net.settings["num_key_value_heads"]
+        self._head_dim = net.head_dim
+        self._fuse = None if net.fuse is None else Linear(net.fuse.weight.detach())
+        self._join = Linear(net.join.weight.detach())
+        self._block = Block(net.layer, 0, heads=self._heads, kv_heads=self._kv_heads, head_dim=net.head_dim)
+        self._embed_norm = RmsNorm(net.embed_norm)
+        self._state_norm = None if net.state_norm is None else RmsNorm(net.state_norm)
+        self._norm = None if net.norm is None else RmsNorm(net.norm)
+        weight = net.join.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self._turns = torch.zeros(0, 1, net.head_dim // 2, dtype=torch.complex64, device=weight.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights held."""
+        parts = (self._fuse, self._join, self._block, self._embed_norm, self._state_norm, self._norm)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def new_cache(self, slots: int, max_len: int) -> SlotCache:
+        """Slots for the block's keys and values."""
+        angles = torch.arange(max_len, device=self.device)[:, None] * _frequencies(self._head_dim, self.device)
+        self._turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        return SlotCache(
+            layers=1,
+            slots=slots,
+            max_len=max_len,
+            heads=self._heads,
+            kv_heads=self._kv_heads,
+            head_dim=self._head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def taken(self, states: torch.Tensor) -> torch.Tensor:
+        """As `EagleNet.taken`, of states (N, D or 3D)."""
+        return states if self._fuse is None else self._fuse(states)
+
+    @torch.inference_mode()
+    def read(self, out: torch.Tensor) -> torch.Tensor:
+        """As `EagleNet.read`, of (N, D)."""
+        return out if self._norm is None else self._norm(out)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        states_ND: torch.Tensor,
+        embeds_ND: torch.Tensor,
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        positions: Sequence[int],
+        cache: SlotCache,
+        branches: Sequence[Branches | None] | None = None,
+    ) -> torch.Tensor:
+        """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them."""
+        cache.place(slots, starts, counts, None, branches)
+        turns = self._turns.index_select(0, torch.tensor(positions, device=self.device))
+        states = states_ND if self._state_norm is None else self._state_norm(states_ND)
+        return self._block(self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1)), turns, cache)
+
+
+def save_eagle(net: EagleNet, path: str | Path) -> None:
+    """Write a folder that `load_eagle` reads."""
+    settings: dict[str, Any] = {**net.settings, **({"blocks": list(net.blocks)} if net.blocks else {})}
+    save_head(path, net.kind, settings, net)
+
+
+def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
+    """The module of a folder, for this target. Raises ConfigError naming what is wrong with it, or does not fit."""
+    settings = read_settings(path, ("eagle", "eagle3"))
+    blocks = settings.pop("blocks", [])
+    check_settings(settings, _LIMITS)
+    check_target(settings, language)
+    if not isinstance(blocks, list) or not all(
+        type(each) is int and 0 <= each < language.num_layers for each in blocks
+    ):
+        raise ConfigError("blocks", blocks, f"a list of the target's blocks, 0..{language.num_layers - 1}")
+    if len(blocks) != (3 if head_kind(path) == "eagle3" else 0):
+        raise ConfigError("blocks", blocks, "three for cascade_eagle3, none for cascade_eagle")
+    with torch.device("meta"):
+        net = EagleNet(**settings, blocks=blocks)
+    return fill(net, path, language)
+
+
+def load_eagle(path: str | Path, language: LanguageModel) -> EagleHead:
+    """A head for this target. Raises ConfigError as `load_eagle_net` does."""
+    return EagleHead(load_eagle_net(path, language))
+
+
+def _frequencies(head_dim: int, device: torch.device) -> torch.Tensor:
+    return _THETA ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)

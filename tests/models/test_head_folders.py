@@ -1,0 +1,175 @@
+"""Folders of heads: what is saved is read again, and what is wrong with a folder is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toy_heads import BLOCKS, WIDTH, toy_eagle, toy_medusa, toy_target
+
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.eagle import EagleHead, EagleNet, load_eagle, load_eagle_net, save_eagle
+from cascade_runtime.models.family import family_path
+from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head, head_kind
+from cascade_runtime.models.loading import load_checkpoint
+from cascade_runtime.models.medusa import MedusaHeads, load_medusa, save_medusa
+from cluster.cli_heads import KINDS
+
+
+@pytest.fixture(scope="module")
+def language():
+    return toy_target()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    save_medusa(toy_medusa(), tmp_path / "medusa")
+    for kind in ("eagle", "eagle3"):
+        save_eagle(toy_eagle(kind), tmp_path / kind)
+    return tmp_path
+
+
+def load(path, language):
+    return load_medusa(path, language) if head_kind(path) == "medusa" else load_eagle(path, language)
+
+
+def test_what_is_saved_is_read_again_in_half_precision(folders, language) -> None:
+    for kind, made in (("medusa", toy_medusa()), ("eagle", toy_eagle("eagle")), ("eagle3", toy_eagle("eagle3"))):
+        assert head_kind(folders / kind) == kind
+        loader = load_medusa if kind == "medusa" else load_eagle_net
+        read = loader(folders / kind, language).state_dict()
+        assert read.keys() == made.state_dict().keys()
+        assert all(torch.equal(read[name], value.half().float()) for name, value in made.state_dict().items())
+    assert load_eagle(folders / "eagle3", language).blocks == BLOCKS
+    assert load_eagle(folders / "eagle", language).blocks == ()
+
+
+def test_medusa_adds_one_silu_layer_to_the_state(language) -> None:
+    heads = MedusaHeads(hidden_size=2, vocab_size=4, heads=2)
+    assert torch.equal(heads(torch.tensor([[1.0, -2.0]])), torch.tensor([[[1.0, -2.0]] * 2]))  # untrained
+    with torch.no_grad():
+        heads.weight[1] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        heads.bias[1] = torch.tensor([3.0, 0.0])
+    silu = torch.nn.functional.silu
+    wanted = torch.tensor([1.0, -2.0]) + silu(torch.tensor([-2.0 + 3.0, 1.0]))
+    assert torch.allclose(heads(torch.tensor([[1.0, -2.0]]))[0, 1], wanted)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -> None:
+    net = toy_eagle(kind)
+    head = EagleHead(net)
+    cache = head.new_cache(3, 20)
+    cache.held[0].normal_()
+    torch.manual_seed(3)
+    taken, embeds = torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
+    wanted = net(taken, embeds, mask=mask, positions=torch.arange(7))
+    for start, stop in ((0, 4), (4, 5), (5, 7)):
+        count = stop - start
+        out = head.forward(
+            taken[:, start:stop].flatten(0, 1),
+            embeds[:, start:stop].flatten(0, 1),
+            slots=[2, 0],
+            starts=[start, start],
+            counts=[count, count],
+            positions=[*range(start, stop)] * 2,
+            cache=cache,
+        )
+        assert torch.allclose(out.view(2, count, WIDTH), wanted[:, start:stop], atol=1e-4)
+        assert torch.allclose(head.read(out), net.read(out), atol=1e-5)
+    states = torch.randn(5, 3 * WIDTH if kind == "eagle3" else WIDTH)
+    assert torch.allclose(head.taken(states), net.taken(states), atol=1e-4)
+    assert head.nbytes == 4 * sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"hidden_size": 64}, "hidden_size"),
+        ({"vocab_size": 25}, "vocab_size"),
+        ({"vocab_size": "24"}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"hidden_size": 10**9}, "hidden_size"),
+        ({"layers": 3}, "config.json"),
+        ({"model_type": "cascade_adapter"}, "model_type"),
+    ],
+)
+def test_another_targets_head_and_a_wrong_field_are_refused_by_name(folders, language, kind, change, field) -> None:
+    path = folders / kind / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match=field):
+        load(folders / kind, language)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "field"),
+    [
+        ("medusa", {"heads": 0}, "heads"),
+        ("medusa", {"heads": 2}, "weight"),
+        ("eagle", {"num_attention_heads": 3}, "num_attention_heads"),
+        ("eagle", {"blocks": [0, 1, 2]}, "blocks"),
+        ("eagle3", {"blocks": [0, 1]}, "blocks"),
+        ("eagle3", {"blocks": [0, 1, 4]}, "blocks"),
+        ("eagle3", {"blocks": "abc"}, "blocks"),
+        ("eagle3", {"intermediate_size": 48}, "mlp"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(folders, language, kind, change, field) -> None:
+    path = folders / kind / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ConfigError, match=field):
+        load(folders / kind, language)
+
+
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_tensors_that_are_missing_too_many_or_not_numbers_are_refused(folders, language, kind) -> None:
+    file = folders / kind / "model.safetensors"
+    whole = load_file(file)
+    name = sorted(whole)[0]
+    wrongs = (
+        ({key: value for key, value in whole.items() if key != name}, name),
+        ({**whole, "more": torch.zeros(2)}, "more"),
+        ({**whole, name: torch.zeros(3)}, name),
+        ({**whole, name: whole[name].to(torch.int32)}, "finite"),
+        ({**whole, name: torch.full_like(whole[name], torch.nan)}, "finite"),
+    )
+    for tensors, told in wrongs:
+        save_file(tensors, file)
+        with pytest.raises(ConfigError, match=told):
+            load(folders / kind, language)
+    file.write_bytes(b"\x08\0\0\0\0\0\0\0garbage")
+    with pytest.raises(ConfigError, match="safetensors"):
+        load(folders / kind, language)
+    file.unlink()
+    with pytest.raises(ConfigError, match="safetensors"):
+        load(folders / kind, language)
+
+
+def test_a_medusa_folder_is_no_eagle(folders, language) -> None:
+    with pytest.raises(ConfigError, match="cascade_medusa"):
+        load_eagle(folders / "medusa", language)
+    with pytest.raises(ConfigError, match="blocks"):
+        EagleNet(
+            hidden_size=32,
+            vocab_size=24,
+            intermediate_size=8,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            blocks=(1, 2),
+        )
+
+
+def test_the_bundled_heads_are_small_and_fit_the_bundled_heavy() -> None:
+    assert KINDS == HEAD_KINDS
+    language = load_checkpoint(family_path("heavy"), parts=("language",)).language
+    assert language is not None
+    for kind in HEAD_KINDS:
+        assert sum(file.stat().st_size for file in bundled_head(kind).iterdir()) < 1.5e6
+        assert head_kind(bundled_head(kind)) == kind
+        load(bundled_head(kind), language)
+    with pytest.raises(ConfigError, match="hydra"):
+        bundled_head("hydra")
