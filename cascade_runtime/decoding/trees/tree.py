@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,6 +45,10 @@ class Tree:
         """The so many nodes with the most probable paths; a node's parent is never less probable than itself."""
         kept = sorted(sorted(range(len(self)), key=lambda node: (-self.values[node], node))[:nodes])
         return self.only(kept)
+
+    def worst_of(self, nodes: int) -> float:
+        """The value of the last of `best(nodes)`; -inf where there are fewer."""
+        return heapq.nlargest(nodes, self.values)[-1] if len(self) >= nodes > 0 else -math.inf
 
     def only(self, nodes: Iterable[int]) -> Tree:
         """These nodes, ascending, every one's parent among them."""
