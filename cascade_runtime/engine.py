@@ -5,7 +5,9 @@
 A cascade of levels 0 .. n-1, lightest first; n = 1 is plain autoregressive decoding. `_propose(k, ...)` is the
 definition: level 0 proposes by choosing one token after another; level k > 0 lets level k-1 propose, looks along the
 proposal in one pass, keeps the run that equals its own choices and adds its next own choice. The last level's prefix
-is the answer. So the answer is the last level's own sequence of choices, whatever the others do.
+is the answer. So the answer is the last level's own sequence of choices, whatever the others do. What is kept is for
+the recipe's rule of acceptance to say (`decoding/acceptance/`); that is the default one, under "ratio" the answer is
+a draw from the last level's law, and what is named lossy is neither.
 
 Requests of a batch advance together, raggedly; one that ends makes room for the next that waits. Nothing overlaps in
 here: overlap is what `actors/` are for.
@@ -22,6 +24,8 @@ from typing import cast
 
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
+from cascade_runtime.decoding.acceptance.acceptance import Claims
+from cascade_runtime.decoding.acceptance.from_recipe import acceptance_from_recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
@@ -48,6 +52,7 @@ class _Live:
     started: float
     notes: list[str]
     answer: Tokens = field(default_factory=list)
+    claims: Claims = field(default_factory=dict)
     passes: int = 0
     first_token_ms: float = 0.0
     shown: int = 0
@@ -79,6 +84,9 @@ class Engine:
         self.levels = list(levels)
         self.front_end = front_end
         self.gammas = recipe.cascade.num_draft_tokens
+        self.acceptance = acceptance_from_recipe(recipe)
+        for level in self.levels:
+            level.decoder.tells_laws = self.acceptance.weighs_laws
         check_one_vocabulary({level.name: level.tokenizer_tag() for level in self.levels})
 
     @classmethod
@@ -123,6 +131,7 @@ class Engine:
         for one, tokens in zip(rows, self._advance(top, rows, [one.answer for one in rows], None), strict=True):
             one.answer += tokens
             one.passes += 1
+            one.claims.clear()
         for index, one in list(live.items()):
             if len(one.answer) == before[index]:
                 del live[index]
@@ -163,14 +172,15 @@ class Engine:
         failed).
         """
         drafts: list[Tokens] = [[] for _ in rows]
+        own = self.acceptance.own
         if k:
-            room = [one.limit - len(base) - 1 for one, base in zip(rows, bases, strict=True)]
+            room = [one.limit - len(base) - own for one, base in zip(rows, bases, strict=True)]
             wants = [max(0, min(self.gammas[k - 1], left)) for left in room]
             if most is not None:
-                wants = [min(want, left - 1) for want, left in zip(wants, most, strict=True)]
+                wants = [min(want, left - own) for want, left in zip(wants, most, strict=True)]
             drafts = self._propose(k - 1, rows, bases, wants)
         extensions = [
-            Extension(one.row(k), [token for token, _ in base], [token for token, _ in draft])
+            Extension(one.row(k), [token for token, _ in base], [token for token, _ in draft[: len(draft) - 1 + own]])
             for one, base, draft in zip(rows, bases, drafts, strict=True)
         ]
         choices = self.levels[k].decoder.extend(extensions)
@@ -185,14 +195,13 @@ class Engine:
             self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
             return []
-        accepted = 0
-        while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
-            accepted += 1
+        row, seed = one.row(k), one.request.sampling.seed
+        accepted, says = self.acceptance.settle(k, seed, one.claims, row.laws, [token for token, _ in draft], choices)
         kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
         ended = one.ended(kept)
         if k:
-            one.edges[k - 1].observe(len(draft), accepted, bonus=0 if ended else 1)
-        return kept if ended else [*kept, (choices[accepted], 1 << k)]
+            one.edges[k - 1].observe(len(draft), accepted, bonus=0 if ended or says is None else 1)
+        return kept if ended or says is None else [*kept, (says, 1 << k)]
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()
@@ -208,8 +217,10 @@ class Engine:
                 if row is not None:
                     level.decoder.release(row)
             raise
+        if self.acceptance.note and any(rows[:-1]):
+            notes.append(self.acceptance.note)
         names = [level.name for level in self.levels]
-        edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
+        edges = [EdgeCounters(f"{light}-{heavy}{self.acceptance.mark}") for light, heavy in itertools.pairwise(names)]
         return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
 
     @staticmethod

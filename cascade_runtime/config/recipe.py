@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cascade_runtime.config.acceptance import RULES, SHARED_NOISE, AcceptanceConfig, FuzzyConfig
 from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
@@ -27,7 +28,9 @@ class CascadeConfig:
     against dense) or "aligned" (it sees accepted aligned features: approximate). num_draft_tokens: per edge, how many
     drafts make up one block. window: how many tokens a stage may run ahead of what its verifier confirmed. slots: rows
     held at once by each stage; max_len: positions in each slot, prompt and answer together. prefill_tokens: positions
-    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows.
+    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows. acceptance:
+    the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process only, and those named
+    lossy do not give the target's answer.
     """
 
     name: str
@@ -38,6 +41,7 @@ class CascadeConfig:
     slots: int = 8
     max_len: int = 1024
     prefill_tokens: int = 512
+    acceptance: str = SHARED_NOISE
 
     def __post_init__(self) -> None:
         where = "cascade"
@@ -68,6 +72,7 @@ class CascadeConfig:
         integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
         integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
         integer(ConfigError, f"{where}.prefill_tokens", self.prefill_tokens, 1, 1_048_576)
+        choice(f"{where}.acceptance", self.acceptance, tuple(RULES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,7 @@ class Recipe:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     emulation: EmulationConfig | None = None
+    acceptance: AcceptanceConfig | None = None  # the defaults of the cascade's rule
 
     def __post_init__(self) -> None:
         names = tuple(stage.name for stage in self.stages)
@@ -173,6 +179,7 @@ class Recipe:
         if self.cascade.mode == "aligned" and self.encoder is None:
             raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
         self._check_emulation()
+        self._check_acceptance()
         for place in [*self.stages[-1:], *self.stages[1:], *filter(None, (self.encoder, self.adapter))]:
             if place.drafter == "lookup":
                 raise ConfigError(
@@ -194,6 +201,25 @@ class Recipe:
             raise ConfigError("emulation", self.emulation, "an [emulation] table where the stages are emulated only")
         if self.emulation is not None:
             self.emulation.check_edges(len(self.stages) - 1)
+
+    def _check_acceptance(self) -> None:
+        rule = self.cascade.acceptance
+        kind = RULES[rule]
+        if self.acceptance is not None and not isinstance(self.acceptance, kind):
+            raise ConfigError("acceptance", self.acceptance, f"what {rule} takes: {kind.__name__}")
+        if rule != SHARED_NOISE and self.emulation is not None:
+            raise ConfigError("cascade.acceptance", rule, f"{SHARED_NOISE}: emulated devices say tokens and no laws")
+        if isinstance(self.acceptance, FuzzyConfig):
+            self.acceptance.per_edge(len(self.stages) - 1)
+
+    def check_runs_apart(self) -> None:
+        """Raise `ConfigError` where the stages cannot run apart from each other, as pipelines run them."""
+        if self.cascade.acceptance != SHARED_NOISE:
+            raise ConfigError(
+                "cascade.acceptance",
+                self.cascade.acceptance,
+                f"{SHARED_NOISE}: the drafts of a pipeline are hints without laws; other rules run in one process",
+            )
 
     @property
     def name(self) -> str:
@@ -282,6 +308,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
         "policy": PolicyConfig,
         "deadlines": DeadlineConfig,
         "emulation": EmulationConfig,
+        "acceptance": RULES[cascade.acceptance],
     }
     for key, kind in kinds.items():
         if key in table:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.acceptance.law import Law, laws
 from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.errors import CapacityError, InputError, PromptTooLong
 from cascade_runtime.models.language import LanguageModel
@@ -57,6 +58,7 @@ class Row:
     sampling: SamplingParams
     held: int = 0  # positions in the cache, prompt included
     tokens: list[int] = field(default_factory=list)  # answer tokens in the cache
+    laws: dict[int, Law] = field(default_factory=dict)  # of its last pass's choices, by position, where they are told
     confidence: float = 1.0  # the model's probability of its last choice but noise, where the decoder tells it
     poisoned: bool = False  # non-finite numbers were written to the slot
     released: bool = False
@@ -84,7 +86,8 @@ class Decoder:
     """Rows of requests over one language model. Not thread-safe: one loop owns it.
 
     compiled: compile passes of one row (`models/compiled.py`), on a CPU. tells_confidence: keep, per row, the largest
-    probability of the last position of each pass.
+    probability of the last position of each pass. tells_laws: keep, per row, what each choice of the last pass was
+    drawn from.
     """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int, compiled: bool = False) -> None:
@@ -98,6 +101,7 @@ class Decoder:
         self.tokens_fed = 0
         self.tokens_shared = 0
         self.tells_confidence = False
+        self.tells_laws = False
 
     @property
     def free_slots(self) -> int:
@@ -199,6 +203,9 @@ class Decoder:
             for plan in plans:
                 for _ in range(plan.choices):
                     plan.row.confidence = next(sure)
+        if self.tells_laws:
+            for plan, mine in zip(plans, logits.split([plan.choices for plan in plans]), strict=True):
+                plan.row.laws = dict(enumerate(laws(mine, plan.row.sampling), len(plan.wanted) - plan.choices + 1))
         flat = iter(choose(logits, params, indices))
         return [self._settle(plan, [next(flat) for _ in range(plan.choices)]) for plan in plans]
 
