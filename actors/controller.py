@@ -100,6 +100,7 @@ class Controller:
     """One pipeline's front. Threads call `generate` and `stream`; at most `slots` requests run, `MAX_WAITING` wait."""
 
     def __init__(self, recipe: Recipe, stages: Stages) -> None:
+        recipe.check_runs_apart()
         self.recipe, self.stages = recipe, stages
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)

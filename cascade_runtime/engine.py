@@ -6,7 +6,10 @@ A cascade of levels 0 .. n-1, lightest first; n = 1 is plain autoregressive deco
 definition: level 0 proposes by choosing one token after another; level k > 0 lets level k-1 propose, looks along the
 proposal in one pass, keeps the run that equals its own choices and adds its next own choice. The last level's prefix
 is the answer. So the answer is the last level's own sequence of choices, whatever the others do. Where the recipe has
-a [tree], level 0 proposes one, and level 1 keeps the path through it that equals its own choices.
+a [tree], level 0 proposes one, and level 1 keeps the path through it that equals its own choices; heads beside a target
+that is alone propose to it in the same way. What is kept is for the recipe's rule of acceptance to say
+(`decoding/acceptance/`): that was the default one, under "ratio" the answer is a draw from the last level's law, and
+what is named lossy is neither.
 
 Requests of a batch advance together, raggedly; one that ends makes room for the next that waits. Nothing overlaps in
 here: overlap is what `actors/` are for.
@@ -23,6 +26,9 @@ from typing import cast
 
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
+from cascade_runtime.decoding.acceptance.acceptance import Claims
+from cascade_runtime.decoding.acceptance.from_recipe import acceptance_from_recipe
+from cascade_runtime.decoding.beside import Heads
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
 from cascade_runtime.decoding.row import Extension, Row
@@ -50,15 +56,6 @@ class _Proposal:
         """Tokens of the longest path."""
         return len(self.tokens) if self.tree is None else 1 + max(self.tree.depths, default=-1)
 
-    def accepted(self, choices: Sequence[int]) -> list[int]:
-        """Which of the tokens, in order, are what was chosen before them."""
-        if self.tree is not None:
-            return self.tree.follow(choices)
-        run = 0
-        while run < len(self.tokens) and self.tokens[run][0] == choices[run]:
-            run += 1
-        return list(range(run))
-
 
 @dataclass(eq=False)
 class _Live:
@@ -72,6 +69,7 @@ class _Live:
     started: float
     notes: list[str]
     answer: Tokens = field(default_factory=list)
+    claims: Claims = field(default_factory=dict)
     passes: int = 0
     first_token_ms: float = 0.0
     shown: int = 0
@@ -103,8 +101,12 @@ class Engine:
         self.levels = list(levels)
         self.front_end = front_end
         self.gammas = recipe.cascade.num_draft_tokens
-        light = self.levels[0]
-        self.grower = Grower(light.decoder, shape_of(recipe.tree), light.ends) if recipe.tree else None
+        light, heads = self.levels[0], recipe.target.heads
+        self.grower = Grower(light.decoder, shape_of(recipe.tree), light.ends) if recipe.tree and not heads else None
+        self.heads = Heads(recipe.target, recipe.tree, light.decoder) if heads else None
+        self.acceptance = acceptance_from_recipe(recipe)
+        for level in self.levels:
+            level.decoder.tells_laws = self.acceptance.weighs_laws
         check_one_vocabulary({level.name: level.tokenizer_tag() for level in self.levels})
 
     @classmethod
@@ -149,6 +151,9 @@ class Engine:
         for one, tokens in zip(rows, self._advance(top, rows, [one.answer for one in rows], None), strict=True):
             one.answer += tokens
             one.passes += 1
+            one.claims.clear()
+            if self.heads is not None and tokens:
+                self.heads.observe(one.row(top), [token for token, _ in one.answer])
         for index, one in list(live.items()):
             if len(one.answer) == before[index]:
                 del live[index]
@@ -188,11 +193,14 @@ class Engine:
         """One pass of level k over what level k-1 proposes: the kept run and one token of its own (or nothing:
         failed).
         """
-        proposals = [_Proposal([]) for _ in rows]
-        if k:
-            room = [one.limit - len(base) - 1 for one, base in zip(rows, bases, strict=True)]
-            if most is not None:
-                room = [min(each, left - 1) for each, left in zip(room, most, strict=True)]
+        proposals, own = [_Proposal([]) for _ in rows], self.acceptance.own
+        room = [one.limit - len(base) - own for one, base in zip(rows, bases, strict=True)]
+        if most is not None:
+            room = [min(each, left - own) for each, left in zip(room, most, strict=True)]
+        if not k and self.heads is not None:
+            trees = self.heads.grow([one.row(0) for one in rows], room)
+            proposals = [self._proposed(k, one, base, tree) for one, base, tree in zip(rows, bases, trees, strict=True)]
+        elif k:
             if k == 1 and self.grower is not None:
                 proposals = self._grow(self.grower, rows, bases, room)
             else:
@@ -202,7 +210,7 @@ class Engine:
             Extension(
                 one.row(k),
                 [token for token, _ in base],
-                [token for token, _ in each.tokens],
+                [token for token, _ in each.tokens[: len(each.tokens) - 1 + own]],
                 parents=None if each.tree is None else each.tree.parents,
             )
             for one, base, each in zip(rows, bases, proposals, strict=True)
@@ -221,25 +229,36 @@ class Engine:
         mine = [rows[i].row(0) for i in going]
         trees = grower.grow(mine, [[token for token, _ in bases[i]] for i in going], [deepest[i] for i in going])
         for i, row, tree in zip(going, mine, trees, strict=True):
-            target = rows[i].row(1)
-            tree = tree.only(range(min(len(tree), self.levels[1].decoder.room(target, len(bases[i])))))
-            proposals[i] = _Proposal([(token, 1) for token in tree.tokens], tree)
+            proposals[i] = self._proposed(1, rows[i], bases[i], tree)
             if row.poisoned:
                 self.levels[0].decoder.release(row)
                 rows[i].rows[0] = None  # the others go on without it
         return proposals
+
+    def _proposed(self, k: int, one: _Live, base: Tokens, tree: Tree) -> _Proposal:
+        """A tree for level k, as far as its slot has room."""
+        tree = tree.only(range(min(len(tree), self.levels[k].decoder.room(one.row(k), len(base)))))
+        return _Proposal([(token, 1) for token in tree.tokens], tree)
 
     def _keep(self, k: int, one: _Live, proposal: _Proposal, choices: list[int]) -> Tokens:
         if NOT_FINITE in choices:
             self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
             return []
-        accepted = proposal.accepted(choices)
+        row, drafts = one.row(k), [token for token, _ in proposal.tokens]
+        if proposal.tree is not None:
+            accepted = proposal.tree.follow(choices)
+            says: int | None = choices[accepted[-1] + 1 if accepted else 0]
+        else:
+            seed = one.request.sampling.seed
+            run, says = self.acceptance.settle(k, seed, one.claims, row.laws, drafts, choices)
+            accepted = list(range(run))
         kept = [(token, mask | 1 << k) for token, mask in (proposal.tokens[at] for at in accepted)]
         ended = one.ended(kept)
-        if k:
-            one.edges[k - 1].observe(proposal.depth, len(accepted), bonus=0 if ended else 1)
-        return kept if ended else [*kept, (choices[accepted[-1] + 1 if accepted else 0], 1 << k)]
+        if one.edges and (k or self.heads is not None):
+            bonus = 0 if ended or says is None else 1
+            one.edges[max(k - 1, 0)].observe(proposal.depth, len(accepted), bonus=bonus)
+        return kept if ended or says is None else [*kept, (says, 1 << k)]
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()
@@ -255,8 +274,10 @@ class Engine:
                 if row is not None:
                     level.decoder.release(row)
             raise
-        names = [level.name for level in self.levels]
-        edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
+        if self.acceptance.note and any(rows[:-1]):
+            notes.append(self.acceptance.note)
+        names = [*([self.heads.kind] if self.heads else []), *(level.name for level in self.levels)]
+        edges = [EdgeCounters(f"{light}-{heavy}{self.acceptance.mark}") for light, heavy in itertools.pairwise(names)]
         return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
 
     @staticmethod
@@ -273,6 +294,8 @@ class Engine:
             return None
 
     def _release(self, one: _Live) -> None:
+        if self.heads is not None and one.rows[-1] is not None:
+            self.heads.forget(one.rows[-1])
         for level, row in zip(self.levels, one.rows, strict=True):
             if row is not None:
                 level.decoder.release(row)

@@ -11,6 +11,7 @@
       .deadlines          how long anything may wait                                    [deadlines]
       .tree               the tree that the lightest level drafts, or None for a chain  [tree]
       .emulation          what emulated devices say, or None where models run           [emulation]
+      .acceptance         parameters of the rule that `cascade.acceptance` names        [acceptance]
 
 Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
 this machine can run it is another question (`cascade doctor`). Unknown keys raise; numbers are bounded; nothing is

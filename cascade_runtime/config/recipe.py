@@ -9,7 +9,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cascade_runtime.config.acceptance import RULES, SHARED_NOISE, AcceptanceConfig
 from cascade_runtime.config.checks import NAME, choice, integer, number
+from cascade_runtime.config.drafting import check_drafting, check_runs_apart
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.config.tree import TreeConfig
@@ -28,7 +30,9 @@ class CascadeConfig:
     against dense) or "aligned" (it sees accepted aligned features: approximate). num_draft_tokens: per edge, how many
     drafts make up one block. window: how many tokens a stage may run ahead of what its verifier confirmed. slots: rows
     held at once by each stage; max_len: positions in each slot, prompt and answer together. prefill_tokens: positions
-    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows.
+    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows. acceptance:
+    the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process only, and those named
+    lossy do not give the target's answer.
     """
 
     name: str
@@ -39,6 +43,7 @@ class CascadeConfig:
     slots: int = 8
     max_len: int = 1024
     prefill_tokens: int = 512
+    acceptance: str = SHARED_NOISE
 
     def __post_init__(self) -> None:
         where = "cascade"
@@ -69,6 +74,7 @@ class CascadeConfig:
         integer(ConfigError, f"{where}.slots", self.slots, 1, 4096)
         integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
         integer(ConfigError, f"{where}.prefill_tokens", self.prefill_tokens, 1, 1_048_576)
+        choice(f"{where}.acceptance", self.acceptance, tuple(RULES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +171,7 @@ class Recipe:
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     emulation: EmulationConfig | None = None
     tree: TreeConfig | None = None
+    acceptance: AcceptanceConfig | None = None  # the defaults of the cascade's rule
 
     def __post_init__(self) -> None:
         names = tuple(stage.name for stage in self.stages)
@@ -186,8 +193,11 @@ class Recipe:
         if self.stages[0].drafter == "lookup" and self.stages[0].emulated:
             raise ConfigError(f"stages.{self.stages[0].name}.drafter", "lookup", "model, where the device is emulated")
 
-        if self.tree and (len(self.stages) < 2 or self.stages[0].drafter != "model" or self.stages[0].emulated):
-            raise ConfigError("tree", self.tree.kind, "no [tree], unless the lightest of several levels is a model")
+        check_drafting(self)
+
+    def check_runs_apart(self) -> None:
+        """Raise `ConfigError` where the stages cannot run apart from each other, as pipelines run them."""
+        check_runs_apart(self)
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""
@@ -288,6 +298,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
         "deadlines": DeadlineConfig,
         "emulation": EmulationConfig,
         "tree": TreeConfig,
+        "acceptance": RULES[cascade.acceptance],
     }
     for key, kind in kinds.items():
         if key in table:

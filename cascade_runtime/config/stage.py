@@ -23,6 +23,8 @@ class StageConfig:
     compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
     drafter: "lookup" makes the lightest stage propose what followed the same words in earlier answers; of its
     checkpoint it takes the tokenizer, and no weights.
+    heads: "family:<kind>" or a folder of drafting heads (`cascade train heads`) that live beside a target which is the
+    only level, read its states, and draft for it.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -41,6 +43,7 @@ class StageConfig:
     profile: Profile | None = None
     compile: bool = False
     drafter: str = "model"
+    heads: str = ""
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -54,6 +57,8 @@ class StageConfig:
         choice(f"{where}.drafter", self.drafter, ("model", "lookup"))
         if not isinstance(self.compile, bool) or (self.compile and (self.emulated or self.drafter == "lookup")):
             raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
+        if not isinstance(self.heads, str) or len(self.heads) > 1024 or (self.heads and self.emulated):
+            raise ConfigError(f"{where}.heads", self.heads, "family:<kind> or a folder, where a model runs")
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)

@@ -45,6 +45,12 @@ def _splitmix64(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift(x, 31)
 
 
+def derived_seed(seed: int, purpose: int) -> int:
+    """The seed of another stream of noise for the same request, one per purpose (an integer from 1 on)."""
+    first = _splitmix64(torch.tensor(_signed(seed)))
+    return int(_splitmix64(first ^ _signed(purpose << 32)))  # no position of an answer is as large
+
+
 def uniform_noise(
     seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device | str = "cpu"
 ) -> torch.Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.acceptance.law import laws
 from cascade_runtime.decoding.choice import NOT_FINITE, choose
 from cascade_runtime.decoding.grouping import attending
 from cascade_runtime.decoding.plan import Plan, plan
@@ -40,6 +41,7 @@ class Decoder:
     compiled: compile passes of one row (`models/compiled.py`), on a CPU. tells_confidence: keep, per row, the largest
     probability of the last position of each pass. keeps: keep, per row, the states of its last pass: what these blocks
     put out, side by side, the last norm counted as one more block; such passes take no shortcut.
+    tells_laws: keep, per row, what each choice of the last pass was drawn from.
     """
 
     def __init__(self, language: LanguageModel, *, slots: int, max_len: int, compiled: bool = False) -> None:
@@ -51,6 +53,7 @@ class Decoder:
         self.passes = 0
         self.tokens_fed = 0
         self.tells_confidence = False
+        self.tells_laws = False
         self.keeps: tuple[int, ...] = ()
 
     @property
@@ -138,6 +141,9 @@ class Decoder:
             for each in plans:
                 for _ in range(each.choices):
                     each.row.confidence = next(sure)
+        if self.tells_laws:
+            for each, mine in zip(plans, logits.split([each.choices for each in plans]), strict=True):
+                each.row.laws = dict(zip(each.chosen_at, laws(mine, each.row.sampling), strict=True))
         params = [each.row.sampling for each in plans for _ in range(each.choices)]
         flat = iter(choose(logits, params, [at for each in plans for at in each.chosen_at]))
         return [self._settled(each, [next(flat) for _ in range(each.choices)]) for each in plans]

@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from cascade_runtime.config import CascadeConfig, StageConfig
+from cascade_runtime.decoding.acceptance.law import certain
 from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.level import Level
 from cascade_runtime.decoding.row import PromptEmbeds, Row
@@ -110,6 +111,9 @@ class LookupDecoder(Decoder):
             known = found is not None and 0 <= found < self.language.vocab_size
             row.confidence = 1.0 if known else 0.0
             out.append(cast(int, found) if known else 0)
+        if self.tells_laws:
+            first = len(wanted) - count + 1
+            row.laws = {first + i: certain(token, self.language.vocab_size) for i, token in enumerate(out)}
         return out
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from cascade_runtime.config import SamplingParams
+from cascade_runtime.decoding.acceptance.law import Law
 from cascade_runtime.errors import PromptTooLong
 
 
@@ -51,6 +52,7 @@ class Row:
     held: int = 0  # positions in the cache, prompt included
     tokens: list[int] = field(default_factory=list)
     above: list[int] | None = None
+    laws: dict[int, Law] = field(default_factory=dict)  # of its last pass's choices, by position, where they are told
     confidence: float = 1.0  # the model's probability of its last choice but noise, where the decoder tells it
     states: States | None = None  # of the last pass, where the decoder keeps them
     poisoned: bool = False  # non-finite numbers were written to the slot
