@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 from cascade_runtime.decoding.decoder import Decoder
-from cascade_runtime.decoding.draft_tree import DraftTree
 from cascade_runtime.decoding.heads import Ask, load_drafter
 from cascade_runtime.decoding.row import Extension
+from cascade_runtime.decoding.trees import Tree
 from cascade_runtime.evaluation.simulated import draw_exam
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.eagle import load_eagle_net
@@ -115,7 +115,7 @@ def _proposals(model: Any, folder: Path, questions: Sequence[Asked]) -> dict[str
     told = {name: Proposed() for name in SHAPES}
     for asked in questions:
         row = decoder.admit(asked.prompt, GREEDY)
-        answer, trees = list[int](), list[dict[str, DraftTree]]()
+        answer, trees = list[int](), list[dict[str, Tree]]()
         while not answer or (answer[-1] not in model.language.eos_token_ids and len(answer) < GREEDY.max_tokens):
             (chosen,) = decoder.extend([Extension(row, answer)])
             answer += chosen
@@ -138,7 +138,7 @@ def _proposals(model: Any, folder: Path, questions: Sequence[Asked]) -> dict[str
     return found
 
 
-def _right(tree: DraftTree, truth: Sequence[int]) -> int:
+def _right(tree: Tree, truth: Sequence[int]) -> int:
     """How many nodes of a tree lie on the path that the answer took."""
     node = -1
     for count, token in enumerate(truth):

@@ -5,7 +5,8 @@
 A cascade of levels 0 .. n-1, lightest first; n = 1 is plain autoregressive decoding. `_propose(k, ...)` is the
 definition: level 0 proposes by choosing one token after another; level k > 0 lets level k-1 propose, looks along the
 proposal in one pass, keeps the run that equals its own choices and adds its next own choice. The last level's prefix
-is the answer. So the answer is the last level's own sequence of choices, whatever the others do.
+is the answer. So the answer is the last level's own sequence of choices, whatever the others do. Where the recipe has
+a [tree], level 0 proposes one, and level 1 keeps the path through it that equals its own choices.
 
 Requests of a batch advance together, raggedly; one that ends makes room for the next that waits. Nothing overlaps in
 here: overlap is what `actors/` are for.
@@ -26,6 +27,7 @@ from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
 from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.decoding.trees import Grower, Tree, shape_of
 from cascade_runtime.emulation.loading import load_branch, load_level, load_verifier
 from cascade_runtime.errors import CascadeError, StageError
 from cascade_runtime.events import Events
@@ -34,6 +36,28 @@ from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 Tokens = list[tuple[int, int]]  # (token id, mask of the stages that stand by it)
+
+
+@dataclass(frozen=True)
+class _Proposal:
+    """What a level looks along: a chain, or the nodes of a tree."""
+
+    tokens: Tokens
+    tree: Tree | None = None
+
+    @property
+    def depth(self) -> int:
+        """Tokens of the longest path."""
+        return len(self.tokens) if self.tree is None else 1 + max(self.tree.depths, default=-1)
+
+    def accepted(self, choices: Sequence[int]) -> list[int]:
+        """Which of the tokens, in order, are what was chosen before them."""
+        if self.tree is not None:
+            return self.tree.follow(choices)
+        run = 0
+        while run < len(self.tokens) and self.tokens[run][0] == choices[run]:
+            run += 1
+        return list(range(run))
 
 
 @dataclass(eq=False)
@@ -79,6 +103,8 @@ class Engine:
         self.levels = list(levels)
         self.front_end = front_end
         self.gammas = recipe.cascade.num_draft_tokens
+        light = self.levels[0]
+        self.grower = Grower(light.decoder, shape_of(recipe.tree), light.ends) if recipe.tree else None
         check_one_vocabulary({level.name: level.tokenizer_tag() for level in self.levels})
 
     @classmethod
@@ -162,37 +188,58 @@ class Engine:
         """One pass of level k over what level k-1 proposes: the kept run and one token of its own (or nothing:
         failed).
         """
-        drafts: list[Tokens] = [[] for _ in rows]
+        proposals = [_Proposal([]) for _ in rows]
         if k:
             room = [one.limit - len(base) - 1 for one, base in zip(rows, bases, strict=True)]
-            wants = [max(0, min(self.gammas[k - 1], left)) for left in room]
             if most is not None:
-                wants = [min(want, left - 1) for want, left in zip(wants, most, strict=True)]
-            drafts = self._propose(k - 1, rows, bases, wants)
+                room = [min(each, left - 1) for each, left in zip(room, most, strict=True)]
+            if k == 1 and self.grower is not None:
+                proposals = self._grow(self.grower, rows, bases, room)
+            else:
+                wants = [max(0, min(self.gammas[k - 1], each)) for each in room]
+                proposals = [_Proposal(chain) for chain in self._propose(k - 1, rows, bases, wants)]
         extensions = [
-            Extension(one.row(k), [token for token, _ in base], [token for token, _ in draft])
-            for one, base, draft in zip(rows, bases, drafts, strict=True)
+            Extension(
+                one.row(k),
+                [token for token, _ in base],
+                [token for token, _ in each.tokens],
+                parents=None if each.tree is None else each.tree.parents,
+            )
+            for one, base, each in zip(rows, bases, proposals, strict=True)
         ]
         choices = self.levels[k].decoder.extend(extensions)
         for i, chosen in enumerate(choices):
-            if NOT_FINITE in chosen and drafts[i]:  # one draft may have spoilt the pass: ask again without any
-                drafts[i] = []
+            if NOT_FINITE in chosen and proposals[i].tokens:  # one draft may have spoilt the pass: ask without any
+                proposals[i] = _Proposal([])
                 (choices[i],) = self.levels[k].decoder.extend([Extension(rows[i].row(k), extensions[i].prefix)])
-        return [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
+        return [self._keep(k, *each) for each in zip(rows, proposals, choices, strict=True)]
 
-    def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
+    def _grow(self, grower: Grower, rows: list[_Live], bases: list[Tokens], deepest: list[int]) -> list[_Proposal]:
+        """Level 0 proposes a tree to each row that it still takes part in."""
+        proposals = [_Proposal([], Tree()) for _ in rows]
+        going = [i for i, (one, base) in enumerate(zip(rows, bases, strict=True)) if one.goes_on(0, base[:0])]
+        mine = [rows[i].row(0) for i in going]
+        trees = grower.grow(mine, [[token for token, _ in bases[i]] for i in going], [deepest[i] for i in going])
+        for i, row, tree in zip(going, mine, trees, strict=True):
+            target = rows[i].row(1)
+            tree = tree.only(range(min(len(tree), self.levels[1].decoder.room(target, len(bases[i])))))
+            proposals[i] = _Proposal([(token, 1) for token in tree.tokens], tree)
+            if row.poisoned:
+                self.levels[0].decoder.release(row)
+                rows[i].rows[0] = None  # the others go on without it
+        return proposals
+
+    def _keep(self, k: int, one: _Live, proposal: _Proposal, choices: list[int]) -> Tokens:
         if NOT_FINITE in choices:
             self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
             return []
-        accepted = 0
-        while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
-            accepted += 1
-        kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
+        accepted = proposal.accepted(choices)
+        kept = [(token, mask | 1 << k) for token, mask in (proposal.tokens[at] for at in accepted)]
         ended = one.ended(kept)
         if k:
-            one.edges[k - 1].observe(len(draft), accepted, bonus=0 if ended else 1)
-        return kept if ended else [*kept, (choices[accepted], 1 << k)]
+            one.edges[k - 1].observe(proposal.depth, len(accepted), bonus=0 if ended else 1)
+        return kept if ended else [*kept, (choices[accepted[-1] + 1 if accepted else 0], 1 << k)]
 
     def _admit(self, request: GenerateRequest) -> _Live:
         started = time.perf_counter()

@@ -147,6 +147,8 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
     Raises `ConfigError` where the cluster cannot hold the recipe or the checkpoints do not fit together, and
     `DeadlineExceeded` when it is not up within `deadlines.start_s`. Whatever was started by then is taken down again.
     """
+    if recipe.tree is not None:
+        raise ConfigError("tree", recipe.tree.kind, "none on Ray, where drafts travel as chains; in-process has trees")
     deadline = time.monotonic() + recipe.deadlines.start_s
     owns_ray = _connect(recipe, address, report)
     actors: list[RayStage] = []

@@ -10,8 +10,8 @@ from transformers import Qwen2Config, Qwen2Model
 
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Decoder
-from cascade_runtime.decoding.draft_tree import DraftTree
 from cascade_runtime.decoding.row import PromptEmbeds
+from cascade_runtime.decoding.trees import Tree
 from cascade_runtime.models.eagle import EagleNet
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.medusa import MedusaHeads
@@ -117,14 +117,14 @@ def target_states(
     return torch.cat([{**keep, LAYERS: hidden}[block] for block in blocks], -1)
 
 
-def paths(tree: DraftTree) -> dict[tuple[int, ...], float]:
+def paths(tree: Tree) -> dict[tuple[int, ...], float]:
     """Token path -> what its last node is worth."""
     found: list[tuple[int, ...]] = []
     for i, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
         assert -1 <= parent < i
         found.append((*(found[parent] if parent >= 0 else ()), token))
     assert len(set(found)) == len(found)
-    return dict(zip(found, tree.log_probs, strict=True))
+    return dict(zip(found, tree.values, strict=True))
 
 
 def new_decoder(language: LanguageModel, slots: int = 3) -> Decoder:

@@ -7,6 +7,7 @@ steps     a pass of LLaVA-OneVision's language side, 0.5B, 7B, and as many layer
           by rows, tokens a row and context: as separate launches, as a captured graph, and as a stage runs it
           (`Decoder.extend`, choices on the host); the graph's share of the roofline, which is the bytes of weights and
           KV over the bandwidth of a large copy measured here
+trees     a pass along trees of several sizes (`trees`)
 prefill   the slowest decode step while a prompt of 32 frames (6,273 positions) enters in parts of several sizes
 kernels   where the time of a pass of one row and one token goes
 cascade   heavy alone, 0.5B -> heavy, 7B -> heavy and 0.5B -> 7B -> heavy, 1 and 8 rows, all on this one device, with
@@ -34,13 +35,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.gpu.products import products
 from benchmarks.gpu.shapes import bandwidth, build, bytes_read, layers_that_fit, median_ms, rows_at
 from benchmarks.gpu.synthetic import Chain
+from benchmarks.gpu.trees import tree_of, trees
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Decoder
+from cascade_runtime.decoding.plan import plan
 from cascade_runtime.decoding.row import Extension, PromptEmbeds, Row
 from cascade_runtime.models.language import LanguageModel
 
 ROWS, TOKENS = (1, 4, 16), (1, 5, 9)
-PARTS = ("check", "steps", "kernels", "cascade", "prefill", "products")
+PARTS = ("check", "steps", "trees", "kernels", "cascade", "prefill", "products")
 
 
 def check(device: torch.device) -> float:
@@ -49,9 +52,13 @@ def check(device: torch.device) -> float:
     for held in decoder.cache.held:
         held.normal_()
     worst = 0.0
-    for count, context, tokens in ((1, 0, 1), (1, 600, 5), (3, 64, 9), (4, 65, 2)):
+    for count, context, tokens in ((1, 0, 1), (1, 600, 5), (3, 64, 9), (4, 65, 2), (1, 500, -40), (3, 126, -7)):
         rows = rows_at(decoder, count, context + 1)
-        plans = [decoder._plan(Extension(row, [1], [2] * (tokens - 1 - i % 2))) for i, row in enumerate(rows)]
+        if tokens > 0:
+            asked = [Extension(row, [1], [2] * (tokens - 1 - i % 2)) for i, row in enumerate(rows)]
+        else:
+            asked = [tree_of(-tokens - i % 2, row, seed=i) for i, row in enumerate(rows)]
+        plans = [plan(each, decoder.cache) for each in asked]
         with torch.inference_mode():
             wanted = decoder._computed(plans, [count])
             found = decoder._shortened(plans)
@@ -75,10 +82,12 @@ def check_batches(device: torch.device) -> bool | None:
     for held in decoder.cache.held:
         held.normal_()
         held[1:] = held[:1]  # all slots alike
-    alone = [decoder._shortened([decoder._plan(Extension(rows[0], [5, 6, 7, 8, 9][: i + 1]))]) for i in range(5)]
+    alone = [decoder._shortened([plan(Extension(rows[0], [5, 6, 7, 8, 9][: i + 1]), decoder.cache)]) for i in range(5)]
     alone = torch.stack([each[0].clone() for each in alone if each is not None])
     for count, drafts in ((1, 4), (3, 4), (16, 4), (8, 11)):
-        plans = [decoder._plan(Extension(row, [5], [6, 7, 8, 9, *range(10, 6 + drafts)])) for row in rows[-count:]]
+        plans = [
+            plan(Extension(row, [5], [6, 7, 8, 9, *range(10, 6 + drafts)]), decoder.cache) for row in rows[-count:]
+        ]
         found = decoder._shortened(plans)
         assert found is not None
         together = found.view(count, -1, found.shape[-1])[:, :5]
@@ -90,7 +99,7 @@ def check_batches(device: torch.device) -> bool | None:
 @torch.inference_mode()
 def _step(decoder: Decoder, rows: list[Row], tokens: int, rounds: int) -> dict[str, float | None]:
     extensions = [Extension(row, [1], [2 + i for i in range(tokens - 1)]) for row in rows]
-    plans = [decoder._plan(extension) for extension in extensions]
+    plans = [plan(extension, decoder.cache) for extension in extensions]
     wanted = decoder._computed(plans, [len(rows)])
     told: dict[str, float | None] = {"graph_ms": None, "differs": None}
     told["eager_ms"] = median_ms(lambda: decoder._computed(plans, [len(rows)]).argmax(-1).tolist(), rounds)
@@ -258,6 +267,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Any]] = {
         "check": lambda: {"float32_differs": check(device), "same_bits_in_any_batch": check_batches(device)},
         "steps": lambda: steps(models, contexts, rate, args.rounds),
+        "trees": lambda: trees(models, contexts[0], args.rounds),
         "kernels": lambda: kernels(models, contexts[0]),
         "cascade": lambda: cascade(models, args.agreement, contexts[0], 16 if toy else args.tokens),
         "prefill": lambda: prefill(models, contexts[0], 256 if toy else 6273),

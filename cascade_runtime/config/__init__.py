@@ -9,6 +9,7 @@
       .channels           how neighbouring stages are linked                            [channels]
       .policy             who decides how far to draft and when to verify               [policy]
       .deadlines          how long anything may wait                                    [deadlines]
+      .tree               the tree that the lightest level drafts, or None for a chain  [tree]
       .emulation          what emulated devices say, or None where models run           [emulation]
 
 Every field is checked when the object is made: a recipe that exists is a recipe that makes sense by itself. Whether
@@ -31,6 +32,7 @@ from cascade_runtime.config.recipe import (
 )
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
 from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.tree import TreeConfig
 
 __all__ = [
     "MAX_LEVELS",
@@ -47,6 +49,7 @@ __all__ = [
     "SamplingParams",
     "StageConfig",
     "StepProfile",
+    "TreeConfig",
     "load_recipe",
     "recipe_from_dict",
     "recipe_names",

@@ -12,6 +12,7 @@ from typing import Any
 from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.tree import TreeConfig
 from cascade_runtime.errors import ConfigError
 
 MAX_LEVELS = 6
@@ -163,6 +164,7 @@ class Recipe:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
     emulation: EmulationConfig | None = None
+    tree: TreeConfig | None = None
 
     def __post_init__(self) -> None:
         names = tuple(stage.name for stage in self.stages)
@@ -183,6 +185,9 @@ class Recipe:
                 raise ConfigError(f"{place.name}.compile", True, "false: only language stages compile their passes")
         if self.stages[0].drafter == "lookup" and self.stages[0].emulated:
             raise ConfigError(f"stages.{self.stages[0].name}.drafter", "lookup", "model, where the device is emulated")
+
+        if self.tree and (len(self.stages) < 2 or self.stages[0].drafter != "model" or self.stages[0].emulated):
+            raise ConfigError("tree", self.tree.kind, "no [tree], unless the lightest of several levels is a model")
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""
@@ -282,6 +287,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
         "policy": PolicyConfig,
         "deadlines": DeadlineConfig,
         "emulation": EmulationConfig,
+        "tree": TreeConfig,
     }
     for key, kind in kinds.items():
         if key in table:

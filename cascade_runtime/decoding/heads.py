@@ -2,7 +2,7 @@
 
     drafter = load_drafter(folder, decoder)      the target's decoder keeps from now on what the drafter reads
     after every pass of the decoder over a row:  drafter.observe(row, answer)       the answer as it now stands
-    whenever drafts are wanted:                  drafter.propose([Ask(row, budget=16, depth=5), ..]) -> [DraftTree, ..]
+    whenever drafts are wanted:                  drafter.propose([Ask(row, budget=16, depth=5), ..]) -> [Tree, ..]
     when the row ends:                           drafter.forget(row)
 
 `observe` takes over the states of the row's last pass along the path that became the answer; `answer` ends with the
@@ -30,8 +30,9 @@ import torch
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.choice import gumbel_noise, process_logits
 from cascade_runtime.decoding.decoder import Decoder
-from cascade_runtime.decoding.draft_tree import DraftTree, product_tree
 from cascade_runtime.decoding.row import Row
+from cascade_runtime.decoding.trees.product import product_tree
+from cascade_runtime.decoding.trees.tree import Tree
 from cascade_runtime.errors import InputError
 from cascade_runtime.models.eagle import EagleHead, load_eagle
 from cascade_runtime.models.head_folder import head_kind
@@ -63,7 +64,7 @@ class Drafter(Protocol):
         """Take over the states of the row's last pass. Raises `InputError` where a pass was left out."""
         ...
 
-    def propose(self, asks: Sequence[Ask]) -> list[DraftTree]:
+    def propose(self, asks: Sequence[Ask]) -> list[Tree]:
         """A tree for each, in their order."""
         ...
 
@@ -115,9 +116,9 @@ class MedusaDrafter:
             del self._heard[row.slot]
 
     @torch.inference_mode()
-    def propose(self, asks: Sequence[Ask]) -> list[DraftTree]:
+    def propose(self, asks: Sequence[Ask]) -> list[Tree]:
         """See `Drafter.propose`. No deeper than there are heads."""
-        trees = [DraftTree() for _ in asks]
+        trees = [Tree() for _ in asks]
         found = [(i, _of(self._heard, ask.row)) for i, ask in enumerate(asks) if ask.budget and ask.depth]
         live = [(i, heard) for i, heard in found if heard is not None]
         if not live:
@@ -172,7 +173,7 @@ class _Growing:
     ask: Ask
     followed: _Followed
     depth: int
-    made: DraftTree = field(default_factory=DraftTree)
+    made: Tree = field(default_factory=Tree)
     sees: dict[int, int] = field(default_factory=dict)
     source: dict[int, int] = field(default_factory=dict)
     layer: list[int] = field(default_factory=list)  # the nodes made last
@@ -181,8 +182,8 @@ class _Growing:
     def frontier(self, width: int, ends: Sequence[int]) -> list[int]:
         """The nodes of the last layer to look beyond: none whose children cannot be among the best."""
         least, made = self.made.worst_of(self.ask.budget), self.made
-        open_ = [node for node in self.layer if made.log_probs[node] > least and made.tokens[node] not in ends]
-        return sorted(sorted(open_, key=lambda node: -made.log_probs[node])[:width])
+        open_ = [node for node in self.layer if made.values[node] > least and made.tokens[node] not in ends]
+        return sorted(sorted(open_, key=lambda node: -made.values[node])[:width])
 
 
 class EagleDrafter:
@@ -234,9 +235,9 @@ class EagleDrafter:
             del self._followed[row.slot]
 
     @torch.inference_mode()
-    def propose(self, asks: Sequence[Ask]) -> list[DraftTree]:
+    def propose(self, asks: Sequence[Ask]) -> list[Tree]:
         """See `Drafter.propose`. No deeper than `deepest`."""
-        trees = [DraftTree() for _ in asks]
+        trees = [Tree() for _ in asks]
         growing: dict[int, _Growing] = {}
         for i, ask in enumerate(asks):
             one = _of(self._followed, ask.row)
@@ -314,29 +315,21 @@ class EagleDrafter:
     def _branch(self, trees: Sequence[_Growing], parents: Sequence[Sequence[int]], out: torch.Tensor) -> None:
         """Give each parent its `width` best children. out: the head's states after them."""
         rows = [(tree, parent) for tree, nodes in zip(trees, parents, strict=True) for parent in nodes]
-        at = [len(tree.followed.answer) + _depth(tree.made, parent) for tree, parent in rows]
+        at = [len(tree.followed.answer) + (tree.made.depths[parent] + 1 if parent >= 0 else 0) for tree, parent in rows]
         logits = self._language.logits(self._head.read(out))
         log_probs = _log_probs(logits, [tree.followed.row.sampling for tree, _ in rows], at)
         values, tokens = log_probs.topk(min(self._width, log_probs.shape[-1]))
         for tree in trees:
             tree.layer = []
         for source, ((tree, parent), *best) in enumerate(zip(rows, values.tolist(), tokens.tolist(), strict=True)):
-            above = tree.made.log_probs[parent] if parent >= 0 else 0.0
             for value, token in zip(*best, strict=True):
                 if math.isfinite(value):
                     tree.source[len(tree.made)] = source
                     tree.layer.append(len(tree.made))
-                    tree.made.add(token, parent, above + value)
+                    tree.made.add(token, parent, value)
             if not math.isfinite(best[0][0]):  # such numbers stay in the slot: grow no further, take all in anew
                 self._cache.scrub(tree.followed.row.slot)
                 tree.followed.held, tree.depth = 0, 0
-
-
-def _depth(tree: DraftTree, node: int) -> int:
-    depth = 0
-    while node >= 0:
-        depth, node = depth + 1, tree.parents[node]
-    return depth
 
 
 def _of(held: dict[int, _Held], row: Row) -> _Held | None:

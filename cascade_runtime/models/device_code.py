@@ -168,14 +168,15 @@ def attend(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     PART: tl.constexpr,
+    TOTAL: tl.constexpr,
 ):
-    row, key_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, key_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2) % parts
     start, count = tl.load(starts + row), tl.load(counts + row)
     first = part * PART
     last = tl.minimum(first + PART, start + count)
     if count == 0 or first >= last:
         return
-    query, number = tl.arange(0, QUERIES), tl.arange(0, BLOCK)
+    query, number = tl.program_id(2) // parts * QUERIES + tl.arange(0, QUERIES), tl.arange(0, BLOCK)
     token, here = query // SHARED, number < SIZE
     asked = queries + ((row * tokens + token) * kv_heads * SHARED + key_head * SHARED + query % SHARED) * SIZE
     asked = tl.load(asked[:, None] + number[None, :], mask=(token < tokens)[:, None] & here[None, :], other=0.0)
@@ -203,7 +204,7 @@ def attend(
         found = found * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         total = total * shrink + tl.sum(weights, 1)
         best = highest
-    at = ((row * kv_heads + key_head) * parts + part) * QUERIES + query
+    at = ((row * kv_heads + key_head) * parts + part) * TOTAL + query
     used = token < tokens
     tl.store(sums + at[:, None] * SIZE + number[None, :], found, mask=used[:, None] & here[None, :])
     tl.store(norms + 2 * at, best, mask=used)
@@ -223,8 +224,8 @@ def put_together(
     SHARED: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
     PART: tl.constexpr,
+    TOTAL: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     token, head = tl.program_id(0), tl.program_id(1)
@@ -232,7 +233,7 @@ def put_together(
     here, row, offset = number < SIZE, token // tokens, token % tokens
     seen = tl.where(offset < tl.load(counts + row), tl.load(starts + row) + offset + 1, 0)
     filled = part * PART < seen
-    at = ((row * kv_heads + head // SHARED) * parts + part) * QUERIES + offset * SHARED + head % SHARED
+    at = ((row * kv_heads + head // SHARED) * parts + part) * TOTAL + offset * SHARED + head % SHARED
     best = tl.load(norms + 2 * at, mask=filled, other=float("-inf"))
     total = tl.load(norms + 2 * at + 1, mask=filled, other=0.0)
     highest = tl.max(best)

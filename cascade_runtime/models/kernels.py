@@ -35,7 +35,7 @@ from cascade_runtime.models.slot_cache import SlotCache
 _DEVICE: Any = device_code  # a kernel is called with its grid and with options that are no parameters of it
 
 MAX_TOKENS = 128  # of a pass: what one program holds
-MAX_QUERIES = 128  # of one key head: what one program holds
+_QUERIES = 128  # of one key head: what one program holds
 _KEYS, _PART = 64, 128  # keys looked at in one step, and by one program
 _CUT = 128  # inputs: a product is cut at multiples of this
 _SHARED_BYTES = 110_000  # of a program: two fit a multiprocessor
@@ -186,21 +186,23 @@ class Attention:
 
     def __init__(self, cache: SlotCache, rows: int, tokens: int) -> None:
         self._shared = cache.heads // cache.kv_heads
-        self._queries = max(16, _power_of_2(tokens * self._shared))
+        self._queries = min(_QUERIES, max(16, _power_of_2(tokens * self._shared)))
+        self._blocks = _ceil(tokens * self._shared, self._queries)
         self._parts = _ceil(cache.max_len, _PART)
-        self._shape = (rows, cache.kv_heads, self._parts, self._queries)
+        self._shape = (rows, cache.kv_heads, self._parts, self._blocks * self._queries)
 
     def __call__(self, queries: torch.Tensor, places: Places, cache: SlotCache, layer: int) -> torch.Tensor:
         """What each token attends to, (N, H d); padding tokens give numbers without meaning."""
         size, out = cache.head_dim, torch.empty_like(queries)
         parts = torch.empty(*self._shape, size, dtype=torch.float32, device=queries.device)
         norms = torch.empty(*self._shape, 2, dtype=torch.float32, device=queries.device)  # largest score, sum of exps
-        sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": _power_of_2(size), "QUERIES": self._queries}
-        _DEVICE.attend[(len(places.slots), cache.kv_heads, self._parts)](
+        sizes = {"SHARED": self._shared, "SIZE": size, "BLOCK": _power_of_2(size), "TOTAL": self._shape[-1]}
+        _DEVICE.attend[(len(places.slots), cache.kv_heads, self._parts * self._blocks)](
             *(queries, cache.held[layer], parts, norms, places.slots, places.starts, places.counts),
             *(places.origins, places.sees),
             *(places.tokens, cache.max_len, cache.kv_heads, self._parts, size**-0.5),
             **sizes,
+            QUERIES=self._queries,
             KEYS=_KEYS,
             PART=_PART,
             num_warps=4 if self._queries <= 64 else 8,

@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional as F
 
 from cascade_runtime.models.kernels import (
-    MAX_QUERIES,
     MAX_TOKENS,
     Attention,
     Places,
@@ -38,14 +37,12 @@ class Replays:
     def __init__(self, language: LanguageModel, cache: SlotCache, *, captures: bool = True) -> None:
         self._language, self._cache, self._captures = language, cache, captures
         self._passes: dict[tuple[int, int], FixedPass] = {}
-        self._longest = MAX_QUERIES * language.kv_heads // language.heads
         self._most = _MOST if language.weight_bytes > _LARGE else MAX_TOKENS
 
     def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
         """Rows and tokens of the pass that serves rows with so many tokens each; None: too many to be worth it."""
         rows = 1 << (len(counts) - 1).bit_length()
-        most = min(self._longest, self._most // rows)
-        return next(((rows, tokens) for tokens in _TOKENS if max(counts) <= tokens <= most), None)
+        return next(((rows, tokens) for tokens in _TOKENS if max(counts) <= tokens <= self._most // rows), None)
 
     @torch.inference_mode()
     def logits(

@@ -116,7 +116,7 @@ def test_a_chain_is_what_the_slow_way_drafts(language, kind) -> None:
             log_probs = slow.log_probs(row.prompt, answer, path)
             worth += float(log_probs.max())
             path.append(int(log_probs.argmax()))
-            assert tree.log_probs[len(path) - 1] == pytest.approx(worth, abs=1e-3)
+            assert tree.values[len(path) - 1] == pytest.approx(worth, abs=1e-3)
         assert tree.tokens == path and tree.parents == [*range(-1, len(path) - 1)]
     assert len({tuple(tree.tokens) for tree in found}) > 1
 
@@ -164,7 +164,7 @@ def test_rows_may_ask_for_different_trees_and_for_none(language) -> None:
     for one, tree in zip(asks, together, strict=True):
         (alone,) = drafter.propose([one])
         assert (alone.tokens, alone.parents) == (tree.tokens, tree.parents)
-        assert alone.log_probs == pytest.approx(tree.log_probs, abs=1e-4)
+        assert alone.values == pytest.approx(tree.values, abs=1e-4)
     with pytest.raises(InputError, match="budget"):
         Ask(a, -1, 2)
 
@@ -224,7 +224,7 @@ def test_drafting_after_roll_backs_equals_drafting_anew(language, kind) -> None:
         fresh.observe(again, answer)
         (mine,), (theirs,) = drafter.propose([Ask(row, 7, 4)]), fresh.propose([Ask(again, 7, 4)])
         assert len(mine) == 7 and (mine.tokens, mine.parents) == (theirs.tokens, theirs.parents)
-        assert mine.log_probs == pytest.approx(theirs.log_probs, abs=1e-3)
+        assert mine.values == pytest.approx(theirs.values, abs=1e-3)
     assert right > 10 and wrong > 5 and back > 3
 
 
@@ -245,7 +245,7 @@ def test_a_prompt_in_parts_and_a_shared_prefix_change_nothing(language, kind) ->
         (tree,) = drafter.propose([Ask(row, 1, 1)])
         wanted = slow.log_probs(prompt, answer, [])
         assert tree.tokens == [int(wanted.argmax())]
-        assert tree.log_probs[0] == pytest.approx(float(wanted.max()), abs=1e-3)
+        assert tree.values[0] == pytest.approx(float(wanted.max()), abs=1e-3)
         found.append(wanted)
     assert not torch.allclose(*found)
 
@@ -317,7 +317,7 @@ def test_numbers_that_are_not_finite_end_with_their_row(language, kind) -> None:
     decoder.extend([Extension(again, answer[:-1])])
     drafter.observe(again, answer)
     (tree,) = drafter.propose([Ask(again, 6, 3)])
-    assert tree.tokens == wanted.tokens and tree.log_probs == pytest.approx(wanted.log_probs, abs=1e-3)
+    assert tree.tokens == wanted.tokens and tree.values == pytest.approx(wanted.values, abs=1e-3)
 
 
 def test_a_folder_becomes_a_drafter_whose_target_keeps_what_it_reads(language, tmp_path) -> None:

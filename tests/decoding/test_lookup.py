@@ -80,7 +80,7 @@ def test_as_stages_it_learns_what_the_target_confirmed_and_waits_where_it_knows_
     requests = [request for request in toy_requests(16) if not request.sampling.stop][:6]
     expected = [answer.token_ids for answer in Engine.load(recipe).generate(requests)]  # type: ignore[union-attr]
     # A target that waits for its drafter: a busy machine is not what is tested.
-    policy, deadlines = replace(recipe.policy, min_drafts=6), replace(recipe.deadlines, upstream_s=5.0)
+    policy, deadlines = replace(recipe.policy, mode="lock_step"), replace(recipe.deadlines, upstream_s=5.0)
     patient = replace(recipe, policy=policy, deadlines=deadlines)
     with threaded_pipeline(patient) as pipeline:
         for turn in range(2):

@@ -118,9 +118,9 @@ def test_wrong_ways_to_verify_are_seen(family: Path, reference: list[Answer], mo
         assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
 
     engine = Engine.load(toy_recipe(family, ["noisy"], [3]))
-    engine._keep = lambda k, one, draft, choices: [  # type: ignore[method-assign]
-        *((token, 3) for token, _ in draft),
-        (choices[len(draft)], 2),
+    engine._keep = lambda k, one, proposal, choices: [  # type: ignore[method-assign]
+        *((token, 3) for token, _ in proposal.tokens),
+        (choices[len(proposal.tokens)], 2),
     ]
     assert tokens(engine.generate(toy_requests(REQUESTS))) != tokens(reference)
 

@@ -12,7 +12,7 @@ PLACES = ("slots", "starts", "counts", "positions", "origins", "sees")
 POINTERS = dict.fromkeys(PLACES, "*i64") | {"turns": "*fp32", "sums": "*fp32"}
 TENSORS = {"x", "weight", "bias", "out", "held", "queries", "hidden", "normed"} | set(POINTERS)
 SMALL = {"OUT": 32, "TOKENS": 16, "IN": 64, "SHARED": 4, "SIZE": 64, "BLOCK": 64, "QUERIES": 16, "KEYS": 64}
-SMALL |= {"PART": 128, "PARTS": 8, "BIASED": True, "GATED": True, "EVEN": False}
+SMALL |= {"PART": 128, "PARTS": 8, "TOTAL": 32, "BIASED": True, "GATED": True, "EVEN": False}
 NUMBERS = {"query_key_value": {"queries": "i32"}}
 
 

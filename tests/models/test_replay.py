@@ -83,9 +83,7 @@ def test_shapes_are_few_and_bounded(pair, caches):
     assert replays.shape([1, 7, 2]) == (4, 8)
     assert replays.shape([1]) == (1, 1)
     assert replays.shape([1] * 129) is None
-    shared = pair[0].language.heads // pair[0].language.kv_heads
-    assert replays.shape([128 // shared]) == (1, 128 // shared)
-    assert replays.shape([128 // shared + 1]) is None
+    assert replays.shape([100]) == (1, 128)
     assert replays.logits([[1] * 200], slots=[0], starts=[0], positions=[[0]], branches=[None]) is None
 
 
@@ -112,6 +110,17 @@ def test_a_tree_is_served_as_far_as_an_integer_of_the_device_goes(pair, caches):
     chain = eager(language, theirs, tokens, [1], [70])
     assert not torch.allclose(found[0, :6], chain, atol=1e-2)
     assert replays.logits([[1]], slots=[0], starts=[70], positions=[[70]], branches=[Branches(7, [1 << 63])]) is None
+
+
+def test_many_tokens_of_a_row_attend_in_blocks_of_queries(pair, caches, monkeypatch):
+    language, (ours, theirs) = pair[0].language, caches
+    monkeypatch.setattr(kernels, "_QUERIES", 16)
+    replays = replay.Replays(language, ours, captures=False)
+    tokens = [[8 + i % 40 for i in range(23)], [30 + i % 9 for i in range(7)]]
+    found = replays.logits(tokens, slots=[1, 3], starts=[64, 3], **chains(tokens, [64, 3]))
+    assert replays._passes[2, 24]._attention._blocks > 1
+    real = torch.cat([found[0, :23], found[1, :7]])
+    assert torch.allclose(real, eager(language, theirs, tokens, [1, 3], [64, 3]), atol=1e-4)
 
 
 def test_a_large_model_leaves_long_passes_to_the_library(pair, caches, monkeypatch):

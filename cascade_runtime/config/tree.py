@@ -1,0 +1,38 @@
+"""`TreeConfig`: the tree that the lightest level drafts, where a recipe asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cascade_runtime.config.checks import choice, integer, number
+from cascade_runtime.errors import ConfigError
+
+KINDS = ("static", "eagle2", "opt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeConfig:
+    """A [tree] table. nodes: looked at by the verifier, at most. depth: of the tree, in tokens. width: leaves of a
+    layer that grow, and children of each ("eagle2", "opt"). widths: children of the chain's first nodes ("static").
+    threshold: expected tokens that a layer must add ("opt").
+    """
+
+    kind: str
+    nodes: int = 24
+    depth: int = 8
+    width: int = 4
+    widths: Sequence[int] = (4, 3, 2, 2)
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        choice("tree.kind", self.kind, KINDS)
+        integer(ConfigError, "tree.nodes", self.nodes, 1, 63)
+        integer(ConfigError, "tree.depth", self.depth, 1, 32)
+        integer(ConfigError, "tree.width", self.width, 1, 16)
+        number(ConfigError, "tree.threshold", self.threshold, 0, 8)
+        if isinstance(self.widths, str) or not isinstance(self.widths, Sequence) or not 1 <= len(self.widths) <= 32:
+            raise ConfigError("tree.widths", self.widths, "a list of 1 to 32 integers")
+        for width in self.widths:
+            integer(ConfigError, "tree.widths", width, 1, 16)
+        object.__setattr__(self, "widths", tuple(self.widths))
