@@ -68,7 +68,7 @@ class EagleNet(nn.Module):
         blocks: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "hidden_size": hidden_size,
             "vocab_size": vocab_size,
             "intermediate_size": intermediate_size,

@@ -55,7 +55,7 @@ class HeadConfig:
 
 FULL = {
     "medusa": HeadConfig(epochs=8.0),
-    "eagle": HeadConfig(epochs=6.0),
+    "eagle": HeadConfig(epochs=4.0),
     "eagle3": HeadConfig(epochs=3.0),
 }
 QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HEAD_KINDS}
