@@ -30,6 +30,7 @@ from cascade_runtime.config.recipe import (
     recipe_names,
 )
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
+from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PolicyConfig",
     "Recipe",
     "SamplingParams",
+    "Sees",
     "StageConfig",
     "StepProfile",
     "load_recipe",

@@ -16,6 +16,7 @@ from cascade_runtime.errors import ConfigError
 
 MAX_LEVELS = 6
 _RECIPE_BYTES = 65_536
+_TARGET_SEES = "the answer is a function of what the target sees"
 _BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
@@ -178,7 +179,11 @@ class Recipe:
                 raise ConfigError(
                     f"{place.name}.drafter", "lookup", 'model: only the lightest of several levels can be "lookup"'
                 )
+        if self.target.sees != "all":
+            raise ConfigError(f"stages.{self.target.name}.sees", self.target.sees, f"all: {_TARGET_SEES}")
         for place in filter(None, (self.encoder, self.adapter)):
+            if place.sees != "all":
+                raise ConfigError(f"{place.name}.sees", place.sees, "all: only drafting language stages may see less")
             if place.compile:
                 raise ConfigError(f"{place.name}.compile", True, "false: only language stages compile their passes")
         if self.stages[0].drafter == "lookup" and self.stages[0].emulated:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.emulation import Profile, profile_kind
+from cascade_runtime.config.sees import Sees
 from cascade_runtime.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
@@ -23,6 +24,7 @@ class StageConfig:
     compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
     drafter: "lookup" makes the lightest stage propose what followed the same words in earlier answers; of its
     checkpoint it takes the tokenizer, and no weights.
+    sees: how much of the recording a drafting stage is given, see `Sees`.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -41,6 +43,7 @@ class StageConfig:
     profile: Profile | None = None
     compile: bool = False
     drafter: str = "model"
+    sees: str = "all"
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -54,6 +57,8 @@ class StageConfig:
         choice(f"{where}.drafter", self.drafter, ("model", "lookup"))
         if not isinstance(self.compile, bool) or (self.compile and (self.emulated or self.drafter == "lookup")):
             raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
+        if Sees.parse(self.sees, f"{where}.sees").method != "all" and (self.emulated or self.drafter == "lookup"):
+            raise ConfigError(f"{where}.sees", self.sees, "all, where no model looks")
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
