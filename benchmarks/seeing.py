@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--drafter", default="light", choices=("light", "mid"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    scenes = args.scenes or (4 if args.quick else 60)
+    scenes = args.scenes or (4 if args.quick else 40)
     base = load_recipe("light_heavy", [f"stages.light.checkpoint=family:{args.drafter}", "stages.light.sees=events:8"])
     engine = Engine.load(base)
     rows, same = agreement(engine, base, scenes)
@@ -88,6 +88,17 @@ def main() -> None:
 # -- agreement -----------------------------------------------------------------------------------------------------
 
 
+class _Placeholders(Level):
+    """What a drafter gets that is handed the prompt's token ids and no video: the video token, again and again."""
+
+    def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:
+        """The whole prompt."""
+        whole = self.model.prompts.build(question, num_visual=None, frames=features.frames, grid=features.grid)
+        return PromptEmbeds(
+            self.model.language.embed(whole.input_ids.tolist()), whole.position_ids, whole.next_position
+        )
+
+
 def drafters(base: Recipe, target: Level, asked: list[VisualFeatures]) -> Iterator[tuple[str, Level]]:
     """Every row's drafter: the recipes first, then by how many patches stay. asked: the target's features of the
     question at hand, last.
@@ -97,6 +108,8 @@ def drafters(base: Recipe, target: Level, asked: list[VisualFeatures]) -> Iterat
         recipe = load_recipe(path)
         stage = replace(recipe.stages[0], checkpoint=base.stages[0].checkpoint)
         yield f"{recipe.name} ({stage.sees})", Level.load(stage, base.cascade)
+    level = Level.load(replace(base.stages[0], sees="all"), base.cascade)
+    yield "video tokens without a video", _Placeholders(level.name, level.model, level.decoder)
     for keep in SHORT:
         for method in METHODS:
             sees = f"{method}:{keep}"

@@ -77,6 +77,8 @@ class Level:
         Raises `FeatureSpaceError` for features of another tower than this checkpoint's.
         """
         features.expect(self.space, self.model.projector.feature_size)
+        if self.sight is not None and self.sight.sees.method == "text":
+            return self._unseen(question, features)
         visual = self.model.projector.project(features.tensor())
         prompt = self.model.prompts.build(
             question, num_visual=visual.shape[0], frames=features.frames, grid=features.grid
@@ -85,19 +87,21 @@ class Level:
         before = int(prompt.visual_mask.nonzero()[-1]) + 1 if prompt.num_visual else 0
         positions, length, seen = prompt.position_ids, before, "all"
         if self.sight is not None and prompt.num_visual:
-            narrowed = self.sight.narrow(prompt, embeds, features)
-            embeds, positions, length, seen = (
-                narrowed.embeds,
-                narrowed.positions,
-                narrowed.visual_end,
-                narrowed.name,
-            )
+            less = self.sight.narrow(prompt, embeds, features)
+            embeds, positions, length, seen = less.embeds, less.positions, less.visual_end, less.name
         prefix = hashlib.blake2b(np.ascontiguousarray(features.data).data, digest_size=16) if length else None
         if prefix is not None:
             prefix.update(repr((features.data.dtype.str, features.data.shape, features.grid, seen)).encode())
             prefix.update(prompt.input_ids[:before].numpy().tobytes())
         positions = positions.to(embeds.device)
         return PromptEmbeds(embeds, positions, prompt.next_position, prefix.hexdigest() if prefix else "", length)
+
+    def _unseen(self, question: str, features: VisualFeatures) -> PromptEmbeds:
+        """The text of a prompt, where it stands in the whole one. Nothing visual is computed."""
+        whole = self.model.prompts.build(question, num_visual=None, frames=features.frames, grid=features.grid)
+        text = ~whole.visual_mask
+        embeds = self.model.language.embed(whole.input_ids[text].tolist())
+        return PromptEmbeds(embeds, whole.position_ids[..., text].to(embeds.device), whole.next_position)
 
     def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
         """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""
