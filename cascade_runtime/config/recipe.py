@@ -181,7 +181,11 @@ class Recipe:
                 )
         if self.target.sees != "all":
             raise ConfigError(f"stages.{self.target.name}.sees", self.target.sees, f"all: {_TARGET_SEES}")
+        for stage in self.stages:
+            integer(ConfigError, f"stages.{stage.name}.max_len", stage.max_len, 0, self.cascade.max_len)
         for place in filter(None, (self.encoder, self.adapter)):
+            if place.max_len:
+                raise ConfigError(f"{place.name}.max_len", place.max_len, "0: only language stages have KV slots")
             if place.sees != "all":
                 raise ConfigError(f"{place.name}.sees", place.sees, "all: only drafting language stages may see less")
             if place.compile:

@@ -24,7 +24,8 @@ class StageConfig:
     compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
     drafter: "lookup" makes the lightest stage propose what followed the same words in earlier answers; of its
     checkpoint it takes the tokenizer, and no weights.
-    sees: how much of the recording a drafting stage is given, see `Sees`.
+    sees: how much of the recording a drafting stage is given, see `Sees`. max_len: positions in each of its KV slots,
+    where they are fewer than the cascade's (0): what a stage does not see takes no memory.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -44,6 +45,7 @@ class StageConfig:
     compile: bool = False
     drafter: str = "model"
     sees: str = "all"
+    max_len: int = 0
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -57,8 +59,11 @@ class StageConfig:
         choice(f"{where}.drafter", self.drafter, ("model", "lookup"))
         if not isinstance(self.compile, bool) or (self.compile and (self.emulated or self.drafter == "lookup")):
             raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
-        if Sees.parse(self.sees, f"{where}.sees").method != "all" and (self.emulated or self.drafter == "lookup"):
+        looks = not self.emulated and self.drafter == "model"
+        if Sees.parse(self.sees, f"{where}.sees").method != "all" and not looks:
             raise ConfigError(f"{where}.sees", self.sees, "all, where no model looks")
+        if self.max_len or isinstance(self.max_len, bool):
+            integer(ConfigError, f"{where}.max_len", self.max_len, 16 if looks else 0, 1_048_576 if looks else 0)
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)

@@ -30,13 +30,14 @@ from cascade_runtime.vision.features import VisualFeatures
 @dataclass(eq=False)
 class Level:
     """One level. `model` is the VisionLanguageModel with the language and projector parts loaded. sight: what it sees
-    of a video where that is not all.
+    of a video where that is not all. positions: how far position ids may go, where slots are shorter (0: as far).
     """
 
     name: str
     model: Any
     decoder: Decoder
     sight: Sight | None = None
+    positions: int = 0
 
     @classmethod
     def load(cls, stage: StageConfig, cascade: CascadeConfig) -> Level:
@@ -48,8 +49,10 @@ class Level:
             dtype=stage.dtype,
         )
         assert model.language is not None  # it was asked for
-        decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len, compiled=stage.compile)
-        return cls(stage.name, model, decoder, _sight(stage, model))
+        max_len = stage.max_len or cascade.max_len
+        decoder = Decoder(model.language, slots=cascade.slots, max_len=max_len, compiled=stage.compile)
+        model.language.reach(cascade.max_len)  # what is left of a prompt stands where it stood
+        return cls(stage.name, model, decoder, _sight(stage, model), cascade.max_len)
 
     @property
     def vocab_size(self) -> int:
@@ -106,7 +109,7 @@ class Level:
     def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
         """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""
         prompt = self.prompt(question, features)
-        check_fits(max(len(prompt), prompt.next_position), sampling, self.decoder.cache.max_len)
+        check_fits(prompt.next_position, sampling, self.positions or self.decoder.cache.max_len)
         return self.decoder.admit(prompt, sampling)
 
     def learn(self, row: Row, answer: Sequence[int]) -> None:

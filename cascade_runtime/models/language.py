@@ -114,11 +114,7 @@ class LanguageModel:
 
     def new_cache(self, slots: int, max_len: int, kind: type[Cache] = SlotCache) -> Cache:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
-        if max_len > self.max_positions:
-            raise ConfigError("max_len", max_len, f"at most {self.max_positions}, the positions this model knows")
-        if len(self._turns) < max_len:  # a row's positions are not beyond those of its slot
-            at = torch.arange(max_len, device=self.device)[None]
-            self._turns = self._rotary(at if self.position_axes == 1 else at.expand(self.position_axes, 1, -1))
+        self.reach(max_len)
         return kind(
             layers=self.num_layers,
             slots=slots,
@@ -129,6 +125,14 @@ class LanguageModel:
             dtype=self.dtype,
             device=self.device,
         )
+
+    def reach(self, positions: int) -> None:
+        """Be ready for position ids below this. Raises ConfigError for more than the model knows."""
+        if positions > self.max_positions:
+            raise ConfigError("max_len", positions, f"at most {self.max_positions}, the positions this model knows")
+        if len(self._turns) < positions:
+            at = torch.arange(positions, device=self.device)[None]
+            self._turns = self._rotary(at if self.position_axes == 1 else at.expand(self.position_axes, 1, -1))
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Raise InputError for an id outside the tokenizer."""

@@ -20,7 +20,7 @@ from cascade_runtime.decoding.decoder import Extension
 from cascade_runtime.decoding.level import Level
 from cascade_runtime.decoding.sight import compress, patch_events
 from cascade_runtime.engine import Engine
-from cascade_runtime.errors import ConfigError, FeatureSpaceError
+from cascade_runtime.errors import ConfigError, FeatureSpaceError, PromptTooLong
 from cascade_runtime.events import Events
 from cascade_runtime.models.compressor import OPTIONS, Compressor, load_compressor, save_compressor
 from cascade_runtime.models.family import read_model
@@ -235,6 +235,34 @@ def test_the_cache_really_is_shorter(family: Path, seen: VisualFeatures, sees: s
     assert full.decoder.tokens_fed - level.decoder.tokens_fed == 33 - visual
     assert rows[0].prompt.next_position == rows[1].prompt.next_position  # the answer stands where it always stands
     assert rows[0].prompt.positions[-1] == rows[1].prompt.positions[-1]
+
+
+def test_a_stage_that_sees_less_may_hold_shorter_slots(family: Path, seen: VisualFeatures) -> None:
+    made = recipe(family, "text")
+    short, full = (
+        Level.load(replace(made.stages[0], max_len=each, sees=sees), made.cascade)
+        for each, sees in ((64, "text"), (0, "all"))
+    )
+    assert 4 * short.decoder.cache.nbytes == full.decoder.cache.nbytes
+    with pytest.raises(PromptTooLong):
+        Level.load(replace(made.stages[0], max_len=64), made.cascade).admit("What? " * 12, seen, GREEDY)
+    long = SamplingParams(max_tokens=230)  # its last positions are beyond any of the cascade's
+    with pytest.raises(PromptTooLong, match="256"):
+        Level.load(made.stages[0], made.cascade).admit("What?", seen, long)
+    engines = [
+        Engine.load(replace(made, stages=(replace(made.stages[0], max_len=each), made.target))) for each in (0, 80)
+    ]
+    answers = [engine.generate(toy_requests(6, seed=4)) for engine in engines]
+    for one, other in zip(*answers, strict=True):
+        assert isinstance(one, Answer) and isinstance(other, Answer)
+        assert one.token_ids == other.token_ids
+    assert any(other.edges[0].num_accepted_tokens for other in answers[1] if isinstance(other, Answer))
+
+
+@pytest.mark.parametrize("change", ["stages.light.max_len=8", "stages.light.max_len=2048", "encoder.max_len=64"])
+def test_slots_of_impossible_length_are_refused(change: str) -> None:
+    with pytest.raises(ConfigError, match="max_len"):
+        load_recipe("light_heavy", [change])
 
 
 def test_text_alone_is_what_is_left_of_a_blind_drafter(family: Path, seen: VisualFeatures) -> None:
