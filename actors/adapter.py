@@ -33,12 +33,12 @@ class AdapterVerifierStage:
         """Event features in the target tower's space."""
         assert view.features is not None
         with self.tracer.span("align", handle):
-            return self.verifier.align(view.features)
+            return self.verifier.counted(self.verifier.align(view.features), view)
 
     def dense(self, handle: int, view: EventView, level: int = -1) -> VisualFeatures:
         """The features that one level's own tower (the target's, unless said otherwise) makes of the frames."""
         with self.tracer.span("dense", handle):
-            return self.verifier.dense(view.frames, view.source, level)
+            return self.verifier.counted(self.verifier.dense(view.frames, view.source, level), view, level)
 
     def decide(
         self, handle: int, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None

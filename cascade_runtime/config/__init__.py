@@ -32,6 +32,7 @@ from cascade_runtime.config.recipe import (
     recipe_names,
 )
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
+from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.config.tree import TreeConfig
 
@@ -48,6 +49,7 @@ __all__ = [
     "PolicyConfig",
     "Recipe",
     "SamplingParams",
+    "Sees",
     "StageConfig",
     "StepProfile",
     "TreeConfig",

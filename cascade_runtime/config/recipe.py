@@ -19,6 +19,7 @@ from cascade_runtime.errors import ConfigError
 
 MAX_LEVELS = 6
 _RECIPE_BYTES = 65_536
+_TARGET_SEES = "the answer is a function of what the target sees"
 _BUILT_IN = Path(__file__).parents[1] / "recipes"
 
 
@@ -187,7 +188,15 @@ class Recipe:
                 raise ConfigError(
                     f"{place.name}.drafter", "lookup", 'model: only the lightest of several levels can be "lookup"'
                 )
+        if self.target.sees != "all":
+            raise ConfigError(f"stages.{self.target.name}.sees", self.target.sees, f"all: {_TARGET_SEES}")
+        for stage in self.stages:
+            integer(ConfigError, f"stages.{stage.name}.max_len", stage.max_len, 0, self.cascade.max_len)
         for place in filter(None, (self.encoder, self.adapter)):
+            if place.max_len:
+                raise ConfigError(f"{place.name}.max_len", place.max_len, "0: only language stages have KV slots")
+            if place.sees != "all":
+                raise ConfigError(f"{place.name}.sees", place.sees, "all: only drafting language stages may see less")
             if place.compile:
                 raise ConfigError(f"{place.name}.compile", True, "false: only language stages compile their passes")
         if self.stages[0].drafter == "lookup" and self.stages[0].emulated:

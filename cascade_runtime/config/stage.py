@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.emulation import Profile, profile_kind
+from cascade_runtime.config.sees import Sees
 from cascade_runtime.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
@@ -25,6 +26,8 @@ class StageConfig:
     checkpoint it takes the tokenizer, and no weights.
     heads: "family:<kind>" or a folder of drafting heads (`cascade train heads`) that live beside a target which is the
     only level, read its states, and draft for it.
+    sees: how much of the recording a drafting stage is given, see `Sees`. max_len: positions in each of its KV slots,
+    where they are fewer than the cascade's (0): what a stage does not see takes no memory.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory.
 
@@ -44,6 +47,8 @@ class StageConfig:
     compile: bool = False
     drafter: str = "model"
     heads: str = ""
+    sees: str = "all"
+    max_len: int = 0
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -59,6 +64,11 @@ class StageConfig:
             raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
         if not isinstance(self.heads, str) or len(self.heads) > 1024 or (self.heads and self.emulated):
             raise ConfigError(f"{where}.heads", self.heads, "family:<kind> or a folder, where a model runs")
+        looks = not self.emulated and self.drafter == "model"
+        if Sees.parse(self.sees, f"{where}.sees").method != "all" and not looks:
+            raise ConfigError(f"{where}.sees", self.sees, "all, where no model looks")
+        if self.max_len or isinstance(self.max_len, bool):
+            integer(ConfigError, f"{where}.max_len", self.max_len, 16 if looks else 0, 1_048_576 if looks else 0)
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cascade_runtime.config import CascadeConfig, SamplingParams, StageConfig
+from cascade_runtime.config import CascadeConfig, SamplingParams, Sees, StageConfig
 from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.profile import profile
 from cascade_runtime.decoding.row import PromptEmbeds, Row, check_fits
+from cascade_runtime.decoding.sight import Sight
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.compressor import load_compressor
 from cascade_runtime.models.stage_source import checkpoint_path, pick_device
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.vision.features import VisualFeatures
@@ -28,11 +30,15 @@ from cascade_runtime.vision.features import VisualFeatures
 
 @dataclass(eq=False)
 class Level:
-    """One level. `model` is the VisionLanguageModel with the language and projector parts loaded."""
+    """One level. `model` is the VisionLanguageModel with the language and projector parts loaded. sight: what it sees
+    of a video where that is not all. positions: how far position ids may go, where slots are shorter (0: as far).
+    """
 
     name: str
     model: Any
     decoder: Decoder
+    sight: Sight | None = None
+    positions: int = 0
 
     @classmethod
     def load(cls, stage: StageConfig, cascade: CascadeConfig) -> Level:
@@ -44,8 +50,10 @@ class Level:
             dtype=stage.dtype,
         )
         assert model.language is not None  # it was asked for
-        decoder = Decoder(model.language, slots=cascade.slots, max_len=cascade.max_len, compiled=stage.compile)
-        return cls(stage.name, model, decoder)
+        max_len = stage.max_len or cascade.max_len
+        decoder = Decoder(model.language, slots=cascade.slots, max_len=max_len, compiled=stage.compile)
+        model.language.reach(cascade.max_len)  # what is left of a prompt stands where it stood
+        return cls(stage.name, model, decoder, _sight(stage, model), cascade.max_len)
 
     @property
     def vocab_size(self) -> int:
@@ -73,23 +81,36 @@ class Level:
         Raises `FeatureSpaceError` for features of another tower than this checkpoint's.
         """
         features.expect(self.space, self.model.projector.feature_size)
+        if self.sight is not None and self.sight.sees.method == "text":
+            return self._unseen(question, features)
         visual = self.model.projector.project(features.tensor())
         prompt = self.model.prompts.build(
             question, num_visual=visual.shape[0], frames=features.frames, grid=features.grid
         )
         embeds = self.model.embed_prompt(prompt, visual)
-        length = int(prompt.visual_mask.nonzero()[-1]) + 1 if prompt.num_visual else 0
+        before = int(prompt.visual_mask.nonzero()[-1]) + 1 if prompt.num_visual else 0
+        positions, length, seen = prompt.position_ids, before, "all"
+        if self.sight is not None and prompt.num_visual:
+            less = self.sight.narrow(prompt, embeds, features)
+            embeds, positions, length, seen = less.embeds, less.positions, less.visual_end, less.name
         prefix = hashlib.blake2b(np.ascontiguousarray(features.data).data, digest_size=16) if length else None
         if prefix is not None:
-            prefix.update(repr((features.data.dtype.str, features.data.shape, features.grid)).encode())
-            prefix.update(prompt.input_ids[:length].numpy().tobytes())
-        positions = prompt.position_ids.to(embeds.device)
+            prefix.update(repr((features.data.dtype.str, features.data.shape, features.grid, seen)).encode())
+            prefix.update(prompt.input_ids[:before].numpy().tobytes())
+        positions = positions.to(embeds.device)
         return PromptEmbeds(embeds, positions, prompt.next_position, prefix.hexdigest() if prefix else "", length)
+
+    def _unseen(self, question: str, features: VisualFeatures) -> PromptEmbeds:
+        """The text of a prompt, where it stands in the whole one. Nothing visual is computed."""
+        whole = self.model.prompts.build(question, num_visual=None, frames=features.frames, grid=features.grid)
+        text = ~whole.visual_mask
+        embeds = self.model.language.embed(whole.input_ids[text].tolist())
+        return PromptEmbeds(embeds, whole.position_ids[..., text].to(embeds.device), whole.next_position)
 
     def admit(self, question: str, features: VisualFeatures, sampling: SamplingParams) -> Row:
         """A row for one request: its prompt made and a slot taken. Raises `PromptTooLong` or `CapacityError`."""
         prompt = self.prompt(question, features)
-        check_fits(len(prompt), sampling, self.decoder.cache.max_len)
+        check_fits(prompt.next_position, sampling, self.positions or self.decoder.cache.max_len)
         return self.decoder.admit(prompt, sampling)
 
     def learn(self, row: Row, answer: Sequence[int]) -> None:
@@ -101,6 +122,16 @@ class Level:
 
     def stopper(self, sampling: SamplingParams) -> Stopper:
         return Stopper(self.model.tokenizer, self.ends, sampling)
+
+
+def _sight(stage: StageConfig, model: Any) -> Sight | None:
+    sees = Sees.parse(stage.sees)
+    if sees.method == "all":
+        return None
+    language, compressor = model.language, None
+    if sees.learnt:
+        compressor = load_compressor(checkpoint_path(stage), language.hidden_size, language.device, language.dtype)
+    return Sight(sees, model, compressor=compressor)
 
 
 def check_one_vocabulary(tags: dict[str, str]) -> None:

@@ -5,6 +5,7 @@
     video_to_events.py  frames or a video -> events (ESIM-style log-intensity thresholds)
     representations/    represent(events, "family/rule") -> numpy array; each rule is named, because two
                         "red/blue images" differ in 5-93 % of their active pixels
+    cell_counts.py      where the events of each frame lie, on a grid of its own
     picture.py          PNG and terminal pictures; describe(events)
     facts.py            what the events themselves say: direction, speed, busiest region, rate, ON share
 

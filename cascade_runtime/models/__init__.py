@@ -6,6 +6,7 @@
         .projector  Projector        raw -> visual embeddings    projector.py         each model its own
         .prompts    PromptBuilder    question -> Prompt          prompts.py
         .language   LanguageModel    embeddings -> logits, over a SlotCache          language.py, slot_cache.py
+    load_compressor(path) -> Compressor   a drafter's visual tokens as fewer                compressor.py
     stage_sizes("7b")                what the published sizes weigh                    sizes.py
 
 Names are resolved on first use: importing this package loads neither torch nor transformers.

@@ -10,7 +10,7 @@ cache's width: explicit position ids, an explicit mask, and logits cut to the to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from cascade_runtime.models.block import Block
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import Branches, SlotCache
+
+Cache = TypeVar("Cache", bound=SlotCache)
 
 
 class LanguageModel:
@@ -110,14 +112,10 @@ class LanguageModel:
     def kv_bytes_per_token(self) -> int:
         return 2 * self.num_layers * self.kv_heads * self.head_dim * self.lm_head.weight.element_size()
 
-    def new_cache(self, slots: int, max_len: int) -> SlotCache:
+    def new_cache(self, slots: int, max_len: int, kind: type[Cache] = SlotCache) -> Cache:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
-        if max_len > self.max_positions:
-            raise ConfigError("max_len", max_len, f"at most {self.max_positions}, the positions this model knows")
-        if len(self._turns) < max_len:  # a row's positions are not beyond those of its slot
-            at = torch.arange(max_len, device=self.device)[None]
-            self._turns = self._rotary(at if self.position_axes == 1 else at.expand(self.position_axes, 1, -1))
-        return SlotCache(
+        self.reach(max_len)
+        return kind(
             layers=self.num_layers,
             slots=slots,
             max_len=max_len,
@@ -127,6 +125,14 @@ class LanguageModel:
             dtype=self.dtype,
             device=self.device,
         )
+
+    def reach(self, positions: int) -> None:
+        """Be ready for position ids below this. Raises ConfigError for more than the model knows."""
+        if positions > self.max_positions:
+            raise ConfigError("max_len", positions, f"at most {self.max_positions}, the positions this model knows")
+        if len(self._turns) < positions:
+            at = torch.arange(positions, device=self.device)[None]
+            self._turns = self._rotary(at if self.position_axes == 1 else at.expand(self.position_axes, 1, -1))
 
     def check(self, token_ids: Sequence[int]) -> None:
         """Raise InputError for an id outside the tokenizer."""

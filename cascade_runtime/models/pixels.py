@@ -95,6 +95,14 @@ class PixelProcessor:
             return self._patches(values, count)
         return Pixels(values.contiguous(), count)
 
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What the tower sees of frames of this size: top, left, bottom and right as shares of their sides."""
+        if not self._do_crop:
+            return 0.0, 0.0, 1.0, 1.0
+        tall, wide = self._target(height, width)
+        top, left = (tall - self._crop[0]) // 2, (wide - self._crop[1]) // 2
+        return top / tall, left / wide, (top + self._crop[0]) / tall, (left + self._crop[1]) / wide
+
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if not self._do_resize:
             return height, width

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 
 from cascade_runtime.errors import ConfigError, InputError
+from cascade_runtime.models.visual_layout import VisualLayout
 
 MAX_QUESTION_CHARS = 100_000
 MAX_VISUAL_TOKENS = 1 << 18
@@ -88,19 +89,24 @@ class PromptBuilder:
         self._opening = opening[:1] if opening[:1] == [tokenizer.bos_token_id] else []
 
     def visual_tokens(self, frames: int, grid: tuple[int, int, int] | None = None) -> int:
-        """Visual positions of a video of `frames` frames (and for Qwen2-VL its patch grid). Raises InputError."""
+        """Visual positions of a video, as `layout` lays them out."""
+        return self.layout(frames, grid).total
+
+    def layout(self, frames: int, grid: tuple[int, int, int] | None = None) -> VisualLayout:
+        """The visual positions of a video of `frames` frames (and for Qwen2-VL its patch grid). Raises InputError."""
         if self.family == "qwen2_vl":
             merge = self._vision.spatial_merge_size
             t, h, w = self._grid(grid)
-            return t * (h // merge) * (w // merge)
+            return VisualLayout((t, h // merge, w // merge))
         if frames < 1:
             raise InputError("frames", frames, "an integer >= 1")
         side = self._vision.image_size // self._vision.patch_size
         if self.family == "llava_onevision":
-            return frames * ((side + 1) // 2) ** 2 + 1
+            return VisualLayout((frames, (side + 1) // 2, (side + 1) // 2), trailing=1)
         if self.family == "llava_next_video":
-            return frames * (side // self._config.spatial_pool_stride) ** 2
-        return frames * (side * side + (1 if self._vision.model_type == "clip_vision_model" else 0))
+            pooled = side // self._config.spatial_pool_stride
+            return VisualLayout((frames, pooled, pooled))
+        return VisualLayout((frames, side, side), leading=1 if self._vision.model_type == "clip_vision_model" else 0)
 
     def build(
         self, question: str, *, num_visual: int | None, frames: int, grid: tuple[int, int, int] | None = None

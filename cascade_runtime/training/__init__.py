@@ -8,6 +8,7 @@ language.py, clips.py   language models learn to answer; growth from shallow to 
 adapter.py              event encoder and adapter
 distillation.py         light and mid learn heavy's own words
 plan.py                 all of it in order
+compressor.py           for a drafter that is to see fewer visual tokens, afterwards
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 
 from cascade_runtime.config import GateConfig, Recipe
 from cascade_runtime.errors import FeatureSpaceError
+from cascade_runtime.events.cell_counts import resampled
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import load_adapter
 from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
@@ -90,6 +91,16 @@ class AdapterVerifier:
             raw, space=tower.space, transforms=("dense",), source=source, grid=pixels.grid
         )
 
+    def counted(self, features: VisualFeatures, view: EventView, level: int = -1) -> VisualFeatures:
+        """Features of one level's tower with what the view knows of where the events lie in what that tower sees."""
+        if view.density is None:
+            return features
+        eight_bit = view.frames.dtype == np.uint8
+        height, width = view.frames.shape[1:3] if eight_bit else view.frames.shape[2:]
+        window = self.towers[level][0].window(height, width)
+        cells = view.density.shape[1]
+        return replace(features, density=resampled(view.density, cells, cells, window))
+
     @torch.inference_mode()
     def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
         """The gate's decision on every frame.
@@ -135,7 +146,8 @@ class AdapterVerifier:
         data = aligned.tensor()
         data[refused] = self._encode(view.frames[refused]).to(data.device, data.dtype)
         transforms = ("dense",) if not any(keep) else (*aligned.transforms, "dense where refused")
-        return VisualFeatures.from_tensor(data, space=self.space, transforms=transforms, source=view.source)
+        made = VisualFeatures.from_tensor(data, space=self.space, transforms=transforms, source=view.source)
+        return replace(made, occupancy=aligned.occupancy, density=aligned.density)
 
     def _encode(self, frames: np.ndarray) -> torch.Tensor:
         """The target tower's features of some frames, on the CPU."""

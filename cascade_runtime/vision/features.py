@@ -24,7 +24,8 @@ class VisualFeatures:
 
     space: tag of the space they live in. transforms: what was done to them, in order. source: hash of the recording.
     grid: (t, h, w) of patches for towers of any picture size (Qwen2-VL), else None. `bfloat16`: `data` holds uint16
-    bits. occupancy: share of the recording's 14-pixel patches in which anything happened, where it is known.
+    bits. occupancy: share of the recording's 14-pixel patches in which anything happened, where it is known. density:
+    where it is known, (rendered frames, cells, cells) float32, events per cell of what the tower sees of each frame.
     """
 
     data: np.ndarray
@@ -34,6 +35,7 @@ class VisualFeatures:
     grid: tuple[int, int, int] | None = None
     bfloat16: bool = False
     occupancy: float | None = None
+    density: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3 or 0 in self.data.shape:
@@ -42,6 +44,8 @@ class VisualFeatures:
             raise FeatureSpaceError("features.dtype", str(self.data.dtype), "float16/32/64, or uint16 bits of bfloat16")
         if self.data.nbytes > MAX_FEATURE_BYTES:
             raise FeatureSpaceError("features.nbytes", self.data.nbytes, f"at most {MAX_FEATURE_BYTES}")
+        if self.density is not None and (self.density.ndim != 3 or self.density.dtype != np.float32):
+            raise FeatureSpaceError("features.density", self.density.shape, "(frames, cells, cells) float32")
 
     @classmethod
     def from_tensor(

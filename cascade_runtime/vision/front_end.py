@@ -14,7 +14,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
-from cascade_runtime.vision.event_branch import EventBranch
+from cascade_runtime.vision.event_branch import EventBranch, EventView
 from cascade_runtime.vision.features import VisualFeatures
 
 Span = tuple[str, str, float, float]
@@ -56,11 +56,11 @@ class FrontEnd:
         aligned = dense = decision = mixed = None
         notes: list[str] = []
         if self.strict or not uses_events or self.policy == "full":
-            dense = self.verifier.dense(view.frames, view.source)
+            dense = self._dense(view)
             watch.done("adapter", "dense")
         try:
             if view.features is not None:
-                aligned = self.verifier.align(view.features)
+                aligned = self.verifier.counted(self.verifier.align(view.features), view)
                 watch.done("adapter", "align")
                 decision = self.verifier.decide(view, aligned, dense)
                 mixed = self.verifier.fill(view, aligned, decision, dense)
@@ -71,11 +71,14 @@ class FrontEnd:
             notes.append(f"without aligned features: {error}")
         target, drafters = (dense if dense is not None and self.strict else mixed or dense), mixed or dense
         each = [
-            drafters if shared else self.verifier.dense(view.frames, view.source, level)
+            drafters if shared else self._dense(view, level)
             for level, shared in enumerate(self.verifier.shared[:-1])
             if speculate
         ] or [None] * (len(self.verifier.shared) - 1)
         return Seen((*each, target), decision.to_dict() if decision else None, watch.spans, tuple(notes))
+
+    def _dense(self, view: EventView, level: int = -1) -> VisualFeatures:
+        return self.verifier.counted(self.verifier.dense(view.frames, view.source, level), view, level)
 
 
 class _Watch:

@@ -18,8 +18,9 @@ from cascade_runtime.config import Recipe, SamplingParams, recipe_from_dict
 from cascade_runtime.decoding.acceptance.law import Law
 from cascade_runtime.decoding.acceptance.rejection import Rejection
 from cascade_runtime.decoding.acceptance.rule import Rule
-from cascade_runtime.decoding.decoder import Decoder, PromptEmbeds, Row
+from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.level import Level
+from cascade_runtime.decoding.row import PromptEmbeds, Row
 from cascade_runtime.decoding.weightless import WeightlessLanguage
 from cascade_runtime.engine import Engine, _Live
 

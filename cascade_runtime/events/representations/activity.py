@@ -59,9 +59,7 @@ def activity_of_groups(
     last = np.full(groups, np.iinfo(np.int64).min)
     np.minimum.at(first, group, t)
     np.maximum.at(last, group, t)
-    since = (t - first[group]).astype(np.float64)
-    place = since * frames / ((last - first)[group] + 1.0)
-    slice_ = np.minimum(place.astype(np.int64), frames - 1)
+    slice_, place = time_slices(t, first[group], last[group], frames)
     late = 2.0 * (place - slice_) - 1.0
     cell_y, cell_x = y.astype(np.int64) * size // height, x.astype(np.int64) * size // width
     cell = ((group * frames + slice_) * size + cell_y) * size + cell_x
@@ -75,3 +73,14 @@ def activity_of_groups(
     maps[:, :, 1] = (np.log1p(gain * (n_all - n_on)) / DENSITY_GAIN).reshape(shape)
     maps[:, :, 2] = (late_sum / np.maximum(n_all, 1)).reshape(shape)
     return maps
+
+
+def time_slices(
+    t: NDArray[np.int64], first: NDArray[np.int64], last: NDArray[np.int64], frames: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which of `frames` equal slices of first..last each time lies in, and where exactly: 2.5 is the middle of slice 2.
+
+    t, first, last: us, of one shape or of one value.
+    """
+    place = (t - first).astype(np.float64) * frames / ((last - first) + 1.0)
+    return np.minimum(place.astype(np.int64), frames - 1), place
