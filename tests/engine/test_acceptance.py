@@ -161,6 +161,8 @@ def test_parameters_are_those_of_the_rule(family: Path) -> None:
         with pytest.raises(ConfigError) as error:
             recipe(rule, **settings)
         assert error.value.field == field
+    with pytest.raises(ConfigError, match="where trees are drafted"):
+        toy_recipe(family, ["noisy"], cascade={"acceptance": "ratio"}, tree={"kind": "opt"})
     with pytest.raises(ConfigError, match="RatioConfig"):
         replace(toy_recipe(family, ["noisy"], cascade={"acceptance": "ratio"}), acceptance=FuzzyConfig())
 
