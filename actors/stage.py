@@ -61,8 +61,7 @@ class LanguageStage:
         self.config = recipe.stages[index]
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        self.recipe, self.index = recipe, index
-        self.name = self.config.name
+        self.recipe, self.index, self.name = recipe, index, self.config.name
         self.is_target = index == len(recipe.stages) - 1
         self.level = load_level(recipe, index)
         self._on_cpu = str(self.level.model.language.device) == "cpu"
@@ -378,6 +377,7 @@ class LanguageStage:
             one.scheduled.prompt_left, one.scheduled.prefix = one.row.prompt_left, one.row.prompt.prefix
 
     def _release(self, handle: int) -> RowReport | None:
+        self._take(self._downstream, self._on_verdict, set())  # its last verdict may lie there
         self._forget(handle)
         self._released[handle] = None
         while len(self._released) > _REPORTS:
@@ -388,7 +388,7 @@ class LanguageStage:
         self.scheduler.release(handle)
         one = self.rows.pop(handle, None)
         if one is not None:
-            self.level.learn(one.row, one.standing.prefix if one.standing.finished else ())
+            self.level.learn(one.row, one.standing.prefix[: one.standing.confirmed])
             self.level.decoder.release(one.row)
             self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns))
             while len(self._reports) > _REPORTS:

@@ -1,6 +1,7 @@
 """How many tokens does a pass of the target bring, by the rule of acceptance? (`cascade_runtime/decoding/acceptance`)
 
     python -m benchmarks.acceptance [--scenes N] [--seeds N] [--temperature T] [--rules a,b,...] [--set ...]
+    python -m benchmarks.acceptance --rules ratio,lossy_fuzzy,lossy_typical,lossy_cascade_opt
 
 Questions about simulated scenes that training never drew, each sampled with several seeds, light -> heavy and
 light -> mid -> heavy, in one process, in rounds. The default, shared noise, needs no laws on the wire; the ratio rule

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import time
-from pathlib import Path
 from typing import Any
 
-from actors.adapter import AdapterVerifierStage
-from actors.controller import Controller
-from actors.drafter import Drafter
-from actors.encoder import EventEncoderStage
-from actors.mid_verifier import MidVerifier
-from actors.target import Target
+from benchmarks.pipeline.processes import Bare, actors, cpu_s
 from benchmarks.pipeline.run import drive, local_ray, requests
 from cascade_runtime.config import load_recipe
 from cluster.launch import launch
@@ -27,21 +19,13 @@ def idle(args: argparse.Namespace) -> dict[str, Any]:
     with local_ray():
         with launch(recipe) as pipeline:
             drive(pipeline, requests(2, args.max_tokens), 1)
-            count = len(_actors())
+            count = len(actors())
             share = _share_of_a_core(seconds)
         bare = [_bare_actor() for _ in range(count)]
         floor = _share_of_a_core(seconds)
         del bare
     print(f"\nidle: {count} actors burn {100 * share:.2f} % of a core, as many that do nothing {100 * floor:.2f} %")
     return {"idle_core_share": round(share - floor, 4), "idle_core_share_with_ray": round(share, 4)}
-
-
-class Bare:
-    """An actor that does nothing."""
-
-    def ready(self) -> bool:
-        """It runs."""
-        return True
 
 
 def _bare_actor() -> Any:
@@ -53,26 +37,8 @@ def _bare_actor() -> Any:
 
 
 def _share_of_a_core(seconds: float) -> float:
-    pids = _actors()
+    pids = actors()
     time.sleep(1.0)
-    before = sum(map(_cpu_s, pids))
+    before = sum(map(cpu_s, pids))
     time.sleep(seconds)
-    return (sum(map(_cpu_s, pids)) - before) / seconds
-
-
-def _actors() -> list[int]:
-    """Processes that Ray has named after an actor of ours."""
-    kinds = (EventEncoderStage, AdapterVerifierStage, Drafter, MidVerifier, Target, Controller, Bare)
-    names = {f"ray::{kind.__name__}" for kind in kinds}
-    pids = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.read_text().split("\0")[0].split(".")[0] in names:
-                pids.append(int(path.parent.name))
-    return pids
-
-
-def _cpu_s(pid: int) -> float:
-    with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (sum(map(cpu_s, pids)) - before) / seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from typing import Any
 
@@ -35,7 +36,12 @@ def lockstep(args: argparse.Namespace) -> dict[str, Any]:
     for name, each in runs.items():
         show(name, each)
     print(f"  decided: {decisions}")
+    bound = (os.cpu_count() or 1) / statistics.median(run.cores for run in runs["lock step"])
+    print(
+        f"  the work of lock step with every core always busy would be {bound:.2f}x as fast: no overlap can bring more"
+    )
     return {
+        "bound_by_cores": round(bound, 3),
         "pipelined_vs_lockstep": round(ratio(runs, "pipelined", "lock step"), 3),
         "pipelined_vs_lockstep_rows_join": round(ratio(runs, "pipelined", "lock step, rows join"), 3),
         "latency_hidden": round(statistics.median(run.hidden for run in runs["pipelined"]), 3),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.pipeline.processes import actors, cpu_s
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.events import Events
@@ -40,6 +41,7 @@ class Run:
     awake_s: dict[str, float] = field(default_factory=dict)
     passes: dict[str, float] = field(default_factory=dict)
     tokens_fed: dict[str, float] = field(default_factory=dict)
+    cores: float = 0.0  # that all actors and the clients kept busy, on average
 
     @property
     def tokens_per_s(self) -> float:
@@ -92,7 +94,7 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int, *, 
     """Each of `streams` clients asks its next question as soon as it has an answer; with `batches`, as soon as all
     of them have theirs.
     """
-    before = pipeline.stats()
+    before, spent_s = pipeline.stats(), _core_s()
 
     def ask(request: GenerateRequest) -> Answer:
         fresh = replace(request, request_id=os.urandom(8).hex())
@@ -103,11 +105,15 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int, *, 
         share = streams if batches else len(work)
         answers = [each for i in range(0, len(work), share) for each in pool.map(ask, work[i : i + share])]
     wall_s = time.perf_counter() - start
-    after = pipeline.stats()
+    cores, after = (_core_s() - spent_s) / wall_s, pipeline.stats()
     levels = pipeline.recipe.cascade.levels
     spent = {key: {name: after[name].get(key, 0) - before[name].get(key, 0) for name in levels} for key in COUNTERS}
     tokens = tuple(answer.token_ids for answer in answers)
-    return Run(sum(map(len, tokens)), wall_s, tokens, **spent)
+    return Run(sum(map(len, tokens)), wall_s, tokens, cores=cores, **spent)
+
+
+def _core_s() -> float:
+    return time.process_time() + sum(map(cpu_s, actors()))
 
 
 def turn_about(contestants: dict[str, Callable[[], Run]], rounds: int, *, warm: bool = True) -> dict[str, list[Run]]:
@@ -150,7 +156,7 @@ def show(name: str, runs: Sequence[Run]) -> None:
     )
     print(
         f"  {name:<34}{median(lambda r: r.tokens_per_s):>8.1f} tokens/s   hidden {median(lambda r: r.hidden):>5.2f}"
-        f"   coordination {median(lambda r: r.coordination):.3f}   busy {busy}",
+        f"   coordination {median(lambda r: r.coordination):.3f}   cores {median(lambda r: r.cores):.2f}   busy {busy}",
         flush=True,
     )
 

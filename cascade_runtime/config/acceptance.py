@@ -27,7 +27,9 @@ class SharedNoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RatioConfig:
-    """leniency: inner levels keep a draft with min(1, leniency p / q); the last keeps to min(1, p / q), so that its law
+    """The target's law; which tokens a seed gives depends on the drafters too, unlike under shared noise.
+
+    leniency: inner levels keep a draft with min(1, leniency p / q); the last keeps to min(1, p / q), so that its law
     stays exact.
     """
 

@@ -110,9 +110,8 @@ class TableDecoder(Decoder):
 
     def _run(self, plans: Sequence[Any], groups: Sequence[int]) -> list[list[int]]:
         for plan in plans:
-            ends = range(len(plan.wanted) - plan.choices + 1, len(plan.wanted) + 1)
-            plan.row.laws = {end: self.table[tuple(plan.wanted[:end])] for end in ends}
-        return [self._settle(plan, [0] * plan.choices) for plan in plans]
+            plan.row.laws = {end: self.table[tuple(plan.wanted[:end])] for end in plan.chosen_at}
+        return [self._settled(plan, [0] * plan.choices) for plan in plans]
 
 
 @dataclass(eq=False)

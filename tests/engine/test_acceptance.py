@@ -14,8 +14,8 @@ from toy_family import toy_recipe, toy_requests, write_toy_family
 
 from actors.controller import Controller
 from cascade_runtime.api import Answer, GenerateRequest
-from cascade_runtime.config import recipe_from_dict
-from cascade_runtime.config.acceptance import RULES, FuzzyConfig, RatioConfig
+from cascade_runtime.config import load_recipe, recipe_from_dict
+from cascade_runtime.config.acceptance import RULES, DeferralConfig, FuzzyConfig, RatioConfig, TypicalConfig
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError
 from cluster.launch import launch
@@ -161,6 +161,8 @@ def test_parameters_are_those_of_the_rule(family: Path) -> None:
         with pytest.raises(ConfigError) as error:
             recipe(rule, **settings)
         assert error.value.field == field
+    with pytest.raises(ConfigError, match="where trees are drafted"):
+        toy_recipe(family, ["noisy"], cascade={"acceptance": "ratio"}, tree={"kind": "opt"})
     with pytest.raises(ConfigError, match="RatioConfig"):
         replace(toy_recipe(family, ["noisy"], cascade={"acceptance": "ratio"}), acceptance=FuzzyConfig())
 
@@ -171,3 +173,17 @@ def test_emulated_devices_have_no_laws_to_weigh() -> None:
     table = emulated_table(["light"], {"agreement": [0.7]}, acceptance="ratio")
     with pytest.raises(ConfigError, match="no laws"):
         recipe_from_dict(table)
+
+
+def test_published_rules_are_recipes() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "recipes"
+    rules = {
+        "pyramid_sd_lossy": ("lossy_fuzzy", FuzzyConfig(tau=(0.2, 0.4))),
+        "speculative_cascade_lossy": ("lossy_cascade_opt", DeferralConfig(alpha=0.3)),
+        "typical_lossy": ("lossy_typical", TypicalConfig(epsilon=0.09, alpha=0.3)),
+        "cascade_speculative_drafting": ("ratio", RatioConfig(leniency=2.0)),
+    }
+    for name, expected in rules.items():
+        recipe = load_recipe(folder / f"{name}.toml")
+        assert (recipe.cascade.acceptance, recipe.acceptance) == expected and recipe.target.checkpoint == "family:heavy"
+        assert ("lossy" in name) == expected[0].startswith("lossy")

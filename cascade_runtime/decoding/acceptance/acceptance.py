@@ -13,7 +13,8 @@ Claims = dict[tuple[int, int], Law]
 
 class Acceptance(Protocol):
     """Settles passes. weighs_laws: decoders must tell them. own: tokens (0 or 1) a level adds to a block that is kept
-    whole; where it is 0, it is not fed the last draft. note: what an answer must say; empty for the target's law."""
+    whole; where it is 0, it is not fed the last draft. note, mark: what an answer and the name of an edge
+    must say; empty for the target's law."""
 
     weighs_laws: bool
     own: int
