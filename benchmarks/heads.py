@@ -69,14 +69,14 @@ class Proposed:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a dozen scenes")
+    parser.add_argument("--quick", action="store_true", help="six scenes")
     parser.add_argument(
         "--heads", type=Path, metavar="DIR", help="folders medusa, eagle, eagle3; default: the bundled ones"
     )
     parser.add_argument("--scenes", type=int, metavar="N", help="default: 60")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    scenes = args.scenes or (12 if args.quick else 60)
+    scenes = args.scenes or (6 if args.quick else 60)
     model = load_checkpoint(family_path("heavy"))
     questions = list(ask(model, _held_out(scenes)))
     language: Any = model.language

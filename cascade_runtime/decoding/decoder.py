@@ -40,7 +40,7 @@ class Decoder:
 
     compiled: compile passes of one row (`models/compiled.py`), on a CPU. tells_confidence: keep, per row, the largest
     probability of the last position of each pass. keeps: keep, per row, the states of its last pass: what these blocks
-    put out, side by side, the last norm counted as one more block; such passes take no shortcut.
+    put out, side by side, the last norm counted as one more block; compiled passes do not serve that.
     tells_laws: keep, per row, what each choice of the last pass was drawn from.
     """
 
@@ -185,7 +185,7 @@ class Decoder:
 
     def _shortened(self, plans: Sequence[Plan]) -> torch.Tensor | None:
         """The same by the shortcut; None where it does not serve this: prompts, many tokens."""
-        if self.shortcut is None or self.keeps or any(each.prompt_count for each in plans):
+        if self.shortcut is None or any(each.prompt_count for each in plans):
             return None
         logits = self.shortcut.logits(
             [each.wanted[each.first_token :] for each in plans],
@@ -193,9 +193,13 @@ class Decoder:
             starts=[each.start for each in plans],
             positions=[each.positions for each in plans],
             branches=[each.branches for each in plans],
+            keeps=self.keeps,
         )
         if logits is None:
             return None
+        if self.keeps:
+            for each, values in zip(plans, self.shortcut.states, strict=False):  # rows that pad the pass come last
+                each.row.states = States(each.start, values[: each.count].clone())
         longest = logits.shape[1]
         asked = [
             i * longest + each.count - each.choices + j for i, each in enumerate(plans) for j in range(each.choices)

@@ -57,12 +57,14 @@ class Compiled:
         starts: Sequence[int],
         positions: Sequence[Sequence[int]],
         branches: Sequence[Branches | None],
+        keeps: tuple[int, ...] = (),
     ) -> torch.Tensor | None:
         """Append the row's tokens to its slot; float32 logits (1, T, V), T at least its tokens. None where that is not
-        served: more rows, many tokens, a slot's very end. Raises InputError as `LanguageModel.check` does.
+        served: more rows, many tokens, a slot's very end, states to keep. Raises InputError as `LanguageModel.check`
+        does.
         """
         count = max(_LEAST, len(tokens[0]))
-        if len(tokens) > 1 or count > _MOST or starts[0] + count > self._cache.max_len:
+        if keeps or len(tokens) > 1 or count > _MOST or starts[0] + count > self._cache.max_len:
             return None
         self._language.check(tokens[0])
         self.calls += 1

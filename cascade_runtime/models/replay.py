@@ -36,7 +36,8 @@ class Replays:
 
     def __init__(self, language: LanguageModel, cache: SlotCache, *, captures: bool = True) -> None:
         self._language, self._cache, self._captures = language, cache, captures
-        self._passes: dict[tuple[int, int], FixedPass] = {}
+        self._passes: dict[tuple[tuple[int, int], tuple[int, ...]], FixedPass] = {}
+        self.states: torch.Tensor | None = None  # of the last call, see `logits`
         self._most = _MOST if language.weight_bytes > _LARGE else MAX_TOKENS
 
     def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
@@ -53,12 +54,14 @@ class Replays:
         starts: Sequence[int],
         positions: Sequence[Sequence[int]],
         branches: Sequence[Branches | None],
+        keeps: tuple[int, ...] = (),
     ) -> torch.Tensor | None:
         """Append each row's tokens to its slot; float32 logits (rows, T, V), valid until the next call, T at least the
         longest row. None where the shape is not served.
 
-        positions: of each token. branches: as for `SlotCache.place`; trees of more than 63 nodes are not served. Raises
-        InputError as `SlotCache.place` does.
+        positions: of each token. branches: as for `SlotCache.place`; trees of more than 63 nodes are not served.
+        keeps: blocks as in `Decoder.keeps`, whose outputs (rows, T, blocks * D) are `states` until the next call.
+        Raises InputError as `SlotCache.place` does.
         """
         counts = [len(row) for row in tokens]
         shape = self.shape(counts)
@@ -67,20 +70,23 @@ class Replays:
             return None
         self._cache.check(slots, starts, counts)
         self._language.check([token for row in tokens for token in row])
-        one = self._passes.get(shape)
+        one = self._passes.get((shape, keeps))
         if one is None:
-            one = self._passes[shape] = FixedPass(self._language, self._cache, *shape)
+            one = self._passes[shape, keeps] = FixedPass(self._language, self._cache, *shape, keeps)
         one.fill(tokens, slots, starts, positions, branches)
         if self._captures and one.graph is None:
             one.capture(next((each.graph.pool() for each in self._passes.values() if each.graph is not None), None))
-        return one.run()[: len(tokens)]
+        logits, self.states = one.run()
+        return logits[: len(tokens)]
 
 
 class FixedPass:
     """One pass of B rows and T tokens each, its inputs in buffers of its own."""
 
-    def __init__(self, language: LanguageModel, cache: SlotCache, rows: int, tokens: int) -> None:
-        self._language, self._cache, self._rows, self._tokens = language, cache, rows, tokens
+    def __init__(
+        self, language: LanguageModel, cache: SlotCache, rows: int, tokens: int, keeps: tuple[int, ...]
+    ) -> None:
+        self._language, self._cache, self._rows, self._tokens, self._keeps = language, cache, rows, tokens, keeps
         count, device = rows * tokens, language.device
         self._host = torch.zeros(3 * count + 4 * rows, dtype=torch.long, pin_memory=device.type == "cuda")
         self._device = self._host.to(device)
@@ -113,8 +119,8 @@ class FixedPass:
         self._host.copy_(torch.tensor([number for numbers in each for number in numbers]))
         self._device.copy_(self._host, non_blocking=True)
 
-    def run(self) -> torch.Tensor:
-        """Logits (B, T, V) for what the buffers hold."""
+    def run(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (B, T, V) for what the buffers hold, and the states that are kept."""
         if self.graph is None:
             return self.compute()
         self.graph.replay()
@@ -129,17 +135,23 @@ class FixedPass:
             self._out = self.compute()
         self.graph = graph
 
-    def compute(self) -> torch.Tensor:
+    def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model's arithmetic, as `LanguageModel.forward` and `logits` have it."""
         language, cache, places = self._language, self._cache, self._places
         hidden, parts = F.embedding(self._ids, language.decoder.embed_tokens.weight), None
+        kept: dict[int, torch.Tensor] = {}
         for block in language.blocks:
             before, after = block.norms
             hidden, normed = added(hidden, parts, before)
+            kept[block.index - 1] = hidden
             queries = query_key_value(normed, block.query_key_value, language.turns, places, cache, block.index)
             found = self._attention(queries, places, cache, block.index)
             hidden, normed = added(hidden, sums(found, block.out), after)
             parts = sums(product(normed, block.gate_up, gated=True), block.down)
-        _, normed = added(hidden, parts, language.norm)
-        logits = product(normed, language.head, dtype=torch.float32)
-        return logits.unflatten(0, (self._rows, self._tokens))
+        hidden, normed = added(hidden, parts, language.norm)
+        kept |= {language.num_layers - 1: hidden, language.num_layers: normed}
+        logits = product(normed, language.head, dtype=torch.float32).unflatten(0, (self._rows, self._tokens))
+        if not self._keeps:
+            return logits, None
+        states = torch.cat([kept[index] for index in self._keeps], -1)
+        return logits, states.unflatten(0, (self._rows, self._tokens))

@@ -69,6 +69,31 @@ def test_a_pass_of_fixed_shape_is_the_ragged_pass(pair, caches, counts):
         slots = slots[1:] + slots[:1]
 
 
+def test_a_decoder_whose_passes_are_replayed_keeps_the_same_states(pair):
+    language = pair[0].language
+    keeps = (0, language.num_layers - 1, language.num_layers)
+    found = []
+    for replayed in (True, False):
+        decoder = Decoder(language, slots=4, max_len=200)
+        decoder.shortcut = replay.Replays(language, decoder.cache, captures=False) if replayed else None
+        decoder.keeps = keeps
+        torch.manual_seed(0)
+        embeds, positions = torch.randn(5, language.hidden_size), torch.arange(5)
+        positions = positions.expand(3, -1) if language.position_axes == 3 else positions
+        rows = [decoder.admit(PromptEmbeds(embeds + i, positions, 5), SamplingParams()) for i in range(3)]
+        decoder.extend([Extension(row, []) for row in rows])
+        passes = [
+            decoder.extend([Extension(row, [9], [10, 11 + i][: i + 1]) for i, row in enumerate(rows)]),
+            decoder.extend([Extension(row, [9], [12, 13, 14], parents=[-1, -1, 1]) for row in rows[1:]]),
+        ]
+        found.append((passes, [row.states for row in rows]))
+    (choices, states), (wanted, others) = found
+    assert choices == wanted
+    for mine, theirs in zip(states, others, strict=True):
+        assert mine.start == theirs.start
+        assert torch.allclose(mine.values, theirs.values, atol=1e-4)
+
+
 def test_a_long_row_is_attended_in_parts(pair, caches):
     language, (ours, theirs) = pair[0].language, caches
     replays = replay.Replays(language, ours, captures=False)

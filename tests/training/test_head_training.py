@@ -144,7 +144,7 @@ def test_the_bundled_heads_know_heavys_next_words() -> None:
     scenes = [(exam.maps[i], [q.text for q in exam.questions if q.scene == i]) for i in range(3)]
     said = let_target_speak(model, ask(model, scenes), keeps=(2, 10, 17, 20), slots=6)
     weights = language.decoder.embed_tokens.weight, language.head.weight
-    for kind, least in (("medusa", 0.5), ("eagle", 0.6), ("eagle3", 0.7)):
+    for kind, least in (("medusa", 0.6), ("eagle", 0.85), ("eagle3", 0.85)):
         head = (load_medusa if kind == "medusa" else load_eagle_net)(bundled_head(kind), language)
         found = accuracy(head, said, *weights, depth=3)
-        assert found[0][1] > least and found[2][4] > 0.4
+        assert found[0][1] > least and found[2][4] > least
