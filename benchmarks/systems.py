@@ -49,7 +49,6 @@ ELSEWHERE = {
     "sequential loading": "a placement: `cascade plan --assume sequential`",
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
     "HiViS, MSD, ViSpec, DREAM": "heads fed with the target's states and other visual inputs: not trained here",
-    "EAGLE-3": "its head trains (`cascade train heads --kind eagle3`), none is shipped",
     "Talon": "its constants are not published",
     "traversal": "a proved function (`decoding/acceptance/traversal.py`); no recipe drafts trees by ratio",
 }
