@@ -7,6 +7,7 @@
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
+    cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
 
 Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
 the project's own is one line on stderr; a traceback is a bug. What a command needs is imported when it runs, so
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+from cluster.cli_batch import add_batch
 
 if TYPE_CHECKING:
     from cascade_runtime.api import Answer
@@ -265,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
+    add_batch(commands)
     return parser
 
 
