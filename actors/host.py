@@ -20,6 +20,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_bytes() -> int:
+    """The most memory this process has held at once (Linux's VmHWM); 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def step_back(grades: int = 4) -> None:
     """Let this thread go after others by so many of the 19 grades of niceness.
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from actors.commands import Commands
-from actors.host import cores, host, step_back
+from actors.host import cores, host, peak_bytes, step_back
 from actors.neighbour import Heard, Neighbour
 from actors.rows import ActiveRow, Admission, News, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
@@ -167,6 +167,10 @@ class LanguageStage:
             "slots": decoder.cache.slots,
             "early_blocks": len(self.scheduler.early),
             "refused_messages": self._refused + sum(each.refused for each in self._neighbours()),
+            "peak_bytes": peak_bytes(),
+            "device_peak_bytes": 0
+            if self._on_cpu
+            else torch.cuda.max_memory_allocated(self.level.model.language.device),
             "edge": self.totals.to_dict(),
             "decision": policy.decision.to_dict(),
             "upstream_alive": self._upstream is not None,
