@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import statistics
@@ -73,7 +74,10 @@ class Side:
 
     @property
     def edges(self) -> dict[str, EdgeCounters]:
-        return merge_edges(edge for answer in self.answers for edge in answer.edges if edge.num_drafts)
+        """Edges on which something was drafted, lightest first, so that the target's comes last."""
+        merged = merge_edges(edge for answer in self.answers for edge in answer.edges)
+        names = [f"{light}-{heavy}" for light, heavy in itertools.pairwise(self.answers[0].levels)]
+        return {name: merged[name] for name in names if name in merged and merged[name].num_drafts}
 
     @property
     def said_by(self) -> dict[str, int]:
