@@ -8,6 +8,8 @@ import platform
 import threading
 from pathlib import Path
 
+import torch
+
 
 def host() -> str:
     """The machine this process runs on: its name and the identity of its running kernel."""
@@ -15,16 +17,23 @@ def host() -> str:
     return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"
 
 
+def process(device: object) -> dict[str, int | str]:
+    """Where this process runs, its pid, and the most memory it has held at once: of the machine (Linux's VmHWM, 0 where
+    the system does not tell), and of tensors on its GPU, 0 on a CPU.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return {
+        "host": host(),
+        "pid": os.getpid(),
+        "peak_bytes": next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0),
+        "device_peak_bytes": torch.cuda.max_memory_allocated(str(device)) if str(device).startswith("cuda") else 0,
+    }
+
+
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_bytes() -> int:
-    """The most memory this process has held at once (Linux's VmHWM); 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def step_back(grades: int = 4) -> None:

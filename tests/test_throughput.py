@@ -83,9 +83,6 @@ class Pipeline:
     def generate(self, request: GenerateRequest) -> Answer:
         return self.controller.generate(request)
 
-    def stats(self) -> dict[str, Any]:
-        return {name: handle.stage.stats() for name, handle in self.stages.items()}
-
     def trace(self) -> list[Trace]:
         vision = (self.controller.stages.encoder, self.controller.stages.adapter)
         return [handle.stage.trace() for handle in (*vision, *self.stages.values())]

@@ -122,8 +122,7 @@ def _figures(
 
 def _memory(pipeline: Pipeline) -> dict[str, Any]:
     """Per language stage: bytes of weights and of KV slots, the most its process has held, and its GPU's share."""
-    stats, control_s = pipeline.stats(), pipeline.recipe.deadlines.control_s
-    told = {}
+    control_s, told = pipeline.recipe.deadlines.control_s, {}
     for name in pipeline.recipe.cascade.levels:
         stage = pipeline.stages[name]
         info = stage.result(stage.start("info"), control_s)
@@ -131,8 +130,8 @@ def _memory(pipeline: Pipeline) -> dict[str, Any]:
             "device": info["device"],
             "weights": info["weight_bytes"],
             "kv": info["kv_bytes"],
-            "peak": stats[name].get("peak_bytes", 0),
-            "device_peak": stats[name].get("device_peak_bytes", 0),
+            "peak": info["peak_bytes"],
+            "device_peak": info["device_peak_bytes"],
         }
     return told
 
