@@ -62,11 +62,11 @@ class Manifest:
         before, now = dict(_flat(self.configuration)), dict(_flat(configuration))
         names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if names:
-            differ = {name: (before.get(name), now.get(name)) for name in names[:_SHOWN]}
+            differ = {name: (before.get(name, "not there"), now.get(name, "not there")) for name in names[:_SHOWN]}
             raise ConfigError(
                 "resume",
                 f"{len(names)} that differ from when it began: "
-                + ", ".join(f"{name} was {was!r}, is {now!r}" for name, (was, now) in differ.items()),
+                + ", ".join(f"{name} was {was}, is {now}" for name, (was, now) in differ.items()),
                 "the same configuration; or --no-resume, which begins anew",
             )
 
@@ -127,10 +127,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested tables under dotted names; lists are leaves."""
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every plain value of nested tables and lists under its dotted name, as JSON; empty ones too."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and value:
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{number}")
     else:
-        yield name, value
+        yield name, json.dumps(value)

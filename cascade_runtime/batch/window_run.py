@@ -68,9 +68,10 @@ class WindowRun:
         try:
             while wave := await asyncio.to_thread(self._next_wave, left):
                 if len(running) >= _WAVES:
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
+                    running -= done
                 running.add(asyncio.create_task(self._run_wave(wave, last=last)))
             await asyncio.gather(*running)
         finally:

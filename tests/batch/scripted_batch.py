@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -94,14 +93,13 @@ def batch(folder: Path, transport: Scripted | None = None, *, overrides: Sequenc
 
 
 def main(folder: Path, wait_s: float) -> None:
-    """Say that it begins, run, and note in folder/asked how many answers were given."""
+    """Run, and keep in folder/asked a byte for each answer that was given."""
 
     def answer(request: GenerateRequest) -> Answer:
         with (folder / "asked").open("ab") as file:
             file.write(b".")
         return said(request)
 
-    os.write(1, b"go\n")
     batch(folder, Scripted(answer, wait_s), window_rows=24)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 from dataclasses import replace
@@ -102,7 +103,7 @@ def test_a_run_under_another_configuration_is_refused_and_says_what_differs(fold
     batch(folder)
     before = (folder / "a.jsonl").read_bytes()
     for change, words in (
-        ({"speculate": False}, "asked.speculate was True, is False"),
+        ({"speculate": False}, "asked.speculate was true, is false"),
         ({"window_rows": 7}, "asked.window_rows was 1024, is 7"),
         ({"overrides": ["emulation.seed=5"]}, "recipe.emulation.seed"),
     ):
@@ -269,3 +270,17 @@ def test_the_command_answers_reports_and_goes_on(folder: Path, capsys: pytest.Ca
     assert json.loads(printed.out) == told and "complete already" in printed.err
     assert cli.main([*arguments, "--alone"]) == cli.USAGE
     assert "asked.speculate" in capsys.readouterr().err
+
+
+def test_waves_that_fail_together_leave_no_error_behind(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(folder, *(question(number) for number in range(12)))
+
+    class Broken(Scripted):
+        async def run(self, requests: Any, timeout_s: float | None, stream: bool) -> Any:
+            raise StageError("heavy", "r", "gone")
+            yield
+
+    with pytest.raises(StageError, match="gone"):
+        batch(folder, Broken(), concurrency=1)
+    gc.collect()
+    assert not caplog.records  # asyncio tells of errors that nobody has taken
