@@ -8,11 +8,27 @@ import platform
 import threading
 from pathlib import Path
 
+import torch
+
 
 def host() -> str:
     """The machine this process runs on: its name and the identity of its running kernel."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"
+
+
+def process(device: object) -> dict[str, int | str]:
+    """Where this process runs, its pid, and the most memory it has held at once: of the machine (Linux's VmHWM, 0 where
+    the system does not tell), and of tensors on its GPU, 0 on a CPU.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return {
+        "host": host(),
+        "pid": os.getpid(),
+        "peak_bytes": next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0),
+        "device_peak_bytes": torch.cuda.max_memory_allocated(str(device)) if str(device).startswith("cuda") else 0,
+    }
 
 
 def cores() -> int:

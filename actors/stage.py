@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 
 from actors.commands import Commands
-from actors.host import cores, host, step_back
+from actors.host import cores, process, step_back
 from actors.neighbour import Heard, Neighbour
 from actors.rows import ActiveRow, Admission, News, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
@@ -97,8 +96,7 @@ class LanguageStage:
             "name": self.name,
             "tokenizer": self.level.tokenizer_tag(),
             "ends": self.level.ends,
-            "host": host(),
-            "pid": os.getpid(),
+            **process(language.device),
             "weight_bytes": language.weight_bytes,
             "kv_bytes": self.level.decoder.cache.nbytes,
             "device": str(language.device),

@@ -8,6 +8,8 @@
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
+    cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
+    cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
 
 Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
 the project's own is one line on stderr; a traceback is a bug. What a command needs is imported when it runs, so
@@ -28,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+from cluster.cli_batch import add_batch
+from cluster.cli_dashboards import add_dashboards
 from cluster.cli_heads import add_heads
 
 if TYPE_CHECKING:
@@ -268,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
+    add_batch(commands)
+    add_dashboards(commands)
     return parser
 
 
