@@ -4,6 +4,7 @@
     cascade generate FILE -q QUESTION     ask about a recording
     cascade events info|render FILE       what a recording holds; a picture of it
     cascade train family --out DIR        train the bundled models again
+    cascade train distil                  teach a drafter what its verifier says
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+from cluster.cli_distil import add_distil
 
 if TYPE_CHECKING:
     from cascade_runtime.api import Answer
@@ -242,6 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     family.add_argument("--out", type=Path, required=True, metavar="DIR")
     family.add_argument("--quick", action="store_true", help="minutes: proves the path, teaches little")
     family.set_defaults(run=_train_family)
+    add_distil(train)
 
     trace = commands.add_parser("trace", help="what every stage does when: a Gantt chart, a Perfetto trace, counters")
     _add_recipe(trace)

@@ -7,17 +7,21 @@ Agreement says nothing of where a refusal falls, and a cosine between features s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cascade_runtime.config import Recipe
-from cascade_runtime.evaluation.simulated import Question
+from cascade_runtime.evaluation.report import see_dense
+from cascade_runtime.evaluation.simulated import Question, draw_exam
 from cascade_runtime.metrics import EdgeCounters, merge_edges
+from cascade_runtime.models.family import read_model
 from cascade_runtime.training.distil.divergences import tvd
-from cascade_runtime.training.distil.speak import answer, load_speaker
+from cascade_runtime.training.distil.run import Pairing, member_directory
+from cascade_runtime.training.distil.speak import answer, answer_ids, load_speaker
 from cascade_runtime.training.distil.states import answer_states, log_probs
 from cascade_runtime.training.language import Packer
 
@@ -80,6 +84,24 @@ def run_cascade(recipe: Recipe, maps: torch.Tensor, questions: Sequence[Question
         target_passes=sum(one.target_passes for one in given),
         edges=merge_edges(edge for one in given for edge in one.edges),
     )
+
+
+def before_and_after(pairing: Pairing, made: Path, *, scenes: int, seed: int = 3) -> Iterator[str]:
+    """Two lines on held-out scenes: the student as it was and the one that was `made`, in front of the teacher."""
+    exam = draw_exam(scenes, seed=seed)
+    teacher, tokenizer = read_model(member_directory(pairing.teacher))
+    packer = Packer(tokenizer)
+    raw = see_dense(teacher.model.vision_tower, exam.maps)
+    asked = [(question.scene, question.text) for question in exam.questions]
+    ids = answer_ids(answer(load_speaker(pairing.recipe), exam.maps, asked))
+    said = TargetAnswers.read(teacher, packer, raw, exam.questions, ids)
+    for name, student in (("before", str(member_directory(pairing.student))), ("after", str(made))):
+        found = agree(read_model(student)[0], packer, raw, said)
+        run = run_cascade(replace(pairing, student=student).recipe, exam.maps, exam.questions)
+        yield (
+            f"{name}: {found.tokens:.1%} of the teacher's tokens, ratio test {found.ratio:.1%}, "
+            f"{run.tokens_per_pass:.2f} tokens per target pass ({len(ids)} answers about {scenes} held-out scenes)"
+        )
 
 
 def _log_probs(

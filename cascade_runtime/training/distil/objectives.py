@@ -4,7 +4,8 @@ compared there.
     hard           cross entropy on the simulator's answers: the baseline that knows no teacher
     massv          the projector alone on those, then everything on the teacher's own answers (MASSV, Ganesan et al.
                    2025, arXiv 2505.10526, sec. 3)
-    distillspec    D(p, q) on the teacher's answers and on the student's own (Zhou et al. 2023, arXiv 2310.08461, alg. 1)
+    distillspec    D(p, q) on the teacher's answers and on the student's own (Zhou et al. 2023, arXiv 2310.08461,
+                   alg. 1)
     adaspec        D(p, q) on the tokens where an already distilled model of the student's size gained most
     speckd         D(p, q) on the tokens that the teacher would accept
     cascade_aware  sum over the verifiers k of a cascade of lambda_k D(p_k, q), lambda_k proportional to 1 - acceptance

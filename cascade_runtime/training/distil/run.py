@@ -7,7 +7,7 @@ OUT/<student>  the taught student, in the Hugging Face format; written beside an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
