@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.errors import InputError
 from cascade_runtime.evaluation.report import see_dense
 from cascade_runtime.evaluation.simulated import Question, draw_exam
 from cascade_runtime.metrics import EdgeCounters, merge_edges
 from cascade_runtime.models.family import read_model
 from cascade_runtime.training.distil.divergences import tvd
+from cascade_runtime.training.distil.lessons import Lessons
 from cascade_runtime.training.distil.run import Pairing, member_directory
 from cascade_runtime.training.distil.speak import answer, answer_ids, load_speaker
 from cascade_runtime.training.distil.states import answer_states, log_probs
@@ -73,6 +75,14 @@ def agree(drafter: Any, packer: Packer, raw: torch.Tensor, said: TargetAnswers) 
     log_q = _log_probs(drafter, packer, raw, said.questions, said.ids)
     same = (log_q.argmax(-1) == said.log_p.argmax(-1)).float().mean()
     return Agreement(float(same), float(1 - tvd(said.log_p, log_q).mean()))
+
+
+def check_held_out(lessons: Lessons, maps: torch.Tensor) -> None:
+    """Raise `InputError` where a scene of `maps` is one of the lessons'."""
+    learnt = {clip.half().numpy().tobytes() for clip in lessons.maps}
+    seen = [scene for scene, clip in enumerate(maps) if clip.half().numpy().tobytes() in learnt]
+    if seen:
+        raise InputError("held-out scenes", seen, "scenes that no lesson holds")
 
 
 def run_cascade(recipe: Recipe, maps: torch.Tensor, questions: Sequence[Question]) -> Acceptance:

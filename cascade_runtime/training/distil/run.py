@@ -103,7 +103,9 @@ def distil(
         student = _fresh(student, config.seed)
     run = {"student": str(source), "teacher": pairing.teacher, "sets": list(pairing.sets), **asdict(config)}
     trainer = Trainer(student, packer, config, out / "state", run)
-    trainer.restore()
+    made = out / pairing.name
+    if trainer.restore() and trainer.step == config.steps and made.is_dir():
+        return made
     reference = _reference(pairing, config, out, progress) if config.method == "adaspec" else None
     teaching = Teaching(packer, LOSSES[config.loss], teachers, reference)
     recipe = pairing.recipe
@@ -113,7 +115,6 @@ def distil(
         taught = _taught(truth, recipe, teaching, trainer, pairing.lessons or out / "lessons", progress)
     course = _Course(truth, taught, teaching, trainer, out, progress)
     teach(trainer, course, _eyes(recipe, student, config), progress=progress, stop_after=stop_after)
-    made = out / pairing.name
     if trainer.step == config.steps:
         write_model(student, tokenizer, made)
     return made
