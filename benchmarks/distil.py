@@ -6,9 +6,10 @@ A light with random weights learns a little from hard labels (the simulator's an
 for the same number of steps over the same clips and questions, hard labels among them; the bundled light, which was
 taught long before, goes on by one method. Measured on held-out scenes and, where given, on real recordings: agreement
 with heavy's own greedy tokens (teacher-forced, features dense and aligned), chance that the ratio test accepts
-(1 - TVD), and per edge of a light -> heavy and a light -> mid -> heavy cascade, run by the engine, the acceptance length,
-tokens per target pass, and the hazard by position. Then seven kinds of adapter: cosine beside tokens. Then an adapter
-that learns on from refused frames. --out keeps the runs, and goes on with them. One JSON line last.
+(1 - TVD), and per edge of a light -> heavy and a light -> mid -> heavy cascade, run by the engine, the acceptance
+length, tokens per target pass, and the hazard by position (h1 is the first draft's). Then seven kinds of adapter:
+cosine beside tokens. Then an adapter that learns on from refused frames. --out keeps the runs, and goes on with them.
+One JSON line last.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Bench:
 
     def measure(self, name: str, path: Path) -> None:
         """All figures of one student, as rows of the table and in the results."""
-        student, _ = read_model(path)
+        student, title = read_model(path)[0], name.strip()
         aligned = see_aligned(self.encoder, self.adapter, self.exam.maps)
         on_dense = agree(student, self.packer, self.dense, self.said)
         on_aligned = agree(student, self.packer, aligned, self.said)
@@ -150,7 +151,7 @@ class Bench:
             )
             print(_row("  on real recordings", "light-heavy", f"{found.tokens:>7.3f}{'':>9}{found.ratio:>7.3f}", real))
             figures["real"] = {"dense": found.tokens, "ratio": found.ratio, **_figures(real, "light-heavy")}
-        self.results.setdefault("students", {})[path.parent.name if path.name == "light" else str(path)] = figures
+        self.results.setdefault("students", {})[title] = figures
 
     def adapters(self) -> None:
         """Cosine beside tokens, per kind of adapter."""
@@ -227,7 +228,7 @@ def _real(directory: Path) -> Exam:
 def _row(name: str, edge: str, cells: str, run: Acceptance) -> str:
     hazards = run.edges[edge].acceptance_hazard_per_pos
     shown = [hazards[at - 1] if at <= len(hazards) else math.nan for at in HAZARDS]
-    last = f"{run.tokens_per_pass:>8.2f}" if edge.endswith("heavy") else " " * 8
+    last = f"{run.tokens_per_pass:>10.2f}" if edge.endswith("heavy") else " " * 10
     return f"{name:<38}{edge:<12}{cells}{run.edges[edge].mean_acceptance_length:>8.2f}{last}  " + "".join(
         "      -" if math.isnan(hazard) else f"{hazard:>7.3f}" for hazard in shown
     )
@@ -258,10 +259,8 @@ def main() -> None:
         print(f"# {amount.scenes} scenes of lessons, {len(bench.exam.questions)} questions about {amount.agree_scenes} "
               f"held-out scenes, those about {amount.cascade_scenes} of them for the cascades")  # fmt: skip
         students = list(bench.students())
-        print(
-            f"\n{'student':<38}{'edge':<12}{'dense':>7}{'aligned':>9}{'1-TVD':>7}{'length':>8}{'per pass':>8}  hazard at"
-            + "".join(f"{at:>7}" for at in HAZARDS)[9:]
-        )
+        titles = f"{'dense':>7}{'aligned':>9}{'1-TVD':>7}{'length':>8}{'per pass':>10}  "
+        print(f"\n{'student':<38}{'edge':<12}{titles}" + "".join(f"{f'h{at}':>7}" for at in HAZARDS))
         for name, path in students:
             bench.measure(name, path)
         bench.adapters()
