@@ -68,7 +68,7 @@ class Amount:
     losses: tuple[str, ...]
 
 
-FULL = Amount(50, 500, 300, 60, 16, 1200, 300, tuple(LOSSES))
+FULL = Amount(50, 200, 150, 40, 10, 600, 200, tuple(LOSSES))
 QUICK = Amount(30, 32, 30, 12, 3, 128, 40, ("fkl",))
 
 

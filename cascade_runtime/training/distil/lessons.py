@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ class Lessons:
         return Lessons(self.maps, answers, self.chunks)
 
 
-def draw_questions(
-    packer: Packer, clips: int, pairs: int, seed: int, *, chunk_clips: int = CHUNK, first_chunk: int = FIRST_CHUNK
-) -> Lessons:
+_chunk = lru_cache(maxsize=2)(make_chunk)  # runs of one process mostly draw the same scenes
+
+
+def draw_questions(packer: Packer, clips: int, pairs: int, seed: int, *, first_chunk: int = FIRST_CHUNK) -> Lessons:
     """`clips` turned clips with `pairs` questions each, answered by the simulator (hard labels). Chunks of training
     seeds only; the same for the same arguments."""
     rng = np.random.default_rng([seed, 29])
@@ -81,7 +83,7 @@ def draw_questions(
     chunks: list[int] = []
     while len(answered) < clips:
         chunks.append(first_chunk + len(chunks))
-        stored, rows = make_chunk(chunks[-1], chunk_clips)
+        stored, rows = _chunk(chunks[-1], min(CHUNK, 4 * clips))
         usable = rng.permutation(np.flatnonzero((rows == AMBIGUOUS).sum(1) <= 1))[: clips - len(answered)]
         for at in range(0, len(usable), 16):
             pick = usable[at : at + 16]
