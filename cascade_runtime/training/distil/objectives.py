@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from cascade_runtime.training.distil.divergences import Divergence
 from cascade_runtime.training.distil.selection import accepted, cascade_weights, gains_most
-from cascade_runtime.training.distil.states import answer_states, embedded, layer_states, log_probs
-from cascade_runtime.training.language import IGNORED, Packed, Packer
+from cascade_runtime.training.distil.states import answer_states, layer_states, log_probs
+from cascade_runtime.training.language import IGNORED, Packed, Packer, embedded
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,7 @@ from typing import Any
 
 import torch
 
-from cascade_runtime.training.language import IGNORED, Packed, Packer, project
-
-
-def embedded(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> torch.Tensor:
-    """(B, L, D) what the first block is fed: token embeddings, visual ones in their places."""
-    embeds = model.model.language_model.embed_tokens(packed.ids)
-    return embeds.masked_scatter((packed.ids == packer.video)[..., None], project(model, raw))
+from cascade_runtime.training.language import IGNORED, Packed, Packer, embedded
 
 
 def layer_states(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> tuple[torch.Tensor, ...]:
