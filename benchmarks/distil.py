@@ -68,7 +68,7 @@ class Amount:
     losses: tuple[str, ...]
 
 
-FULL = Amount(50, 200, 150, 40, 10, 600, 200, tuple(LOSSES))
+FULL = Amount(50, 300, 150, 40, 10, 600, 200, tuple(LOSSES))
 QUICK = Amount(30, 32, 30, 12, 3, 128, 40, ("fkl",))
 
 
@@ -103,7 +103,7 @@ class Bench:
         """(name, checkpoint) one after the other, each trained when its turn comes."""
         amount = self.amount
         yield "bundled light", family_path("light")
-        on = {"scenes": amount.scenes, "steps": amount.steps, "learning_rate": 1.5e-3, "save_every": amount.steps}
+        on: dict[str, Any] = {"scenes": amount.scenes, "steps": amount.steps, "learning_rate": 1.5e-3, "rounds": 1}
         shipped = DistilConfig(**{**on, "learning_rate": 3e-4})
         bundled = Pairing("light", "heavy", lessons=self.out / "lessons")
         yield f"bundled light, +{amount.steps} distillspec fkl", self._train(bundled, shipped, "bundled")

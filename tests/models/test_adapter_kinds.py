@@ -1,4 +1,4 @@
-"""Adapters of every kind: where they begin, what they may see, what is frozen, and that a recipe's loader takes them."""
+"""Adapters of every kind: where they begin, what they may see, what is frozen, and that the loader takes them."""
 
 from __future__ import annotations
 
