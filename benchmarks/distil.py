@@ -7,9 +7,9 @@ for the same number of steps over the same clips and questions, hard labels amon
 taught long before, goes on by one method. Measured on held-out scenes and, where given, on real recordings: agreement
 with heavy's own greedy tokens (teacher-forced, features dense and aligned), chance that the ratio test accepts
 (1 - TVD), and per edge of a light -> heavy and a light -> mid -> heavy cascade, run by the engine, the acceptance
-length, tokens per target pass, and the hazard by position (h1 is the first draft's). Then seven kinds of adapter:
-cosine beside tokens. Then an adapter that learns on from refused frames. --out keeps the runs, and goes on with them.
-One JSON line last.
+length, tokens per target pass, and the hazard by position (h1 is the first draft's). Before that: seven kinds of
+adapter, cosine beside tokens, and an adapter that learns on from refused frames. --out keeps the runs, and goes on with
+them. One JSON line last; progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,6 @@ from cascade_runtime.models.adapter_kinds import KINDS
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
 from cascade_runtime.models.family import family_path, read_model
 from cascade_runtime.training.distil.config import DistilConfig
-from cascade_runtime.training.distil.divergences import LOSSES
 from cascade_runtime.training.distil.lessons import draw_questions
 from cascade_runtime.training.distil.run import Pairing, distil
 from cascade_runtime.training.distil.speak import RenderedBranch, RenderedClip, answer, answer_ids, load_speaker
@@ -68,7 +68,7 @@ class Amount:
     losses: tuple[str, ...]
 
 
-FULL = Amount(50, 300, 150, 40, 10, 600, 200, tuple(LOSSES))
+FULL = Amount(80, 300, 120, 30, 6, 400, 200, ("fkl", "rkl", "jsd", "tvd"))
 QUICK = Amount(30, 32, 30, 12, 3, 128, 40, ("fkl",))
 
 
@@ -97,31 +97,34 @@ class Bench:
         return TargetAnswers.read(self.heavy, self.packer, raw, questions, ids)
 
     def note(self, line: str) -> None:
-        print(f"# {time.perf_counter() - self.start:5.0f} s  {line}", flush=True)
+        print(f"# {time.perf_counter() - self.start:5.0f} s  {line}", file=sys.stderr, flush=True)
 
     def students(self) -> Iterator[tuple[str, Path]]:
         """(name, checkpoint) one after the other, each trained when its turn comes."""
         amount = self.amount
         yield "bundled light", family_path("light")
-        on: dict[str, Any] = {"scenes": amount.scenes, "steps": amount.steps, "learning_rate": 1.5e-3, "rounds": 1}
-        shipped = DistilConfig(**{**on, "learning_rate": 3e-4})
+        on: dict[str, Any] = {
+            "scenes": amount.scenes, "steps": amount.steps, "batch": 4, "learning_rate": 1.5e-3, "own": 0.15,
+            "rounds": 1,
+        }  # fmt: skip
         bundled = Pairing("light", "heavy", lessons=self.out / "lessons")
-        yield f"bundled light, +{amount.steps} distillspec fkl", self._train(bundled, shipped, "bundled")
         first = DistilConfig(
-            method="hard", fresh=True, scenes=amount.scenes, steps=amount.first_steps, learning_rate=2e-3, aligned=0.3
+            **{**on, "method": "hard", "steps": amount.first_steps, "learning_rate": 2e-3, "aligned": 0.3}, fresh=True
         )
         begun = self._train(bundled, first, "begun")
         yield f"random, {amount.first_steps} hard", begun
         pairing = replace(bundled, student=str(begun))
-        for method in ("hard", "massv"):
-            yield f"  +{amount.steps} {method}", self._train(pairing, DistilConfig(method=method, **on), method)
+        yield f"  +{amount.steps} hard", self._train(pairing, DistilConfig(method="hard", **on), "hard")
         for loss in amount.losses:
             made = self._train(pairing, DistilConfig(loss=loss, **on), f"distillspec-{loss}")
             yield f"  +{amount.steps} distillspec {loss}", made
         # AdaSPEC's reference is a drafter that forward KL has distilled: such a one was just made.
         pairing = replace(pairing, reference=self.out / "distillspec-fkl" / "light")
-        for method in ("adaspec", "speckd", "cascade_aware", "layerwise"):
+        for method in ("layerwise", "adaspec", "cascade_aware", "speckd"):
             yield f"  +{amount.steps} {method} fkl", self._train(pairing, DistilConfig(method=method, **on), method)
+        yield f"  +{amount.steps} massv", self._train(pairing, DistilConfig(method="massv", **on), "massv")
+        shipped = DistilConfig(**{**on, "learning_rate": 3e-4})
+        yield f"bundled light, +{amount.steps} distillspec fkl", self._train(bundled, shipped, "bundled")
 
     def _train(self, pairing: Pairing, config: DistilConfig, name: str) -> Path:
         return distil(pairing, config, self.out / name, progress=self.note)
@@ -219,9 +222,9 @@ def _accepted(front: FrontEnd, maps: torch.Tensor) -> float:
 
 
 def _real(directory: Path) -> Exam:
-    """Real recordings and the five questions about each; their facts are not asked for."""
-    found = list(read_recordings(directory))
-    questions = [Question(i, kind, text, "") for i in range(len(found)) for kind, text in QUESTIONS.items()]
+    """Real recordings and two questions about each; their facts are not asked for."""
+    found, kinds = list(read_recordings(directory)), ("direction", "describe")
+    questions = [Question(i, kind, QUESTIONS[kind], "") for i in range(len(found)) for kind in kinds]
     return Exam(torch.stack([recording.maps for recording in found]), np.zeros((len(found), 7)), tuple(questions))
 
 
@@ -258,12 +261,11 @@ def main() -> None:
         check_held_out(draw_questions(bench.packer, amount.scenes, 1, DistilConfig().seed), bench.exam.maps)
         print(f"# {amount.scenes} scenes of lessons, {len(bench.exam.questions)} questions about {amount.agree_scenes} "
               f"held-out scenes, those about {amount.cascade_scenes} of them for the cascades")  # fmt: skip
-        students = list(bench.students())
+        bench.adapters()
         titles = f"{'dense':>7}{'aligned':>9}{'1-TVD':>7}{'length':>8}{'per pass':>10}  "
         print(f"\n{'student':<38}{'edge':<12}{titles}" + "".join(f"{f'h{at}':>7}" for at in HAZARDS))
-        for name, path in students:
+        for name, path in bench.students():
             bench.measure(name, path)
-        bench.adapters()
         bench.note("done")
     print(json.dumps(bench.results))
 
