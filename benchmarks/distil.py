@@ -1,6 +1,6 @@
 """Which way of teaching a drafter makes its verifier accept more, and does a cosine tell? (`cascade train distil`)
 
-    python -m benchmarks.distil [--quick] [--recordings DIR] [--out DIR]
+    python -m benchmarks.distil [--quick] [--part students|adapters] [--recordings DIR] [--out DIR]
 
 A light with random weights learns a little from hard labels (the simulator's answers); from there each method goes on
 for the same number of steps over the same clips and questions, hard labels among them; the bundled light, which was
@@ -68,8 +68,8 @@ class Amount:
     losses: tuple[str, ...]
 
 
-FULL = Amount(80, 300, 120, 30, 6, 400, 200, ("fkl", "rkl", "jsd", "tvd"))
-QUICK = Amount(30, 32, 30, 12, 3, 128, 40, ("fkl",))
+FULL = Amount(100, 300, 300, 30, 6, 400, 200, ("tvd", "jsd", "rkl"))
+QUICK = Amount(30, 32, 30, 12, 3, 128, 40, ())
 
 
 class Bench:
@@ -115,19 +115,27 @@ class Bench:
         yield f"random, {amount.first_steps} hard", begun
         pairing = replace(bundled, student=str(begun))
         yield f"  +{amount.steps} hard", self._train(pairing, DistilConfig(method="hard", **on), "hard")
-        for loss in amount.losses:
-            made = self._train(pairing, DistilConfig(loss=loss, **on), f"distillspec-{loss}")
-            yield f"  +{amount.steps} distillspec {loss}", made
+        yield f"  +{amount.steps} distillspec fkl", self._train(pairing, DistilConfig(**on), "distillspec-fkl")
         # AdaSPEC's reference is a drafter that forward KL has distilled: such a one was just made.
         pairing = replace(pairing, reference=self.out / "distillspec-fkl" / "light")
         for method in ("layerwise", "adaspec", "cascade_aware", "speckd"):
             yield f"  +{amount.steps} {method} fkl", self._train(pairing, DistilConfig(method=method, **on), method)
         yield f"  +{amount.steps} massv", self._train(pairing, DistilConfig(method="massv", **on), "massv")
+        for loss in amount.losses:
+            made = self._train(pairing, DistilConfig(loss=loss, **on), f"distillspec-{loss}")
+            yield f"  +{amount.steps} distillspec {loss}", made
         shipped = DistilConfig(**{**on, "learning_rate": 3e-4})
         yield f"bundled light, +{amount.steps} distillspec fkl", self._train(bundled, shipped, "bundled")
 
     def _train(self, pairing: Pairing, config: DistilConfig, name: str) -> Path:
         return distil(pairing, config, self.out / name, progress=self.note)
+
+    def table(self) -> None:
+        """Train and measure every student."""
+        titles = f"{'dense':>7}{'aligned':>9}{'1-TVD':>7}{'length':>8}{'per pass':>10}  "
+        print(f"\n{'student':<38}{'edge':<12}{titles}" + "".join(f"{f'h{at}':>7}" for at in HAZARDS), flush=True)
+        for name, path in self.students():
+            self.measure(name, path)
 
     def measure(self, name: str, path: Path) -> None:
         """All figures of one student, as rows of the table and in the results."""
@@ -249,6 +257,9 @@ def main() -> None:
     """Train, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about three minutes: proves the path")
+    parser.add_argument("--part", choices=("adapters", "students"), help="one of the two alone")
+    parser.add_argument("--first-steps", type=int, metavar="N", help="of the beginner, on hard labels")
+    parser.add_argument("--steps", type=int, metavar="N", help="of every method")
     parser.add_argument("--recordings", type=Path, metavar="DIR", help="real recordings to measure on too")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep lessons and checkpoints here")
     args = parser.parse_args()
@@ -256,16 +267,17 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     print(f"# {os.cpu_count()} cores, one thread, CPU, torch {torch.__version__}, commit {commit.stdout.strip()}")
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(QUICK if args.quick else FULL, args.out or Path(scratch), args.recordings)
-        amount = bench.amount
+        amount = QUICK if args.quick else FULL
+        given = {name: getattr(args, name) for name in ("first_steps", "steps") if getattr(args, name) is not None}
+        amount = replace(amount, **given)
+        bench = Bench(amount, args.out or Path(scratch), args.recordings)
         check_held_out(draw_questions(bench.packer, amount.scenes, 1, DistilConfig().seed), bench.exam.maps)
         print(f"# {amount.scenes} scenes of lessons, {len(bench.exam.questions)} questions about {amount.agree_scenes} "
               f"held-out scenes, those about {amount.cascade_scenes} of them for the cascades")  # fmt: skip
-        bench.adapters()
-        titles = f"{'dense':>7}{'aligned':>9}{'1-TVD':>7}{'length':>8}{'per pass':>10}  "
-        print(f"\n{'student':<38}{'edge':<12}{titles}" + "".join(f"{f'h{at}':>7}" for at in HAZARDS))
-        for name, path in bench.students():
-            bench.measure(name, path)
+        if args.part != "students":
+            bench.adapters()
+        if args.part != "adapters":
+            bench.table()
         bench.note("done")
     print(json.dumps(bench.results))
 

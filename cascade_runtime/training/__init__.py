@@ -8,6 +8,8 @@ language.py, clips.py   language models learn to answer; growth from shallow to 
 adapter.py              event encoder and adapter
 distillation.py         light and mid learn heavy's own words
 plan.py                 all of it in order
+distil/                 a drafter once more, for acceptance: `cascade train distil`
+event_adapters.py       adapters of every kind, fitted to the same pairs
 """
 
 from __future__ import annotations

@@ -55,6 +55,16 @@ def _quiet(line: str) -> None:
     pass
 
 
+def _stop_at(step: int):
+    """A listener that stops a run once this step's checkpoint is written."""
+
+    def hear(line: str) -> None:
+        if f" step {step}," in line:
+            raise KeyboardInterrupt
+
+    return hear
+
+
 @pytest.fixture(scope="module")
 def taught(pairing: Pairing, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a longer run made, whose lessons are those of the module."""
@@ -128,7 +138,9 @@ def test_every_method_runs_to_a_checkpoint(pairing: Pairing, taught: Path, metho
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(pairing: Pairing, taught: Path, tmp_path: Path) -> None:
     whole = distil(pairing, SMALL, tmp_path / "whole", progress=_quiet)
-    made = distil(pairing, SMALL, tmp_path / "parts", progress=_quiet, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        distil(pairing, SMALL, tmp_path / "parts", progress=_stop_at(2))
+    made = tmp_path / "parts" / whole.name
     assert not made.exists() and (tmp_path / "parts" / "state" / "state.json").is_file()
     steps: list[str] = []
     assert distil(pairing, SMALL, tmp_path / "parts", progress=steps.append) == made
@@ -143,7 +155,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(pairing: Pairing, taught: P
 
 def test_massv_moves_the_projector_alone_at_first(pairing: Pairing, taught: Path, tmp_path: Path) -> None:
     config = replace(SMALL, method="massv", steps=8, save_every=1)
-    distil(pairing, config, tmp_path, progress=_quiet, stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        distil(pairing, config, tmp_path, progress=_stop_at(2))
     before = read_model(pairing.student)[0]
     weights = load_file(next((tmp_path / "state").glob("*.safetensors")))
     trained = [*before.model.multi_modal_projector.parameters(), *before.model.language_model.parameters()]

@@ -89,10 +89,9 @@ def distil(
     out_dir: str | Path,
     *,
     progress: Progress = print,
-    stop_after: int | None = None,
 ) -> Path:
     """Teach the student and write it under `out_dir`; returns its directory. A run that was stopped goes on where its
-    last checkpoint is. stop_after: stop at that step, as if interrupted. Raises `ConfigError`.
+    last checkpoint is; one that is done is not run again. Raises `ConfigError`, for another run's `out_dir` too.
     """
     out = Path(out_dir)
     source = member_directory(pairing.student)
@@ -114,9 +113,8 @@ def distil(
     if teachers:
         taught = _taught(truth, recipe, teaching, trainer, pairing.lessons or out / "lessons", progress)
     course = _Course(truth, taught, teaching, trainer, out, progress)
-    teach(trainer, course, _eyes(recipe, student, config), progress=progress, stop_after=stop_after)
-    if trainer.step == config.steps:
-        write_model(student, tokenizer, made)
+    teach(trainer, course, _eyes(recipe, student, config), progress=progress)
+    write_model(student, tokenizer, made)
     return made
 
 

@@ -1,8 +1,8 @@
 """The training loop: step s of a run is a function of its seed, s and the weights before it, so a run that was stopped
 goes on from its last checkpoint as if it had not been.
 
-    state/state.safetensors   weights and Adam's moments in float32, written beside and renamed: whole or not at all
-    state/state.json          which step, of which run
+    state/state.<step>.safetensors   weights and Adam's moments in float32
+    state/state.json                 which step, of which run; each is written beside and renamed: whole or not at all
 """
 
 from __future__ import annotations
@@ -121,23 +121,21 @@ def teach(
     eyes: tuple[See, See],
     *,
     progress: Callable[[str], None] = print,
-    stop_after: int | None = None,
 ) -> None:
     """Train to the end of the run, from where the trainer stands.
 
-    course: step -> (lessons, loss, whether the projector alone learns). eyes: dense and aligned. stop_after: end early
-    at that step, checkpoint written, as a run that is stopped does.
+    course: step -> (lessons, loss, whether the projector alone learns). eyes: dense and aligned.
     """
     config, start, losses = trainer.config, time.perf_counter(), []
     trainer.student.train()
-    first, last = trainer.step, min(config.steps, stop_after or config.steps)
-    while trainer.step < last:
+    first = trainer.step
+    while trainer.step < config.steps:
         step = trainer.step
         lessons, loss, eyes_only = course(step)
         aligned = np.random.default_rng([config.seed, 41, step]).random() < config.aligned
         reading = read_batch(lessons, trainer.packer, eyes[aligned], step, config)
         losses.append(trainer.learn(reading, loss, eyes_only=eyes_only))
-        if trainer.step % config.save_every == 0 or trainer.step == last:
+        if trainer.step % config.save_every == 0 or trainer.step == config.steps:
             trainer.keep()
             speed = (trainer.step - first) * config.batch / (time.perf_counter() - start)
             progress(f"{config.method} step {trainer.step}, {speed:.1f} clips/s, loss {np.mean(losses[-20:]):.4f}")
