@@ -9,7 +9,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := steps channels events_throughput cascade prefix lookup rivals:--quick policy:--quick ablations simulator:--pipespec pipeline:--quick gpu.steps
+BENCHMARKS := steps breakdown channels events_throughput cascade prefix lookup rivals:--quick systems:--quick seeing:--quick heads:--quick acceptance:--scenes=2 throughput:--rounds=2 policy:--quick ablations simulator:--pipespec pipeline:--quick gpu.steps
 STAMP := $(VENV)/.installed
 CANDIDATES := python3 python3.11 python3.12 python3.13 python3.14
 NEW_ENOUGH := import sys, ensurepip; sys.exit(sys.version_info < (3, 11))

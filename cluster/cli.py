@@ -5,6 +5,7 @@
     cascade events info|render FILE       what a recording holds; a picture of it
     cascade train family --out DIR        train the bundled models again
     cascade train heads --kind KIND       train a drafting head beside the bundled heavy
+    cascade train distil                  teach a drafter what its verifier says
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
@@ -32,6 +33,7 @@ from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_n
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
 from cluster.cli_batch import add_batch
 from cluster.cli_dashboards import add_dashboards
+from cluster.cli_distil import add_distil
 from cluster.cli_heads import add_heads
 
 if TYPE_CHECKING:
@@ -249,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     family.add_argument("--quick", action="store_true", help="minutes: proves the path, teaches little")
     family.set_defaults(run=_train_family)
     add_heads(train)
+    add_distil(train)
 
     trace = commands.add_parser("trace", help="what every stage does when: a Gantt chart, a Perfetto trace, counters")
     _add_recipe(trace)

@@ -35,6 +35,7 @@ _LIMITS = {
     "source_dim": 16384,
     "target_dim": 16384,
     "hidden": 16384,
+    "base_hidden": 16384,
 }
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -95,6 +96,8 @@ class EventEncoder(nn.Module):
 class Adapter(nn.Module):
     """Event features (F, P, source_dim) to the target tower's raw features (F, P, target_dim), with the gate's head."""
 
+    kind: str = ""  # a name of `models/adapter_kinds.py`; the bundled one has none
+
     def __init__(
         self, *, source_dim: int, target_dim: int, hidden: int, source_space: str = "", target_space: str = ""
     ) -> None:
@@ -116,7 +119,7 @@ class Adapter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.skip.weight.device
+        return self.gate_up.weight.device
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Raises FeatureSpaceError for another width."""
@@ -132,7 +135,16 @@ class Adapter(nn.Module):
     def _expect(self, features: torch.Tensor) -> torch.Tensor:
         if features.dim() != 3 or features.shape[2] != self.source_dim:
             raise FeatureSpaceError("features", tuple(features.shape), f"(frames, patches, {self.source_dim})")
-        return features.to(self.device, self.skip.weight.dtype)
+        return features.to(self.device, self.gate_up.weight.dtype)
+
+
+def alignment_loss(aligned: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """What an adapter is fitted by, over features (F, P, D): one minus the cosine, and half the squared error relative
+    to the spread of the dense ones.
+    """
+    spread = dense.var((0, 1)).mean()
+    near = F.cosine_similarity(aligned, dense, dim=-1).mean()
+    return (1 - near) + 0.5 * (aligned - dense).square().mean() / spread
 
 
 def save_event_encoder(encoder: EventEncoder, path: str | Path) -> str:
@@ -143,7 +155,8 @@ def save_event_encoder(encoder: EventEncoder, path: str | Path) -> str:
 def save_adapter(adapter: Adapter, path: str | Path) -> None:
     """Write an adapter in float16 with the two spaces it joins."""
     spaces = {"source_space": adapter.source_space, "target_space": adapter.target_space}
-    _save(adapter, path, {"model_type": "cascade_adapter", **adapter.settings, **spaces})
+    kind = {"kind": adapter.kind} if adapter.kind else {}
+    _save(adapter, path, {"model_type": "cascade_adapter", **kind, **adapter.settings, **spaces})
 
 
 def load_event_encoder(
@@ -164,16 +177,24 @@ def load_event_encoder(
 
 
 def load_adapter(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | str = "auto") -> Adapter:
-    """An adapter ready to run; dtype as in `load_event_encoder`. Raises ConfigError naming what is wrong."""
+    """An adapter ready to run, of the bundled kind or of `models/adapter_kinds.py`; dtype as in `load_event_encoder`.
+
+    Raises ConfigError naming what is wrong.
+    """
+    from cascade_runtime.models.adapter_kinds import KindAdapter
+
     fields, weights = _read(path, "cascade_adapter")
-    settings = {name: fields.get(name) for name in ("source_dim", "target_dim", "hidden")}
+    kind = fields.get("kind")
+    names = ("source_dim", "target_dim", "hidden", *(() if kind is None else ("base_hidden",)))
+    settings = {name: fields.get(name) for name in names}
     _check(settings)
     spaces = {name: fields.get(name) for name in ("source_space", "target_space")}
     for name, space in spaces.items():
         if not isinstance(space, str) or not 1 <= len(space) <= 128:
             raise ConfigError(name, space, "the tag of a feature space, 1 to 128 characters")
     with torch.device("meta"):
-        adapter = Adapter(**settings, **spaces)  # type: ignore[arg-type]
+        made: Any = {**settings, **spaces}
+        adapter = Adapter(**made) if kind is None else KindAdapter(kind, **made)
     return _fill(adapter, weights, path, device, dtype)
 
 

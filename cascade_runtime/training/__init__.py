@@ -9,6 +9,8 @@ adapter.py              event encoder and adapter
 distillation.py         light and mid learn heavy's own words
 plan.py                 all of it in order
 compressor.py           for a drafter that is to see fewer visual tokens, afterwards
+distil/                 a drafter once more, for acceptance: `cascade train distil`
+event_adapters.py       adapters of every kind, fitted to the same pairs
 """
 
 from __future__ import annotations

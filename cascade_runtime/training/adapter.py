@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cascade_runtime.models.event_encoder import Adapter, EventEncoder
+from cascade_runtime.models.event_encoder import Adapter, EventEncoder, alignment_loss
 from cascade_runtime.training.pool import augment, chunk_path, read_chunk
 from cascade_runtime.training.tower import encode, learning_rate
 
@@ -80,10 +80,9 @@ def train_adapter(
                 group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
             features = encoder(seen_maps.flatten(0, 1))
             aligned = adapter(features)
-            cosine = F.cosine_similarity(aligned, dense, dim=-1)
-            spread = dense.var((0, 1)).mean()
-            fit = (1 - cosine).mean() + 0.5 * (aligned - dense).square().mean() / spread
-            gate = (adapter.predicted_cosine(features.detach()) - cosine.mean(-1).detach()).square().mean()
+            fit = alignment_loss(aligned, dense)
+            cosine = F.cosine_similarity(aligned.detach(), dense, dim=-1).mean(-1)
+            gate = (adapter.predicted_cosine(features.detach()) - cosine).square().mean()
             optimizer.zero_grad(set_to_none=True)
             (fit + gate).backward()
             nn.utils.clip_grad_norm_(trained, 1.0)

@@ -125,13 +125,23 @@ def project(model: Any, raw_BFPC: torch.Tensor) -> torch.Tensor:
     return torch.cat([tokens, model.model.image_newline.expand(batch, 1, -1)], dim=1)
 
 
+def embedded(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> torch.Tensor:
+    """(B, L, D) what the first block is fed: token embeddings, visual ones in their places.
+
+    An answer may hold the video's token too, as the token that it is.
+    """
+    embeds = model.model.language_model.embed_tokens(packed.ids)
+    visual = (packed.ids == packer.video) & (packed.branch == 0)
+    return embeds.masked_scatter(visual[..., None], project(model, raw))
+
+
 def hidden_states(model: Any, packed: Packed, raw: torch.Tensor, packer: Packer) -> torch.Tensor:
     """The decoder's last hidden states (B, L, D) over a packed batch."""
-    text = model.model.language_model
-    embeds = text.embed_tokens(packed.ids)
-    embeds = embeds.masked_scatter((packed.ids == packer.video)[..., None], project(model, raw))
-    return text(
-        inputs_embeds=embeds, attention_mask=packed.mask(), position_ids=packed.positions, use_cache=False
+    return model.model.language_model(
+        inputs_embeds=embedded(model, packed, raw, packer),
+        attention_mask=packed.mask(),
+        position_ids=packed.positions,
+        use_cache=False,
     ).last_hidden_state
 
 

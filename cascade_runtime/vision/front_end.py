@@ -16,6 +16,7 @@ from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventBranch, EventView
 from cascade_runtime.vision.features import VisualFeatures
+from cascade_runtime.vision.online import OnlineUpdater
 
 Span = tuple[str, str, float, float]
 
@@ -37,11 +38,15 @@ class Seen:
 
 
 class FrontEnd:
-    """The event branch and the adapter/verifier of one recipe, in this process."""
+    """The event branch and the adapter/verifier of one recipe, in this process.
+
+    updater: lets the adapter learn on from frames that the gate refuses; heard in mode "strict" under policy "full".
+    """
 
     def __init__(self, recipe: Recipe, branch: EventBranch, verifier: AdapterVerifier) -> None:
         self.strict, self.policy = recipe.cascade.mode == "strict", recipe.gate.policy
         self.branch, self.verifier = branch, verifier
+        self.updater: OnlineUpdater | None = None
 
     def see(self, events: Events, *, speculate: bool = True) -> Seen:
         """Features of one recording, as the recipe's mode and gate say.
@@ -65,6 +70,9 @@ class FrontEnd:
                 decision = self.verifier.decide(view, aligned, dense)
                 mixed = self.verifier.fill(view, aligned, decision, dense)
                 watch.done("adapter", "gate")
+                if self.updater is not None and self.strict and self.policy == "full" and dense is not None:
+                    self.updater.observe(view.features, dense, decision)
+                    watch.done("adapter", "learn")
         except CascadeError as error:
             if not self.strict:
                 raise
