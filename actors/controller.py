@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from actors.rows import RowReport
 from actors.target import Progress
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Timings, in_words
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.emulation.loading import load_tokenizer
@@ -283,6 +283,7 @@ class Controller:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
         seen = shown = 0
         stopper = Stopper(self.tokenizer, self.ends, course.request.sampling)
+        detokenizer = stopper.detokenizer()
         while True:
             wanted = seen if stream else course.request.sampling.max_tokens
             wait_s = min(course.left_s, self.recipe.deadlines.control_s)
@@ -297,9 +298,10 @@ class Controller:
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:
+                new, masks = progress.tokens[seen:], progress.masks[seen:]
                 seen = len(progress.tokens)
                 text = stopper.text(progress.tokens) if progress.finish_reason else stopper.shown(progress.tokens)
-                yield text[shown:]
+                yield Piece(text[shown:], new, masks, detokenizer.add(new, last=progress.finish_reason is not None))
                 shown = max(shown, len(text))
             if progress.finish_reason == "cancelled":
                 raise _cancellation(course.request.request_id)
@@ -383,4 +385,5 @@ class Controller:
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,
             notes=notes,
+            rejections=in_words((each for one in reports.values() for each in one.rejections), stopper.words),
         )

@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Rejection, Timings, in_words
+from cascade_runtime.api.answer import MAX_REJECTIONS
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
@@ -47,6 +48,7 @@ class _Live:
     edges: list[EdgeCounters]
     started: float
     notes: list[str]
+    rejections: list[Rejection] = field(default_factory=list)
     answer: Tokens = field(default_factory=list)
     passes: int = 0
     first_token_ms: float = 0.0
@@ -135,7 +137,8 @@ class Engine:
                 one.first_token_ms = 1000 * (time.perf_counter() - one.started)
             tokens = [token for token, _ in one.answer]
             text = one.stopper.text(tokens) if one.finish else one.stopper.shown(tokens)
-            yield index, text[one.shown :]
+            masks = [mask for _, mask in one.answer[before[index] :]]
+            yield index, Piece(text[one.shown :], tokens[before[index] :], masks)
             one.shown = max(one.shown, len(text))
             if one.finish:
                 del live[index]
@@ -178,9 +181,10 @@ class Engine:
             if NOT_FINITE in chosen and drafts[i]:  # one draft may have spoilt the pass: ask again without any
                 drafts[i] = []
                 (choices[i],) = self.levels[k].decoder.extend([Extension(rows[i].row(k), extensions[i].prefix)])
-        return [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
+        at = [len(base) for base in bases]
+        return [self._keep(k, *each) for each in zip(rows, at, drafts, choices, strict=True)]
 
-    def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
+    def _keep(self, k: int, one: _Live, at: int, draft: Tokens, choices: list[int]) -> Tokens:
         if NOT_FINITE in choices:
             self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
@@ -188,6 +192,9 @@ class Engine:
         accepted = 0
         while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
             accepted += 1
+        if accepted < len(draft) and len(one.rejections) < MAX_REJECTIONS:
+            refused, masks = zip(*draft[accepted:], strict=True)
+            one.rejections.append(Rejection(at + accepted, k, refused, masks))
         kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
         ended = one.ended(kept)
         if k:
@@ -247,4 +254,5 @@ class Engine:
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
             notes=tuple(one.notes),
+            rejections=in_words(one.rejections, one.stopper.words),
         )

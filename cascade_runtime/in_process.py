@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
 
-from cascade_runtime.api import GenerateRequest
+from cascade_runtime.api import GenerateRequest, Piece
 from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
@@ -33,12 +33,17 @@ class InProcess:
 
         def work() -> None:
             try:
+                detokenizers = [self.engine.levels[-1].stopper(each.sampling).detokenizer() for each in requests]
                 with self._turn:
-                    for update in self.engine.run(requests):
+                    for index, update in self.engine.run(requests):
                         if abandoned.is_set():
                             return
-                        if stream or not isinstance(update[1], str):
-                            loop.call_soon_threadsafe(updates.put_nowait, update)
+                        if isinstance(update, Piece):
+                            if not stream:
+                                continue
+                            pieces = detokenizers[index].add(update.token_ids)
+                            update = Piece(update, update.token_ids, update.masks, pieces)
+                        loop.call_soon_threadsafe(updates.put_nowait, (index, update))
             finally:
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                     loop.call_soon_threadsafe(updates.put_nowait, None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
+from cascade_runtime.api.answer_html import answer_html
 from cascade_runtime.messages import acceptors, producer
 from cascade_runtime.metrics import EdgeCounters
 
+MAX_REJECTIONS = 256
 _COLOURS = (32, 33, 31, 36, 35, 34, 37, 90)  # green for the lightest stage, then yellow, red, cyan ...
 
 
@@ -24,8 +26,31 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Rejection:
+    """Drafts that a stage looked at and refused: what they would have said from answer position `position` on.
+
+    by: the index of the stage that refused them; masks: per token, the stages that stood by it; text: what they say.
+    """
+
+    position: int
+    by: int
+    token_ids: tuple[int, ...]
+    masks: tuple[int, ...]
+    text: str = ""
+
+
+def in_words(rejections: Iterable[Rejection], words: Callable[[Sequence[int]], str]) -> tuple[Rejection, ...]:
+    """Rejections by position, as many as an answer holds, each with the text that `words` gives its tokens."""
+    ordered = sorted(rejections, key=lambda each: (each.position, each.by))[:MAX_REJECTIONS]
+    return tuple(replace(each, text=words(each.token_ids)) for each in ordered)
+
+
+@dataclass(frozen=True)
 class Answer:
-    """One answer. Per token: its id, its piece of text, and the bit mask of the stages that stand by it."""
+    """One answer. Per token: its id, its piece of text, and the bit mask of the stages that stand by it.
+
+    rejections: the first `MAX_REJECTIONS` blocks of drafts that did not come to be part of it, by position.
+    """
 
     request_id: str
     text: str
@@ -40,6 +65,7 @@ class Answer:
     mode: str = "strict"
     target_passes: int = 0
     notes: tuple[str, ...] = field(default=())
+    rejections: tuple[Rejection, ...] = field(default=())
 
     @property
     def produced_by(self) -> tuple[str, ...]:
@@ -62,12 +88,19 @@ class Answer:
             for piece, mask in zip(self.pieces, self.masks, strict=True)
         )
 
+    def _repr_html_(self) -> str:
+        """The same for a notebook, with who accepted each token in its tooltip."""
+        return answer_html(self)
+
     def to_dict(self) -> dict[str, object]:
-        """Everything as plain data for JSON."""
+        """Everything as plain data for JSON; `answer_from_dict` reads it."""
         return {
             "request_id": self.request_id,
             "text": self.text,
             "token_ids": list(self.token_ids),
+            "pieces": list(self.pieces),
+            "levels": list(self.levels),
+            "masks": list(self.masks),
             "finish_reason": self.finish_reason,
             "produced_by": list(self.produced_by),
             "accepted_by": [list(names) for names in self.accepted_by],
@@ -80,6 +113,7 @@ class Answer:
             "edges": [edge.to_dict() for edge in self.edges],
             "spans": [list(span) for span in self.timings.spans],
             "notes": list(self.notes),
+            "rejections": [asdict(rejection) for rejection in self.rejections],
         }
 
 
