@@ -125,7 +125,7 @@ class Controller:
                 return update
         raise StageError("controller", request.request_id, "ended without an answer")
 
-    def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[str | Answer]:
+    def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[Piece | Answer]:
         """Pieces of text as rounds confirm them, then the answer."""
         yield from self._run(request, timeout_s, stream=True)
 
@@ -163,7 +163,7 @@ class Controller:
             self._draining = True
             return self._changed.wait_for(lambda: not self._inside, timeout_s)
 
-    def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[str | Answer]:
+    def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[Piece | Answer]:
         started = time.monotonic()
         limit = self.recipe.deadlines.request_s if timeout_s is None else timeout_s
         handle = next(self._handles)
@@ -279,7 +279,7 @@ class Controller:
             course.drafts,
         )
 
-    def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
+    def _follow(self, course: _Course, *, stream: bool) -> Iterator[Piece]:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
         seen = shown = 0
         stopper = Stopper(self.tokenizer, self.ends, course.request.sampling)

@@ -69,6 +69,15 @@ class _Live:
         row = self.rows[k]
         return row is not None and not self.ended(said) and (not said or row.confidence > 0)
 
+    def note_refused(self, k: int, at: int, draft: Tokens, said: Tokens) -> None:
+        """Level k was proposed `draft` at position `at`, and said something else from some token of it on."""
+        agreed = 0
+        while agreed < min(len(draft), len(said)) and draft[agreed][0] == said[agreed][0]:
+            agreed += 1
+        if said and agreed < len(draft) and len(self.rejections) < MAX_REJECTIONS:
+            tokens, masks = zip(*draft[agreed:], strict=True)
+            self.rejections.append(Rejection(at + agreed, k, tokens, masks))
+
     def ended(self, tokens: Tokens) -> bool:
         return bool(tokens) and self.stopper.is_end(tokens[-1][0])
 
@@ -98,15 +107,19 @@ class Engine:
                 done[index] = update
         return [done[index] for index in range(len(requests))]
 
-    def run(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
-        """Answer all requests, yielding (index, piece of text) as tokens are confirmed and (index, answer or
-        error) last.
+    def run(
+        self, requests: Sequence[GenerateRequest], concurrency: int | None = None
+    ) -> Iterator[tuple[int, Answer | CascadeError | Piece]]:
+        """Answer all requests, as many at a time as there are slots or `concurrency` says, yielding (index, piece of
+        text) as tokens are confirmed and (index, answer or error) last.
         """
+        slots = self.recipe.cascade.slots
+        most = slots if concurrency is None else min(concurrency, slots)
         waiting = deque(enumerate(requests))
         live: dict[int, _Live] = {}
         try:
             while waiting or live:
-                while waiting and len(live) < self.recipe.cascade.slots:
+                while waiting and len(live) < most:
                     index, request = waiting.popleft()
                     try:
                         live[index] = self._admit(request)
@@ -118,7 +131,7 @@ class Engine:
             for one in live.values():
                 self._release(one)
 
-    def _round(self, live: dict[int, _Live]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
+    def _round(self, live: dict[int, _Live]) -> Iterator[tuple[int, Answer | CascadeError | Piece]]:
         before = {index: len(one.answer) for index, one in live.items()}
         rows = list(live.values())
         top = len(self.levels) - 1
@@ -181,10 +194,12 @@ class Engine:
             if NOT_FINITE in chosen and drafts[i]:  # one draft may have spoilt the pass: ask again without any
                 drafts[i] = []
                 (choices[i],) = self.levels[k].decoder.extend([Extension(rows[i].row(k), extensions[i].prefix)])
-        at = [len(base) for base in bases]
-        return [self._keep(k, *each) for each in zip(rows, at, drafts, choices, strict=True)]
+        said = [self._keep(k, *each) for each in zip(rows, drafts, choices, strict=True)]
+        for one, base, draft, kept in zip(rows, bases, drafts, said, strict=True):
+            one.note_refused(k, len(base), draft, kept)
+        return said
 
-    def _keep(self, k: int, one: _Live, at: int, draft: Tokens, choices: list[int]) -> Tokens:
+    def _keep(self, k: int, one: _Live, draft: Tokens, choices: list[int]) -> Tokens:
         if NOT_FINITE in choices:
             self.levels[k].decoder.release(one.row(k))
             one.rows[k] = None  # the others go on without it
@@ -192,9 +207,6 @@ class Engine:
         accepted = 0
         while accepted < len(draft) and draft[accepted][0] == choices[accepted]:
             accepted += 1
-        if accepted < len(draft) and len(one.rejections) < MAX_REJECTIONS:
-            refused, masks = zip(*draft[accepted:], strict=True)
-            one.rejections.append(Rejection(at + accepted, k, refused, masks))
         kept = [(token, mask | 1 << k) for token, mask in draft[:accepted]]
         ended = one.ended(kept)
         if k:

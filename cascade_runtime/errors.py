@@ -11,6 +11,9 @@
     +-- ChannelError           a link between stages
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
     +-- StageError             a stage failed on a request (the request id is attached)
+    +-- RemoteError            a server: not reached, broke off, or said what its contract does not allow
+        +-- AccessError        it does not know this key, or the key may not do this
+        +-- NotFound           it has no such thing: a model, a request
 
 `InputError` and `ConfigError` name the field, the value and what is allowed. An `assert` marks a programmer's error
 only.
@@ -20,9 +23,12 @@ from __future__ import annotations
 
 
 class CascadeError(Exception):
-    """Root of the tree. `retryable` says whether the same call may succeed later."""
+    """Root of the tree. `retryable` says whether the same call may succeed later; `request_id` is of the request it
+    ended, where that is known.
+    """
 
     retryable = False
+    request_id = ""
 
 
 class _FieldError(CascadeError):
@@ -104,3 +110,26 @@ class StageError(CascadeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.stage, self.request_id, self.problem))
+
+
+class RemoteError(CascadeError):
+    """A cascade behind an address was not reached, broke off, or answered what its contract does not allow.
+
+    status: the HTTP status of its answer, 0 where there was none.
+    """
+
+    def __init__(self, problem: str, status: int = 0, *, retryable: bool = False) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.status))
+
+
+class AccessError(RemoteError):
+    """The server does not know this key, or the key may not do this."""
+
+
+class NotFound(RemoteError):
+    """The server has no such thing: a model, or a request that it no longer remembers."""

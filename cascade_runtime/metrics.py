@@ -121,15 +121,15 @@ class EdgeCounters:
         """The counts of `to_dict`; what follows from them is computed again. Raises `InputError`."""
         if not isinstance(data, Mapping) or not isinstance(data.get("edge"), str) or len(data["edge"]) > _MAX_NAME:
             raise InputError("edge", type(data).__name__, f"an object with the edge's name, up to {_MAX_NAME} letters")
-        counts = {name: data.get(_PREFIX + name) for name in _COUNTS}
-        per_pos = {name: data.get(_PREFIX + name) for name in _PER_POS}
-        for name, values in per_pos.items():
+        told: dict[str, Any] = {name: data.get(_PREFIX + name) for name in (*_COUNTS, *_PER_POS)}
+        for name in _PER_POS:
+            values = told[name]
             if not isinstance(values, list) or len(values) > _MAX_POSITIONS or not all(map(_is_count, values)):
                 raise InputError(_PREFIX + name, type(values).__name__, f"a list of up to {_MAX_POSITIONS} counts")
-        for name, value in counts.items():
-            if not _is_count(value):
-                raise InputError(_PREFIX + name, type(value).__name__, "a count from 0 to 2**53")
-        return cls(data["edge"], **counts, **{name: list(values) for name, values in per_pos.items()})
+        for name in _COUNTS:
+            if not _is_count(told[name]):
+                raise InputError(_PREFIX + name, type(told[name]).__name__, "a count from 0 to 2**53")
+        return cls(data["edge"], **told)
 
     def _widen(self, positions: int) -> None:
         for name in _PER_POS:

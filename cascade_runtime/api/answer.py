@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from cascade_runtime.api.answer_html import answer_html
 from cascade_runtime.messages import acceptors, producer
@@ -23,6 +24,18 @@ class Timings:
 
     def tokens_per_s(self, tokens: int) -> float:
         return 1000 * tokens / max(self.total_ms, 1e-9)
+
+    def chrome_trace(self) -> dict[str, Any]:
+        """The spans for ui.perfetto.dev or chrome://tracing: a process per stage, times in microseconds."""
+        pids = {stage: pid for pid, stage in enumerate(dict.fromkeys(stage for stage, *_ in self.spans))}
+        events: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}}
+            for name, pid in pids.items()
+        ]
+        for stage, what, start_ms, end_ms in self.spans:
+            times = {"ts": 1000 * start_ms, "dur": 1000 * (end_ms - start_ms)}
+            events.append({"name": what, "ph": "X", "pid": pids[stage], "tid": 0, **times})
+        return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Answer:
         return answer_html(self)
 
     def to_dict(self) -> dict[str, object]:
-        """Everything as plain data for JSON; `answer_from_dict` reads it."""
+        """Everything as plain data for JSON."""
         return {
             "request_id": self.request_id,
             "text": self.text,

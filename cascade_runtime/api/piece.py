@@ -1,4 +1,4 @@
-"""`Piece`: what a stream yields while an answer grows: text that later tokens cannot change, and who said what."""
+"""`Piece`: a piece of an answer's text as its round confirmed it: a string that knows its tokens, and who said them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 
 class Piece(str):
-    """A piece of text, with the tokens that were confirmed with it.
+    """Text that a round added to what may be shown, and the tokens of that round; the text may be empty where a
+    character or a stop string is not decided yet.
 
-    token_ids, masks: the tokens and, for each, the bit mask of the stages that stand by it, as in `Answer`. pieces: the
-    text that each of them adds; empty where nobody asked for it. The texts of tokens may run ahead of this text, which
-    holds back what could become a stop string or is half a character; the answer has the last word.
+    masks: per token, the stages that stand by it, as in `Answer`. words: the text that each token adds, empty where
+    nobody asked for it; it may run ahead of what may be shown, and the answer has the last word.
     """
 
-    token_ids: tuple[int, ...]
+    tokens: tuple[int, ...]
     masks: tuple[int, ...]
-    pieces: tuple[str, ...]
+    words: tuple[str, ...]
 
     def __new__(
-        cls, text: str, token_ids: Sequence[int] = (), masks: Sequence[int] = (), pieces: Sequence[str] = ()
+        cls, text: str, tokens: Sequence[int] = (), masks: Sequence[int] = (), words: Sequence[str] = ()
     ) -> Piece:
-        self = super().__new__(cls, text)
-        self.token_ids, self.masks, self.pieces = tuple(token_ids), tuple(masks), tuple(pieces)
-        return self
+        piece = super().__new__(cls, text)
+        piece.tokens, piece.masks, piece.words = tuple(tokens), tuple(masks), tuple(words)
+        return piece
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (Piece, (str(self), self.token_ids, self.masks, self.pieces))
+        return (Piece, (str(self), self.tokens, self.masks, self.words))

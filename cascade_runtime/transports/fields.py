@@ -68,6 +68,21 @@ class Fields:
             raise InputError(self._name(name), type(value).__name__, f"an object of at most {count} fields, or null")
         return {str(key): inner for key, inner in value.items()}
 
+    def inner(self, name: str) -> Fields:
+        """An object in here."""
+        return Fields(self._data.get(name), self._name(name))
+
+    def only(self, name: str) -> Fields:
+        """The one object of a list."""
+        values = self._list(name, 1)
+        if not values:
+            raise InputError(self._name(name), "nothing", "one object")
+        return Fields(values[0], self._name(name))
+
+    def count(self, name: str, most: int) -> int:
+        """How many things a list holds, at most `most`."""
+        return len(self._list(name, most))
+
     def _list(self, name: str, count: int) -> list[Any]:
         value = self._data.get(name)
         if not isinstance(value, list):
