@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from actors.rows import RowReport
 from actors.target import Progress
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.emulation.loading import load_tokenizer
@@ -297,9 +297,9 @@ class Controller:
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:
-                seen = len(progress.tokens)
+                before, seen = seen, len(progress.tokens)
                 text = stopper.text(progress.tokens) if progress.finish_reason else stopper.shown(progress.tokens)
-                yield text[shown:]
+                yield Piece(text[shown:], progress.tokens[before:], progress.masks[before:])
                 shown = max(shown, len(text))
             if progress.finish_reason == "cancelled":
                 raise _cancellation(course.request.request_id)
@@ -382,5 +382,6 @@ class Controller:
             gate=decision.to_dict() if decision is not None else None,
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,
+            prompt_tokens=reports[self.names[-1]].prompt_tokens if self.names[-1] in reports else 0,
             notes=notes,
         )

@@ -73,10 +73,13 @@ class ActiveRow:
 
 @dataclass(frozen=True)
 class RowReport:
-    """What one stage did for one request: its edge's counters, and what ran when (monotonic ns of its machine)."""
+    """What one stage did for one request: its edge's counters, what ran when (monotonic ns of its machine), and the
+    positions of its prompt.
+    """
 
     edge: EdgeCounters
     moments: Moments
+    prompt_tokens: int
 
 
 class News:

@@ -390,7 +390,7 @@ class LanguageStage:
         if one is not None:
             self.level.learn(one.row, one.standing.prefix if one.standing.finished else ())
             self.level.decoder.release(one.row)
-            self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns))
+            self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns), len(one.row.prompt))
             while len(self._reports) > _REPORTS:
                 self._reports.popitem(last=False)
 

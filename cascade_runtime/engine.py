@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.decoder import Extension, Row
@@ -47,6 +47,7 @@ class _Live:
     edges: list[EdgeCounters]
     started: float
     notes: list[str]
+    prompt_tokens: int
     answer: Tokens = field(default_factory=list)
     passes: int = 0
     first_token_ms: float = 0.0
@@ -135,7 +136,9 @@ class Engine:
                 one.first_token_ms = 1000 * (time.perf_counter() - one.started)
             tokens = [token for token, _ in one.answer]
             text = one.stopper.text(tokens) if one.finish else one.stopper.shown(tokens)
-            yield index, text[one.shown :]
+            fresh = one.answer[before[index] :]
+            masks = tuple(mask for _, mask in fresh)
+            yield index, Piece(text[one.shown :], tuple(token for token, _ in fresh), masks)
             one.shown = max(one.shown, len(text))
             if one.finish:
                 del live[index]
@@ -202,7 +205,8 @@ class Engine:
         try:
             for level, features in zip(self.levels[:-1], seen.features, strict=False):
                 rows.append(self._admit_drafter(level, request, features, notes))
-            rows.append(self.levels[-1].admit(request.question, seen.for_target, request.sampling))
+            target = self.levels[-1].admit(request.question, seen.for_target, request.sampling)
+            rows.append(target)
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:
@@ -210,7 +214,8 @@ class Engine:
             raise
         names = [level.name for level in self.levels]
         edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
-        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
+        stopper = self.levels[-1].stopper(request.sampling)
+        return _Live(request, seen, rows, stopper, edges, started, notes, len(target.prompt))
 
     @staticmethod
     def _admit_drafter(
@@ -246,5 +251,6 @@ class Engine:
             gate=one.seen.gate,
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
+            prompt_tokens=one.prompt_tokens,
             notes=tuple(one.notes),
         )
