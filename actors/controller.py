@@ -384,6 +384,7 @@ class Controller:
             gate=decision.to_dict() if decision is not None else None,
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,
+            prompt_tokens=reports[self.names[-1]].prompt_tokens if self.names[-1] in reports else 0,
             notes=notes,
             rejections=in_words((each for one in reports.values() for each in one.rejections), stopper.words),
         )

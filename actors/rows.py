@@ -84,17 +84,18 @@ class ActiveRow:
 
     def report(self, moments: Moments) -> RowReport:
         """What the stage did for it, once it has left."""
-        return RowReport(self.edge, moments, tuple(self.rejections))
+        return RowReport(self.edge, moments, len(self.row.prompt), tuple(self.rejections))
 
 
 @dataclass(frozen=True)
 class RowReport:
     """What one stage did for one request: its edge's counters, what ran when (monotonic ns of its machine), and the
-    drafts it refused.
+    positions of its prompt and the drafts it refused.
     """
 
     edge: EdgeCounters
     moments: Moments
+    prompt_tokens: int
     rejections: tuple[Rejection, ...] = ()
 
 

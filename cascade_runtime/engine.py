@@ -48,6 +48,7 @@ class _Live:
     edges: list[EdgeCounters]
     started: float
     notes: list[str]
+    prompt_tokens: int
     rejections: list[Rejection] = field(default_factory=list)
     answer: Tokens = field(default_factory=list)
     passes: int = 0
@@ -221,7 +222,8 @@ class Engine:
         try:
             for level, features in zip(self.levels[:-1], seen.features, strict=False):
                 rows.append(self._admit_drafter(level, request, features, notes))
-            rows.append(self.levels[-1].admit(request.question, seen.for_target, request.sampling))
+            target = self.levels[-1].admit(request.question, seen.for_target, request.sampling)
+            rows.append(target)
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:
@@ -229,7 +231,8 @@ class Engine:
             raise
         names = [level.name for level in self.levels]
         edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
-        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
+        stopper = self.levels[-1].stopper(request.sampling)
+        return _Live(request, seen, rows, stopper, edges, started, notes, len(target.prompt))
 
     @staticmethod
     def _admit_drafter(
@@ -265,6 +268,7 @@ class Engine:
             gate=one.seen.gate,
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
+            prompt_tokens=one.prompt_tokens,
             notes=tuple(one.notes),
             rejections=in_words(one.rejections, one.stopper.words),
         )

@@ -7,6 +7,7 @@
     |   +-- FeatureSpaceError  visual features of a space, shape or source a stage refuses
     |   +-- PromptTooLong      prompt + answer do not fit the KV slot
     +-- CapacityError          a bounded queue, slot pool or store is full (retry later)
+    |   +-- RateLimitError     one caller asks for more than it may (retry after so many seconds)
     +-- DeadlineExceeded       a wait reached its deadline
     +-- ChannelError           a link between stages
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
@@ -81,6 +82,17 @@ class CapacityError(CascadeError):
     """A bounded queue, slot pool or store is full; the same call may succeed later."""
 
     retryable = True
+
+
+class RateLimitError(CapacityError):
+    """One caller asks for more than it may have at a time or in a minute."""
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.retry_after_s))
 
 
 class DeadlineExceeded(CascadeError):

@@ -12,7 +12,7 @@ from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedMo
 from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
-from cascade_runtime.transports import RecentAnswers, Update
+from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 
 
 class InProcess:
@@ -25,7 +25,11 @@ class InProcess:
         self._recent = RecentAnswers()
 
     async def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool, concurrency: int
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests as one batch of the engine, whose slots bound it as well. Abandoning the iterator ends the
         batch after its current round.

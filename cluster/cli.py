@@ -5,6 +5,7 @@
     cascade events info|render FILE       what a recording holds; a picture of it
     cascade train family --out DIR        train the bundled models again
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
+    cascade serve RECIPE                  answer over HTTP
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
 
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+from cluster.cli_serve import add_serve
 
 if TYPE_CHECKING:
     from cascade_runtime.api import Answer
@@ -264,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
+    add_serve(commands)
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
     return parser
 

@@ -13,7 +13,7 @@ from actors.controller import MAX_WAITING
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
-from cascade_runtime.transports import RecentAnswers, Update
+from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 from cluster.launch import Pipeline, Report, launch, plain_error
 
 Tell = Callable[[Piece | Answer | CascadeError], None]  # what is news of one request
@@ -26,11 +26,15 @@ class RayTransport:
         self.pipeline: Pipeline = launch(recipe, report=report)
         # What waits here has no deadline yet and takes no thread; the controller refuses more than it has threads for,
         # whoever asks, so that control calls still find one.
-        self._room = asyncio.Semaphore(MAX_WAITING)
+        self._room = asyncio.Semaphore(recipe.cascade.slots + MAX_WAITING)
         self._recent = RecentAnswers()
 
     async def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool, concurrency: int
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early cancels those that still run."""
         updates: asyncio.Queue[Update] = asyncio.Queue()

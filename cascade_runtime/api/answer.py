@@ -62,6 +62,7 @@ def in_words(rejections: Iterable[Rejection], words: Callable[[Sequence[int]], s
 class Answer:
     """One answer. Per token: its id, its piece of text, and the bit mask of the stages that stand by it.
 
+    prompt_tokens: positions of the target's prompt, visual ones included; 0 where the target did not report them.
     rejections: the first `MAX_REJECTIONS` blocks of drafts that did not come to be part of it, by position.
     """
 
@@ -77,6 +78,7 @@ class Answer:
     gate: dict[str, object] | None = None
     mode: str = "strict"
     target_passes: int = 0
+    prompt_tokens: int = 0
     notes: tuple[str, ...] = field(default=())
     rejections: tuple[Rejection, ...] = field(default=())
 
@@ -123,6 +125,7 @@ class Answer:
             "total_ms": round(self.timings.total_ms, 2),
             "tokens_per_s": round(self.tokens_per_s, 2),
             "target_passes": self.target_passes,
+            "prompt_tokens": self.prompt_tokens,
             "edges": [edge.to_dict() for edge in self.edges],
             "spans": [list(span) for span in self.timings.spans],
             "notes": list(self.notes),

@@ -32,7 +32,11 @@ class Transport(Protocol):
     """A cascade, running here or elsewhere."""
 
     def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool, concurrency: int
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests, at most `concurrency` at a time. Yields (index, `Piece`) if `stream`, and (index, answer or
         error) once each. Leaving the iterator early ends what still runs.

@@ -83,6 +83,8 @@ class ChunkReader:
     _texts: list[str] = field(default_factory=list)
     _length: int = 0
     _finish_reason: str | None = None
+    _levels: tuple[str, ...] = ()  # the first chunk tells
+    _tokens: int = 0
 
     def read(self, data: object) -> Piece | Answer | None:
         """What a chunk brings: a piece of text, the answer with the last one, or nothing."""
@@ -104,13 +106,18 @@ class ChunkReader:
         if self._length > MAX_TEXT:
             raise InputError("chunk.choices", f"{self._length} characters", f"at most {MAX_TEXT}")
         self._texts.append(text)
-        if not fields.has("cascade"):
+        cascade = fields.inner("cascade") if fields.has("cascade") else None
+        if cascade is not None and cascade.has("levels"):
+            self._levels = cascade.texts("levels", MAX_LEVELS, _NAME)
+        if cascade is None or not cascade.has("token_ids"):
             return Piece(text) if text else None
-        cascade = fields.inner("cascade")
         tokens = cascade.integers("token_ids", MAX_TOKENS, 0, _MAX_ID)
-        pieces = cascade.texts("pieces", MAX_TOKENS) if cascade.has("pieces") else ()
-        masks = cascade.integers("masks", MAX_TOKENS, 1, 2**MAX_LEVELS - 1) if cascade.has("masks") else ()
-        return Piece(text, tokens, masks, pieces)
+        masks = _masks(cascade, self._levels, self._tokens)
+        words = cascade.texts("pieces", MAX_TOKENS)
+        self._tokens += len(tokens)
+        if not len(tokens) == len(masks) == len(words):
+            raise InputError("chunk.cascade", (len(tokens), len(masks), len(words)), "spans and pieces for every token")
+        return Piece(text, tokens, masks, words)
 
 
 def _answer(fields: Fields, text: str, finish_reason: str) -> Answer:
@@ -118,7 +125,7 @@ def _answer(fields: Fields, text: str, finish_reason: str) -> Answer:
     levels = cascade.each("stages", MAX_LEVELS, lambda stage, where: Fields(stage, where).text("name", _NAME))
     tokens = cascade.integers("token_ids", MAX_TOKENS, 0, _MAX_ID)
     pieces = cascade.texts("pieces", MAX_TOKENS)
-    masks = _masks(cascade, levels)
+    masks = _masks(cascade, levels, 0)
     if not levels or not len(tokens) == len(masks) == len(pieces):
         found = f"{len(levels)} stages, {len(tokens)} token ids, {len(pieces)} pieces, spans of {len(masks)} tokens"
         raise InputError("cascade", found, "a stage and more, and as many pieces and spanned tokens as token ids")
@@ -140,14 +147,14 @@ def _answer(fields: Fields, text: str, finish_reason: str) -> Answer:
     )
 
 
-def _masks(cascade: Fields, levels: tuple[str, ...]) -> tuple[int, ...]:
-    """Per token, the stages that stand by it, from runs of tokens that the same stages stand by."""
+def _masks(cascade: Fields, levels: tuple[str, ...], first: int) -> tuple[int, ...]:
+    """Per token from number `first` on, the stages that stand by it, from runs that the same stages stand by."""
     masks: list[int] = []
     for run in cascade.each("spans", MAX_TOKENS, Fields):
         start, end = run.integer("start", 0, MAX_TOKENS), run.integer("end", 1, MAX_TOKENS)
         names = (run.text("by", _NAME), *run.texts("accepted_by", MAX_LEVELS, _NAME))
         unknown = [name for name in names if name not in levels]
-        if unknown or start != len(masks) or end <= start:
+        if unknown or start != first + len(masks) or end <= start:
             raise InputError("cascade.spans", unknown or (start, end), f"runs that follow one another, of {levels}")
         masks += [sum({1 << levels.index(name) for name in names})] * (end - start)
     return tuple(masks)

@@ -72,7 +72,11 @@ class HttpTransport:
         )
 
     async def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool, concurrency: int
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early closes the connections of those that still run."""
         updates: asyncio.Queue[Update] = asyncio.Queue(_WAITING)
@@ -131,9 +135,10 @@ class HttpTransport:
     async def _try(self, sent: httpx.Request, read: Callable[..., Any], request_id: str) -> Answer:
         async with self._responding(sent) as response:
             if response.status_code != 200:
-                error = error_of(response.status_code, await _json(response, lenient=True), request_id)
+                asked_s = retry_after_s(response.headers.get("retry-after"))
+                error = error_of(response.status_code, await _json(response, lenient=True), request_id, asked_s)
                 if response.status_code in _AGAIN:
-                    raise _Again(error, retry_after_s(response.headers.get("retry-after")))
+                    raise _Again(error, asked_s)
                 raise error
             return await read(response, request_id)
 
@@ -240,7 +245,8 @@ class HttpTransport:
 
 def _model(data: object, where: str) -> ServedModel:
     fields = Fields(data, where)
-    levels = fields.texts("levels", 8, 64) if fields.has("levels") else ()
+    cascade = fields.inner("cascade") if fields.has("cascade") else None
+    levels = cascade.texts("levels", 8, 64) if cascade is not None and cascade.has("levels") else ()
     return ServedModel(fields.text("id", 256), levels)
 
 

@@ -13,6 +13,7 @@ from cascade_runtime.errors import (
     InputError,
     NotFound,
     PromptTooLong,
+    RateLimitError,
     RemoteError,
     StageError,
 )
@@ -22,16 +23,20 @@ _INPUT_STATUS = (400, 409, 413, 415, 422)
 _INPUT_CODES = {"context_length_exceeded": PromptTooLong, "media_rejected": EventFormatError}
 
 
-def error_of(status: int, data: object, request_id: str) -> CascadeError:
+def error_of(status: int, data: object, request_id: str, asked_s: float | None = None) -> CascadeError:
     """The error in `{"error": {...}}`, or, where that is not what was answered, a `RemoteError` with the status.
 
-    status: of the response; 200 for an error within a stream, whose code then says what it is.
+    status: of the response; 200 for an error within a stream, whose code then says what it is. asked_s: when the
+    server wants to be asked again.
     """
     told = data.get("error") if isinstance(data, Mapping) else None
     facts: Mapping[str, object] = told if isinstance(told, Mapping) else {}
     message = _text(facts, "message") or f"the server answered with status {status} and no reason"
     code, param = _text(facts, "code"), _text(facts, "param") or "request"
-    error = _of_kind(status, code, _text(facts, "type"), param, message, request_id)
+    if status == 429:
+        error: CascadeError = RateLimitError(message, asked_s or 0.0)
+    else:
+        error = _of_kind(status, code, _text(facts, "type"), param, message, request_id)
     error.request_id = _text(facts, "request_id") or request_id
     return error
 
@@ -43,7 +48,7 @@ def _of_kind(status: int, code: str, kind: str, param: str, message: str, reques
         return AccessError(message, status)
     if status == 404:
         return NotFound(message, status)
-    if status in (429, 503) or code in ("overloaded", "draining", "not_ready"):
+    if status == 503 or code in ("overloaded", "draining", "not_ready"):
         return CapacityError(message)
     if status in (408, 504) or code == "deadline_exceeded":
         return DeadlineExceeded(message)
