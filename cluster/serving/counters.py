@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
 from cascade_runtime.api import Answer
 from cascade_runtime.errors import CascadeError
@@ -20,6 +20,7 @@ class ServerCounters:
     """Requests and answers of one replica."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series per counter that nobody asked for
         self._registry = CollectorRegistry()
         place = {"registry": self._registry}
         self._responses = Counter("cascade:http_responses", "HTTP responses", ["code"], **place)

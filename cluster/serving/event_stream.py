@@ -26,8 +26,8 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
-        super().__init__(headers={**_HEADERS, **headers})
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._events = events
 

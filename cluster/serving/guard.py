@@ -1,4 +1,5 @@
-"""Who may call at all: `Guard`, in front of every route. It also names requests, and counts responses.
+"""Who may call at all: `Guard`, in front of every route. It also names requests, and counts responses. (Serve's proxy
+names them too: it sends X-Request-Id on, or one of its own, and back to the caller.)
 
 with API keys       a bearer token on every path but /health and /ready
 without             only from this machine, and under its own name: a page in a browser that has a name of its own
@@ -89,8 +90,7 @@ async def refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal | CascadeError)
     refusal = error if isinstance(error, Refusal) else refusal_of(error)
     name = request.scope.get(_STATE, {}).get("request_id")
-    headers = refusal.all_headers() | ({"X-Request-Id": name} if name else {})
-    return JSONResponse(refusal.body(name), refusal.status, headers)
+    return JSONResponse(refusal.body(name), refusal.status, refusal.all_headers())
 
 
 def _request_id(request: Request) -> str:

@@ -134,11 +134,10 @@ class _Routes:
             head, first = await anext(updates), await anext(updates)
             assert isinstance(head, ChatHead)  # it is what every run begins with
             if call.stream:
-                headers = {"X-Request-Id": head.request_id}
-                return EventStream(_events(head, first, updates), headers)
+                return EventStream(_events(head, first, updates))
             while not isinstance(first, Answer):
                 first = await anext(updates)
-            return JSONResponse(completion(head, first), headers={"X-Request-Id": head.request_id})
+            return JSONResponse(completion(head, first))
         except BaseException:
             await updates.aclose()  # type: ignore[attr-defined]
             raise

@@ -43,6 +43,10 @@ class Run:
         """Whether it ended without an answer."""
         return self._error is not None
 
+    @property
+    def _answered(self) -> bool:
+        return bool(self._updates) and isinstance(self._updates[-1], Answer)
+
     def cancel(self) -> None:
         """End it early; followers get the error of a cancelled request."""
         self._task.cancel()
@@ -59,12 +63,12 @@ class Run:
                     yield self._updates[shown - 1]
                 if self._error is not None:
                     raise self._error
-                if self._task.done():
+                if self._answered:
                     return
                 await news.wait()
         finally:
             self._followers -= 1
-            if not self._followers:
+            if not self._followers and not self._answered:
                 self.cancel()  # of a task that has ended: nothing
 
     async def _read(self, source: AsyncIterator[Update]) -> None:
@@ -75,7 +79,7 @@ class Run:
     def _ended(self, task: asyncio.Task[None]) -> None:
         failure = StageError("server", "-", "cancelled") if task.cancelled() else task.exception()
         last = self._updates[-1] if self._updates else None
-        if failure is None and isinstance(last, Answer):
+        if isinstance(last, Answer):
             self._on_end(last)
         else:
             if not isinstance(failure, CascadeError):
