@@ -95,17 +95,20 @@ class ChunkReader:
                 self._finish_reason = choice.text("finish_reason", _NAME)
             delta = choice.inner("delta")
             text = delta.text("content", MAX_TEXT) if delta.has("content") else ""
+            self._keep(text)
             if self._finish_reason is None:
                 return self._piece(fields, text)
         if self._finish_reason is None or not fields.has("metrics"):
             return None  # the answer's figures come with a later chunk
         return _answer(fields, "".join(self._texts), self._finish_reason)
 
-    def _piece(self, fields: Fields, text: str) -> Piece | None:
+    def _keep(self, text: str) -> None:
         self._length += len(text)
         if self._length > MAX_TEXT:
             raise InputError("chunk.choices", f"{self._length} characters", f"at most {MAX_TEXT}")
         self._texts.append(text)
+
+    def _piece(self, fields: Fields, text: str) -> Piece | None:
         cascade = fields.inner("cascade") if fields.has("cascade") else None
         if cascade is not None and cascade.has("levels"):
             self._levels = cascade.texts("levels", MAX_LEVELS, _NAME)

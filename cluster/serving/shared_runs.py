@@ -74,19 +74,19 @@ class Run:
     async def _read(self, source: AsyncIterator[Update]) -> None:
         async for update in source:
             self._updates.append(update)
+            if isinstance(update, Answer):
+                self._on_end(update)  # before anybody has it and asks what became of the request
             self._tell()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         failure = StageError("server", "-", "cancelled") if task.cancelled() else task.exception()
-        last = self._updates[-1] if self._updates else None
-        if isinstance(last, Answer):
-            self._on_end(last)
-        else:
-            if not isinstance(failure, CascadeError):
-                log.error("a run ended without an answer", exc_info=failure)
-                failure = StageError("server", "-", "ended without an answer")
-            self._error = failure
-            self._on_end(failure)
+        if self._answered:
+            return
+        if not isinstance(failure, CascadeError):
+            log.error("a run ended without an answer", exc_info=failure)
+            failure = StageError("server", "-", "ended without an answer")
+        self._error = failure
+        self._on_end(failure)
         self._tell()
 
     def _tell(self) -> None:

@@ -1,11 +1,12 @@
 """Servers for tests of the HTTP client, each in a thread of its own on a free port of this machine.
 
-    cascade_server(recipe)       the real gateway and routes in front of the engine in this process
-    scripted_server(handler)     sends whatever bytes a test wants it to send
+cascade_server(recipe)       the real gateway and routes in front of the engine in this process
+scripted_server(handler)     sends whatever bytes a test wants it to send
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -50,7 +51,7 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if not made:  # a gateway belongs to the loop that it runs on
             made.append(build_app(Gateway(ServerSettings(**settings), recipe, transport), Alone(), Alone()))
-        await made[0](scope, receive, send)
+        await _until_the_caller_goes(made[0], scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -63,6 +64,34 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+async def _until_the_caller_goes(app: Any, scope: Any, receive: Any, send: Any) -> None:
+    """Serve's part: once the body was read, a call is cancelled when its connection closes."""
+    watching: list[asyncio.Task[None]] = []
+    call = asyncio.current_task()
+    assert call is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        call.cancel()
+
+    async def received() -> Any:
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            watching.append(asyncio.create_task(watch()))
+        return message
+
+    try:
+        await app(scope, received, send)
+    except asyncio.CancelledError:
+        if not call.uncancel():  # by `watch`
+            return
+        raise
+    finally:
+        for task in watching:
+            task.cancel()
 
 
 @contextlib.contextmanager
