@@ -27,6 +27,7 @@ from cascade_runtime.errors import StageError
 from cluster.ray_transport import RayTransport
 from cluster.serving.gateway import Gateway
 from cluster.serving.health import Canary, missing, stage_stats, vision_stats
+from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app, recall
 from cluster.serving.settings import ServerSettings
 
@@ -50,7 +51,8 @@ class Cascade:
         self._canary = Canary(self._pipeline, self._transport.run)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_app(self._gateway, self, _Peers(self._gateway.settings.replicas))
+        peers = _Peers(self._gateway.settings.replicas)
+        return build_app(self._gateway, self, peers, page_routes(self._gateway))
 
     async def check_health(self) -> None:
         """Raises `StageError` where no answer can be made any more: Serve then starts another replica."""

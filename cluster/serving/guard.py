@@ -1,7 +1,7 @@
 """Who may call at all: `Guard`, in front of every route. It also names requests, and counts responses. (Serve's proxy
 names them too: it sends X-Request-Id on, or one of its own, and back to the caller.)
 
-with API keys       a bearer token on every path but /health and /ready
+with API keys       a bearer token on every path but /health, /ready and the page's own files
 without             only from this machine, and under its own name: a page in a browser that has a name of its own
                     point to 127.0.0.1 (DNS rebinding) is refused by its Host
 """
@@ -22,7 +22,8 @@ from cluster.serving.refusals import Refusal, bad_request, refusal_of
 from cluster.serving.settings import is_loopback
 
 _STATE = "cascade"
-_OPEN = ("/health", "/ready")
+_OPEN = ("/", "/health", "/ready")
+_PAGE = "/page/"  # its files hold nothing of anybody's; what it asks for is guarded
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -61,7 +62,7 @@ class Guard:
             if not is_loopback(peer) or not is_loopback(_host(request)):
                 message = "this server has no API keys and answers its own machine only, as 127.0.0.1 or localhost"
                 raise Refusal(status=403, type="permission_error", code="not_local", message=message)
-        if request.url.path in _OPEN:
+        if request.url.path in _OPEN or request.url.path.startswith(_PAGE):
             return ANYBODY
         found = caller_of(request.headers.get("authorization", ""), digests)
         if found is None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, NoReturn, Protocol
@@ -66,8 +66,8 @@ class Elsewhere(Protocol):
         ...
 
 
-def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere) -> Starlette:
-    """The application of one replica."""
+def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere, more: Sequence[Route] = ()) -> Starlette:
+    """The application of one replica; `more` are routes that stand beside the API's."""
     routes = _Routes(gateway, vitals, elsewhere)
     one = "/v1/cascade/requests/{id}"
     table: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
@@ -85,7 +85,7 @@ def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere) -> Starlet
         ("GET", "/version", routes.version),
     ]
     return Starlette(
-        routes=[Route(path, endpoint, methods=[method]) for method, path, endpoint in table],
+        routes=[*(Route(path, endpoint, methods=[method]) for method, path, endpoint in table), *more],
         middleware=[Middleware(Guard, gateway=gateway)],
         exception_handlers={
             HTTPException: _no_route,
@@ -114,8 +114,8 @@ class _Routes:
     async def chat(self, request: Request) -> Response:
         place = self.gateway.enter(caller(request))  # before the body: where all is full, nobody waits to hear it
         try:
-            raw = await _body(request, self.gateway.settings.max_body_bytes)
-            body = await asyncio.to_thread(_json_object, raw)
+            raw = await read_body(request, self.gateway.settings.max_body_bytes)
+            body = await asyncio.to_thread(json_object, raw)
             key = _idempotency_key(request)
             call = Call(
                 body=body,
@@ -234,7 +234,7 @@ async def _events(head: ChatHead, first: Update, updates: AsyncIterator[Update])
         yield DONE
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     """The body, as JSON is announced and never more than the limit."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -255,7 +255,8 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _json_object(raw: bytes) -> Mapping[str, Any]:
+def json_object(raw: bytes) -> Mapping[str, Any]:
+    """A body as a JSON object. Raises `Refusal`."""
     try:
         body = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ import uvicorn
 from cascade_runtime.config import Recipe
 from cascade_runtime.in_process import InProcess
 from cluster.serving.gateway import Gateway
+from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app
 from cluster.serving.settings import ServerSettings
 
@@ -50,7 +51,7 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if not made:  # a gateway belongs to the loop that it runs on
-            made.append(build_app(Gateway(ServerSettings(**settings), recipe, transport), Alone(), Alone()))
+            made.append(_app(Gateway(ServerSettings(**settings), recipe, transport)))
         await _until_the_caller_goes(made[0], scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
@@ -64,6 +65,10 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+def _app(gateway: Gateway) -> Any:
+    return build_app(gateway, Alone(), Alone(), page_routes(gateway))
 
 
 async def _until_the_caller_goes(app: Any, scope: Any, receive: Any, send: Any) -> None:
