@@ -65,8 +65,6 @@ def _serve(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     owns_ray = connect(recipe, args.address, report, pipelines=settings.replicas)
     try:
         http = {"host": args.host, "port": args.port}
@@ -75,6 +73,8 @@ def _serve(args: argparse.Namespace) -> int:
         report(f"starting {recipe.name}: loading {', '.join(recipe.cascade.levels)}")
         serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
+            signal.signal(number, lambda *_: stop.set())
         scheme = "https" if args.ssl_certfile else "http"
         report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
         stop.wait()

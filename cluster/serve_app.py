@@ -20,7 +20,6 @@ from typing import Any
 
 from ray import serve
 from ray.serve import context
-from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from cascade_runtime.errors import StageError
@@ -95,7 +94,7 @@ class _Peers:
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
-        self._handle: DeploymentHandle | None = None
+        self._handle: Any = None  # a `DeploymentHandle`, made when it is first needed
 
     async def recall(self, caller: str, request_id: str, what: str) -> dict[str, Any] | None:
         told = await self._ask("recall", caller, request_id, what)

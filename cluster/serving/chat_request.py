@@ -137,7 +137,7 @@ def _check_known(key: object, value: object) -> None:
     if key in _USED or key in _IGNORED:
         return
     if not isinstance(key, str) or key not in _NEUTRAL:
-        raise InputError(_short(key), _short(value), "nothing: this server has no such field")
+        raise InputError(str(_short(key)), _short(value), "nothing: this server has no such field")
     allowed = _NEUTRAL[key]
     if not any(value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in allowed):
         raise InputError(key, _short(value), " or ".join(repr(ok) for ok in allowed) or "null: it is not supported")

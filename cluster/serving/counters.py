@@ -22,7 +22,7 @@ class ServerCounters:
     def __init__(self) -> None:
         disable_created_metrics()  # a second series per counter that nobody asked for
         self._registry = CollectorRegistry()
-        place = {"registry": self._registry}
+        place: dict[str, Any] = {"registry": self._registry}
         self._responses = Counter("cascade:http_responses", "HTTP responses", ["code"], **place)
         self._success = Counter("vllm:request_success", "Answers", ["finished_reason"], **place)
         self._failures = Counter("cascade:request_failures", "Requests without an answer", ["reason"], **place)

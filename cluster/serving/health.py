@@ -93,7 +93,7 @@ class Canary:
             request_id=f"canary-{uuid.uuid4().hex}",
         )
         try:
-            async with asyncio.timeout(_CANARY_S), aclosing(self._ask([request], _CANARY_S, False)) as updates:
+            async with asyncio.timeout(_CANARY_S), aclosing(self._ask([request], _CANARY_S, False)) as updates:  # type: ignore[type-var]
                 async for _, update in updates:
                     if not isinstance(update, str):
                         return update

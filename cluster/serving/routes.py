@@ -278,8 +278,8 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _no_route(request: Request, error: Any) -> Response:
+    """For Starlette's own `HTTPException`: no such path, or not with this method."""
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         refusal = bad_request(f"{request.method} is not for this path", "method_not_allowed", status=405)
         refusal.headers.update(error.headers or {})
