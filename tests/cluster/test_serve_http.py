@@ -19,7 +19,8 @@ import pytest
 from chat_bodies import chat_body
 from toy_family import toy_events, toy_recipe, write_toy_family
 
-from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.api import Answer, GenerateRequest, Piece
+from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
 
@@ -163,6 +164,27 @@ def test_answers_are_the_engines_token_for_token(server: Server, alone: Engine) 
     assert (entry["status"], entry["cascade"], entry["usage"]) == ("done", told, usage)
     trace = server.call("GET", "/v1/cascade/requests/mine-2/trace")[1]
     assert {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"} >= {"encoder", "target"}
+
+
+def test_the_project_s_own_client_gets_the_engine_s_tokens_and_says_who_said_them(
+    server: Server, alone: Engine
+) -> None:
+    sampling = SamplingParams(max_tokens=24, temperature=0.8, seed=3)
+    request = GenerateRequest(events=toy_events(4), question="What moves?", sampling=sampling)
+    (expected,) = alone.generate([request])
+    assert isinstance(expected, Answer)
+    with CascadeClient(f"http://127.0.0.1:{server.port}") as client:
+        *pieces, answer = client.stream(toy_events(4), "What moves?", sampling=sampling)
+        assert isinstance(answer, Answer) and answer.token_ids == expected.token_ids
+        assert sum((piece.tokens for piece in pieces if isinstance(piece, Piece)), ()) == answer.token_ids
+        assert "".join("".join(piece.words) for piece in pieces if isinstance(piece, Piece)) == answer.text
+        assert {span[0] for span in answer.timings.spans} == {"encoder", "adapter", "light", "target"}
+        assert answer.edges[0].num_draft_tokens and answer.rejections
+        assert client.trace(answer.request_id)["traceEvents"] and client.health().ready
+        stream = client.stream(toy_events(4), "What moves?", sampling=SamplingParams(max_tokens=180, ignore_eos=True))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    server.until("vllm:num_requests_running", 0)
 
 
 def test_a_stream_has_a_chunk_per_round_and_ends_as_openais(server: Server, alone: Engine) -> None:
