@@ -103,5 +103,10 @@ def open_transport(target: str, how: Recipe | Remote) -> Transport:
     """
     name = target.partition("://")[0].lower() if is_remote(target) else target
     for point in entry_points(group=GROUP, name=name):
-        return point.load()(how)
+        try:
+            make = point.load()
+        except ModuleNotFoundError as error:
+            allowed = f"an address only, in an installation without {error.name}"
+            raise ConfigError("target", target, allowed) from error
+        return make(how)
     raise ConfigError("target", target, ", ".join(transport_names()) or "none is installed: pip install -e .")
