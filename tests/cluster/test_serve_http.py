@@ -24,7 +24,10 @@ from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # Ray Serve's, of its own config
+]
 SLOTS = 2
 LONG = {"max_tokens": 180, "ignore_eos": True}
 RECIPE = """
@@ -121,9 +124,9 @@ def server(ray_cluster: None, family: Path, tmp_path_factory: pytest.TempPathFac
     serve.shutdown()
 
 
-def expected(alone: Engine, seed: int, **sampling: Any) -> Answer:
+def expected(alone: Engine, recording: int, **sampling: Any) -> Answer:
     (answer,) = alone.generate(
-        [GenerateRequest(events=toy_events(seed), question="What moves?", sampling=SamplingParams(**sampling))]
+        [GenerateRequest(events=toy_events(recording), question="What moves?", sampling=SamplingParams(**sampling))]
     )
     assert isinstance(answer, Answer)
     return answer
