@@ -123,7 +123,7 @@ def application(settings: ServerSettings) -> serve.Application:
     """The application of these settings."""
     recipe = settings.load_recipe()
     stop_s = recipe.deadlines.drain_s + recipe.deadlines.control_s
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress()(Cascade),
         name=DEPLOYMENT,
         num_replicas=settings.replicas,

@@ -39,7 +39,7 @@ _MAX_BYTES = 64 * 2**20  # of one response
 _MAX_EVENT_BYTES = 16 * 2**20  # of one server-sent event
 _MAX_MODELS = 1024
 _WAITING = 256  # updates that nobody has taken yet; then the socket is not read either
-_AGAIN = (429, 502, 503)  # the server refused: it has not begun
+_AGAIN = (429, 502, 503)  # the server refused: it has not begun; others of 500 and more where it says when to come back
 
 Tell = Callable[[Piece], Any]
 
@@ -137,7 +137,7 @@ class HttpTransport:
             if response.status_code != 200:
                 asked_s = retry_after_s(response.headers.get("retry-after"))
                 error = error_of(response.status_code, await _json(response, lenient=True), request_id, asked_s)
-                if response.status_code in _AGAIN:
+                if response.status_code in _AGAIN or (response.status_code >= 500 and asked_s is not None):
                     raise _Again(error, asked_s)
                 raise error
             return await read(response, request_id)

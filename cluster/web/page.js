@@ -25,7 +25,7 @@ const say = (text) => { get("told").textContent = text; };
 
 let newest = 0; // of the recordings asked for: an earlier one that comes late is not shown
 
-async function load(title, name, bytes, type = "") {
+async function load(title, name, bytes, type = "", button = null) {
   const mine = ++newest;
   calm();
   get("drop").setAttribute("aria-busy", "true");
@@ -34,17 +34,14 @@ async function load(title, name, bytes, type = "") {
     const told = await postJson("v1/cascade/frames", { recording: sent });
     if (mine !== newest) return;
     recording = sent;
+    for (const other of get("samples").children) other.setAttribute("aria-pressed", String(other === button));
     film.show(told);
     say(`${title} is loaded.`);
   } catch (error) {
-    if (mine === newest) complain(error);
+    if (mine === newest) complain(error instanceof Problem ? new Problem(`${title} was not taken. ${error.message}`) : error);
   } finally {
     get("drop").removeAttribute("aria-busy");
   }
-}
-
-function choose(button) {
-  for (const other of get("samples").children) other.setAttribute("aria-pressed", String(other === button));
 }
 
 function offer(samples) {
@@ -54,8 +51,7 @@ function offer(samples) {
     button.textContent = title;
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => {
-      choose(button);
-      load(title, "sample.arrows", getBytes(`v1/cascade/samples/${encodeURIComponent(name)}`));
+      load(title, "sample.arrows", getBytes(`v1/cascade/samples/${encodeURIComponent(name)}`), "", button);
     });
     get("samples").append(button);
   }
@@ -63,7 +59,6 @@ function offer(samples) {
 }
 
 function take(file) {
-  choose(null);
   load(file.name, file.name, file.arrayBuffer(), file.type);
 }
 

@@ -133,7 +133,8 @@ def test_a_bad_file_is_refused_in_words_and_the_next_one_is_taken(visit: Visit, 
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04<b>nonsense</b>")
     visit.ready().at("file").set_input_files(tmp_path / "bad.npz")
     visit.at("problem").wait_for()
-    assert "recording" in visit.at("problem").inner_text()
+    assert visit.at("problem").inner_text().startswith("bad.npz was not taken. recording: ")
+    assert visit.page.locator("#samples [aria-pressed=true]").count() == 1  # what was there still is
     visit.shot("bad_file")
     rows = "t,x,y,p\n" + "".join(f"{t * 10},{t % 30},{t % 20},{t % 2}\n" for t in range(3000))
     (tmp_path / "good.csv").write_text(rows)

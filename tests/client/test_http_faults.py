@@ -109,6 +109,7 @@ def test_an_address_where_nobody_listens_is_tried_again_and_then_an_error() -> N
     [
         refusal("503 Service Unavailable", "overloaded", "Retry-After: 0"),
         refusal("429 Too Many Requests", "rate_limit_exceeded", "Retry-After: 0"),
+        refusal("500 Internal Server Error", "stage_failed", "Retry-After: 0"),
         response("502 Bad Gateway", b"<html>", "text/html"),
         resets,
         b"",

@@ -173,6 +173,8 @@ def test_numpy_parquet_and_text_are_read_from_bytes_and_pickles_are_not(tmp_path
         write_events(tmp_path / f"clip{suffix}", events)
         sent = data_url((tmp_path / f"clip{suffix}").read_bytes(), media_type)
         assert parse(chat_body(sent)).request.events == events
+    with pytest.raises(EventFormatError, match="hdf5: not read from bytes"):  # its reader opens what the file names
+        parse(chat_body(data_url(b"\x89HDF\r\n\x1a\n" + bytes(100), "application/octet-stream")))
     with pytest.raises(EventFormatError, match="pickle"):
         parse(chat_body(data_url(npz(events=np.array({"t": [1]}, dtype=object)), "application/x-npz")))
 

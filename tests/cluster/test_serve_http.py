@@ -30,6 +30,7 @@ pytestmark = [
 ]
 SLOTS = 2
 LONG = {"max_tokens": 180, "ignore_eos": True}
+ENDLESS = {"max_tokens": 900, "ignore_eos": True}  # to be cancelled
 RECIPE = """
 [cascade]
 name = "toy"
@@ -37,7 +38,7 @@ levels = ["light", "target"]
 num_draft_tokens = [3]
 window = 12
 slots = {slots}
-max_len = 256
+max_len = 1024
 [policy]
 mode = "fixed"
 [deadlines]
@@ -118,7 +119,7 @@ def server(ray_cluster: None, family: Path, tmp_path_factory: pytest.TempPathFac
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(http_options={"port": port}, logging_config={"log_level": "ERROR", "enable_access_log": False})
-    args = {"recipe": str(recipe), "max_queue": "1", "max_body_bytes": "2000000", "max_tokens": "180"}
+    args = {"recipe": str(recipe), "max_queue": "1", "max_body_bytes": "2000000", "max_tokens": "900"}
     serve.run(app(args), name="toy")
     yield Server(port)
     serve.shutdown()
@@ -241,13 +242,13 @@ def test_one_key_is_one_run_for_all_who_ask_with_it(server: Server) -> None:
         (b" " * 2_000_001, {}, 413, "body_too_large"),
         (b"{}", {}, 400, "invalid_value"),
         (chat_body(model="gpt-4"), {}, 404, "model_not_found"),
-        (chat_body(text="where " * 900), {}, 400, "context_length_exceeded"),
+        (chat_body(text="where " * 1300), {}, 400, "context_length_exceeded"),
         (chat_body("http://127.0.0.1:9/x"), {}, 400, "invalid_value"),
         (chat_body("data:application/x-npz;base64,UEsDBA=="), {}, 400, "media_rejected"),
         (chat_body(), {"X_Request_Id": "a b"}, 400, "invalid_value"),
         (chat_body(), {"Idempotency_Key": "a b"}, 400, "invalid_value"),
         (chat_body(), {"Host": "evil.example"}, 403, "not_local"),
-        (chat_body(**LONG, cascade={"deadline_ms": 20}), {}, 504, "deadline_exceeded"),
+        (chat_body(**ENDLESS, cascade={"deadline_ms": 20}), {}, 504, "deadline_exceeded"),
     ],
 )
 def test_what_is_wrong_is_said_in_openais_words(
@@ -271,14 +272,14 @@ def test_other_paths_and_methods_are_errors_of_the_same_form(server: Server) -> 
         got, refused, _ = server.call(method, path)
         assert got == status and refused["error"]["type"] in ("not_found_error", "invalid_request_error")
     (model,) = server.call("GET", "/v1/models")[1]["data"]
-    assert (model["id"], model["max_model_len"], model["cascade"]["levels"]) == ("cascade", 256, ["light", "target"])
+    assert (model["id"], model["max_model_len"], model["cascade"]["levels"]) == ("cascade", 1024, ["light", "target"])
     assert server.call("GET", "/v1/models/toy")[1]["id"] == "toy"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_frees_its_slot(server: Server, stream: bool) -> None:
     before = server.metric("cascade:num_requests_cancelled_total")
-    client = server.opened(chat_body(**LONG, stream=stream))
+    client = server.opened(chat_body(**ENDLESS, stream=stream))
     if stream:
         got = b""
         while got.count(b"data: ") < 3:
@@ -292,7 +293,7 @@ def test_a_client_that_goes_frees_its_slot(server: Server, stream: bool) -> None
 
 def test_a_request_can_be_cancelled_by_its_id(server: Server) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(server.chat, chat_body(**LONG), X_Request_Id="long-1")
+        asked = pool.submit(server.chat, chat_body(**ENDLESS), X_Request_Id="long-1")
         server.until("vllm:num_requests_running", 1)
         assert server.call("GET", "/v1/cascade/requests/long-1")[1]["status"] == "running"
         status, refused, _ = server.chat(chat_body(), X_Request_Id="long-1")

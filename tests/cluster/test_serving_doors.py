@@ -139,6 +139,24 @@ def test_without_keys_only_this_machine_is_answered(
     assert door(ServerSettings())("GET", "/v1/models", peer=peer, host=host)[0] == status
 
 
+def test_a_stream_of_the_engine_has_the_tokens_of_each_round(door: Callable[..., Ask]) -> None:
+    ask = door(ServerSettings())
+    body = chat_body(max_tokens=30, ignore_eos=True, stop="zzz")
+    want = ask("POST", "/v1/chat/completions", body)[1]
+    status, text = ask("POST", "/v1/chat/completions", body | {"stream": True})
+    *events, done, _ = text.split("\n\n")
+    _, *rounds, last = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert (status, done) == (200, "data: [DONE]") and 2 < len(rounds) < 30
+    assert (
+        "".join(chunk["choices"][0]["delta"]["content"] for chunk in rounds) == want["choices"][0]["message"]["content"]
+    )
+    tokens = [token for chunk in rounds for token in chunk["cascade"]["token_ids"]]
+    assert tokens == want["cascade"]["token_ids"] == last["cascade"]["token_ids"] and len(tokens) == 30
+    spans = [span for chunk in rounds for span in chunk["cascade"]["spans"]]
+    by = [span["by"] for span in spans for _ in range(span["start"], span["end"])]
+    assert by == [span["by"] for span in want["cascade"]["spans"] for _ in range(span["start"], span["end"])]
+
+
 def test_what_another_replica_knows_is_found(door: Callable[..., Ask]) -> None:
     ask = door(ServerSettings())
     assert ask("GET", "/v1/cascade/requests/there") == (200, {"id": "there", "elsewhere": "request"})
