@@ -18,7 +18,8 @@
     GET    /   /page/{file}                    GET /v1/cascade/samples   /v1/cascade/samples/{name}
                                                POST /v1/cascade/frames
 
-With API keys all of it but /health, /ready, / and /page/ wants `Authorization: Bearer KEY`. Without, only this machine may ask.
+With API keys all of it but /health, /ready, / and /page/ wants `Authorization: Bearer KEY`. Without, only this machine
+may ask.
 
 Request (application/json). Only `messages` is required, one of role "user" with one recording and some text:
 
