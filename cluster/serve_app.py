@@ -7,9 +7,15 @@
 
     client -> Serve's HTTP proxy -> replica: guard, routes, gateway -> controller actor -> stages      (see launch.py)
 
-Serve only starts, places, watches and stops replicas, and takes requests to them. It does not batch: the stages do. It
-would retry nothing: a request whose replica dies is lost, and its client may ask again. Requests are refused by the
-gateway's own bounded queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON.
+    # cascade.yaml
+    http_options: {host: 127.0.0.1, port: 8000}    # Serve's default in a file is 0.0.0.0, which needs api_key_file
+    applications:
+      - {name: cascade, route_prefix: /, import_path: "cluster.serve_app:app", args: {recipe: light_heavy}}
+
+The cluster must have the CPUs and GPUs that the recipe asks for (`num_cpus` of its stages, 1 each unless it says less).
+Serve only starts, places, watches and stops replicas, and takes requests to them. It does not batch: the stages do. A
+request whose replica dies is lost, and its client may ask again. Requests are refused by the gateway's own bounded
+queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Gateway:
             self.counters.ended(outcome)
             place.leave()
             if isinstance(outcome, CascadeError):
-                log.info("request %s: %s: %s", call.request_id, type(outcome).__name__, outcome)
+                log.info("request %s: %s: %s", entry.request_id, type(outcome).__name__, outcome)
 
         entry.run = Run(self._answer(call, entry), ended)
         self._ledger.open(place.caller, entry)
@@ -131,11 +131,12 @@ class Gateway:
     async def _answer(self, call: Call, entry: Entry) -> AsyncIterator[Update]:
         begun = time.monotonic()
         chat = await asyncio.to_thread(parse_chat, call.body, self.limits, seed=_seed(call))
+        del call  # a body may be large, and a run is remembered
         entry.head = self._head(chat, entry)
         yield entry.head
         left_s = chat.deadline_s - (time.monotonic() - begun)
         if left_s <= 0:
-            raise DeadlineExceeded(f"request {call.request_id}: no time left once its recording was read")
+            raise DeadlineExceeded(f"request {entry.request_id}: no time left once its recording was read")
         grace_s = left_s + self.recipe.deadlines.control_s  # the pipeline keeps to left_s, unless it is silent
         try:
             async with (
@@ -147,7 +148,7 @@ class Gateway:
                         raise update
                     yield update if isinstance(update, Answer) else cast(Piece, update)
         except TimeoutError:
-            raise DeadlineExceeded(f"request {call.request_id}: the pipeline is silent") from None
+            raise DeadlineExceeded(f"request {entry.request_id}: the pipeline is silent") from None
 
     def _head(self, chat: ChatRequest, entry: Entry) -> ChatHead:
         events = cast(Events, chat.request.events)

@@ -124,8 +124,8 @@ class _Routes:
                 idempotency_key=key,
                 body_digest=hashlib.sha256(raw).hexdigest() if key else "",
             )
-            del raw
-            run = self.gateway.start(place, call)
+            stream, run = call.stream, self.gateway.start(place, call)
+            del raw, body, call  # they may be large, and an answer may take long
         except BaseException:
             place.leave()
             raise
@@ -133,7 +133,7 @@ class _Routes:
         try:
             head, first = await anext(updates), await anext(updates)
             assert isinstance(head, ChatHead)  # it is what every run begins with
-            if call.stream:
+            if stream:
                 return EventStream(_events(head, first, updates))
             while not isinstance(first, Answer):
                 first = await anext(updates)
