@@ -29,7 +29,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(family: Path) -> Iterator[httpx.Client]:
-    with cascade_server(toy_recipe(family, [])) as (address, _), httpx.Client(base_url=address) as client:
+    with cascade_server(toy_recipe(family, [])) as (address, _), httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 
@@ -93,9 +93,9 @@ def test_what_cannot_be_read_is_refused_and_leaves_its_place(site: httpx.Client)
 def test_with_keys_the_page_is_open_and_what_it_asks_for_is_not(family: Path) -> None:
     digest = hashlib.sha256(b"sk-test").hexdigest()
     with cascade_server(toy_recipe(family, []), key_digests=(digest,)) as (address, _):
-        with httpx.Client(base_url=address) as stranger:
+        with httpx.Client(base_url=address, timeout=60) as stranger:
             assert stranger.get("/").status_code == stranger.get("/page/page.js").status_code == 200
             assert stranger.get("/v1/cascade/samples").status_code == 401
             assert stranger.post("/v1/cascade/frames", json={}).status_code == 401
-        with httpx.Client(base_url=address, headers={"Authorization": "Bearer sk-test"}) as friend:
+        with httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer sk-test"}) as friend:
             assert json.loads(friend.get("/v1/cascade/samples").content)["data"]
