@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from actors.rows import RowReport
 from actors.target import Progress
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Timings, in_words
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.emulation.loading import load_tokenizer
@@ -126,7 +126,7 @@ class Controller:
                 return update
         raise StageError("controller", request.request_id, "ended without an answer")
 
-    def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[str | Answer]:
+    def stream(self, request: GenerateRequest, timeout_s: float | None = None) -> Iterator[Piece | Answer]:
         """Pieces of text as rounds confirm them, then the answer."""
         yield from self._run(request, timeout_s, stream=True)
 
@@ -164,7 +164,7 @@ class Controller:
             self._draining = True
             return self._changed.wait_for(lambda: not self._inside, timeout_s)
 
-    def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[str | Answer]:
+    def _run(self, request: GenerateRequest, timeout_s: float | None, *, stream: bool) -> Iterator[Piece | Answer]:
         started = time.monotonic()
         limit = self.recipe.deadlines.request_s if timeout_s is None else timeout_s
         handle = next(self._handles)
@@ -280,10 +280,11 @@ class Controller:
             course.drafts,
         )
 
-    def _follow(self, course: _Course, *, stream: bool) -> Iterator[str]:
+    def _follow(self, course: _Course, *, stream: bool) -> Iterator[Piece]:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
         seen = shown = 0
         stopper = Stopper(self.tokenizer, self.ends, course.request.sampling)
+        detokenizer = stopper.detokenizer()
         while True:
             wanted = seen if stream else course.request.sampling.max_tokens
             wait_s = min(course.left_s, self.recipe.deadlines.control_s)
@@ -298,9 +299,10 @@ class Controller:
             if progress.problem is not None:
                 raise StageError(self.names[-1], course.request.request_id, progress.problem)
             if stream and len(progress.tokens) > seen:
+                new, masks = progress.tokens[seen:], progress.masks[seen:]
                 seen = len(progress.tokens)
                 text = stopper.text(progress.tokens) if progress.finish_reason else stopper.shown(progress.tokens)
-                yield text[shown:]
+                yield Piece(text[shown:], new, masks, detokenizer.add(new, last=progress.finish_reason is not None))
                 shown = max(shown, len(text))
             if progress.finish_reason == "cancelled":
                 raise _cancellation(course.request.request_id)
@@ -383,5 +385,7 @@ class Controller:
             gate=decision.to_dict() if decision is not None else None,
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,
+            prompt_tokens=reports[self.names[-1]].prompt_tokens if self.names[-1] in reports else 0,
             notes=notes,
+            rejections=in_words((each for one in reports.values() for each in one.rejections), stopper.words),
         )

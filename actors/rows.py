@@ -5,14 +5,16 @@ its part in the schedule.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cascade_runtime.api import Rejection
+from cascade_runtime.api.answer import MAX_REJECTIONS
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import Task
-from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.scheduling.standing import Settled, Standing
 from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.features import VisualFeatures
 
@@ -55,6 +57,7 @@ class ActiveRow:
     scheduled: ScheduledRow
     edge: EdgeCounters
     since_ns: int
+    rejections: list[Rejection] = field(default_factory=list)
 
     @property
     def handle(self) -> int:
@@ -70,13 +73,30 @@ class ActiveRow:
         """Its share of a pass."""
         return Extension(self.row, task.work.prefix, task.work.drafts, task.prompt)
 
+    def observe(self, task: Task, settled: Settled, totals: EdgeCounters) -> None:
+        """Count what a pass over drafts brought, here and in the stage's totals, and keep what it refused."""
+        for counters in (self.edge, totals):
+            counters.observe(settled.drafted, settled.accepted, len(settled.added) - settled.accepted)
+        refused = slice(settled.accepted, settled.drafted)
+        if settled.accepted < settled.drafted and len(self.rejections) < MAX_REJECTIONS:
+            at, work = len(task.work.prefix) + settled.accepted, task.work
+            self.rejections.append(Rejection(at, self.standing.stage, work.drafts[refused], work.masks[refused]))
+
+    def report(self, moments: Moments) -> RowReport:
+        """What the stage did for it, once it has left."""
+        return RowReport(self.edge, moments, len(self.row.prompt), tuple(self.rejections))
+
 
 @dataclass(frozen=True)
 class RowReport:
-    """What one stage did for one request: its edge's counters, and what ran when (monotonic ns of its machine)."""
+    """What one stage did for one request: its edge's counters, what ran when (monotonic ns of its machine), and the
+    positions of its prompt and the drafts it refused.
+    """
 
     edge: EdgeCounters
     moments: Moments
+    prompt_tokens: int
+    rejections: tuple[Rejection, ...] = ()
 
 
 class News:

@@ -323,8 +323,8 @@ class LanguageStage:
             one = self.rows[task.row.handle]
             if each.added and self.scheduler.policy.min_confidence:
                 self.scheduler.trust(one.scheduled, one.row.confidence)
-            for counters in (one.edge, self.totals) if self.index else ():
-                counters.observe(each.drafted, each.accepted, len(each.added) - each.accepted)
+            if self.index:
+                one.observe(task, each, self.totals)
             if each.added:
                 self._settled(one, len(task.work.prefix))
 
@@ -388,7 +388,7 @@ class LanguageStage:
         if one is not None:
             self.level.learn(one.row, one.standing.prefix[: one.standing.confirmed])
             self.level.decoder.release(one.row)
-            self._reports[handle] = RowReport(one.edge, self.tracer.of(handle, one.since_ns))
+            self._reports[handle] = one.report(self.tracer.of(handle, one.since_ns))
             while len(self._reports) > _REPORTS:
                 self._reports.popitem(last=False)
 

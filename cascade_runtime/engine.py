@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from cascade_runtime.api import Answer, GenerateRequest, Timings
+from cascade_runtime.api import Answer, GenerateRequest, Piece, Rejection, Timings, in_words
+from cascade_runtime.api.answer import MAX_REJECTIONS
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.acceptance.acceptance import Claims
 from cascade_runtime.decoding.acceptance.from_recipe import acceptance_from_recipe
@@ -68,6 +69,8 @@ class _Live:
     edges: list[EdgeCounters]
     started: float
     notes: list[str]
+    prompt_tokens: int
+    rejections: list[Rejection] = field(default_factory=list)
     answer: Tokens = field(default_factory=list)
     claims: Claims = field(default_factory=dict)
     passes: int = 0
@@ -88,6 +91,15 @@ class _Live:
         """Whether level k has more to propose than this: it is there, and was not at a loss for the last of it."""
         row = self.rows[k]
         return row is not None and not self.ended(said) and (not said or row.confidence > 0)
+
+    def note_refused(self, k: int, at: int, draft: Tokens, said: Tokens) -> None:
+        """Level k was proposed `draft` at position `at`, and said something else from some token of it on."""
+        agreed = 0
+        while agreed < min(len(draft), len(said)) and draft[agreed][0] == said[agreed][0]:
+            agreed += 1
+        if said and agreed < len(draft) and len(self.rejections) < MAX_REJECTIONS:
+            tokens, masks = zip(*draft[agreed:], strict=True)
+            self.rejections.append(Rejection(at + agreed, k, tokens, masks))
 
     def ended(self, tokens: Tokens) -> bool:
         return bool(tokens) and self.stopper.is_end(tokens[-1][0])
@@ -124,15 +136,19 @@ class Engine:
                 done[index] = update
         return [done[index] for index in range(len(requests))]
 
-    def run(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
-        """Answer all requests, yielding (index, piece of text) as tokens are confirmed and (index, answer or
-        error) last.
+    def run(
+        self, requests: Sequence[GenerateRequest], concurrency: int | None = None
+    ) -> Iterator[tuple[int, Answer | CascadeError | Piece]]:
+        """Answer all requests, as many at a time as there are slots or `concurrency` says, yielding (index, piece of
+        text) as tokens are confirmed and (index, answer or error) last.
         """
+        slots = self.recipe.cascade.slots
+        most = slots if concurrency is None else min(concurrency, slots)
         waiting = deque(enumerate(requests))
         live: dict[int, _Live] = {}
         try:
             while waiting or live:
-                while waiting and len(live) < self.recipe.cascade.slots:
+                while waiting and len(live) < most:
                     index, request = waiting.popleft()
                     try:
                         live[index] = self._admit(request)
@@ -144,7 +160,7 @@ class Engine:
             for one in live.values():
                 self._release(one)
 
-    def _round(self, live: dict[int, _Live]) -> Iterator[tuple[int, Answer | CascadeError | str]]:
+    def _round(self, live: dict[int, _Live]) -> Iterator[tuple[int, Answer | CascadeError | Piece]]:
         before = {index: len(one.answer) for index, one in live.items()}
         rows = list(live.values())
         top = len(self.levels) - 1
@@ -166,7 +182,8 @@ class Engine:
                 one.first_token_ms = 1000 * (time.perf_counter() - one.started)
             tokens = [token for token, _ in one.answer]
             text = one.stopper.text(tokens) if one.finish else one.stopper.shown(tokens)
-            yield index, text[one.shown :]
+            masks = [mask for _, mask in one.answer[before[index] :]]
+            yield index, Piece(text[one.shown :], tokens[before[index] :], masks)
             one.shown = max(one.shown, len(text))
             if one.finish:
                 del live[index]
@@ -220,7 +237,11 @@ class Engine:
             if NOT_FINITE in chosen and proposals[i].tokens:  # one draft may have spoilt the pass: ask without any
                 proposals[i] = _Proposal([])
                 (choices[i],) = self.levels[k].decoder.extend([Extension(rows[i].row(k), extensions[i].prefix)])
-        return [self._keep(k, *each) for each in zip(rows, proposals, choices, strict=True)]
+        said = [self._keep(k, *each) for each in zip(rows, proposals, choices, strict=True)]
+        for one, base, each, kept in zip(rows, bases, proposals, said, strict=True):
+            if each.tree is None:  # of a tree most is refused
+                one.note_refused(k, len(base), each.tokens, kept)
+        return said
 
     def _grow(self, grower: Grower, rows: list[_Live], bases: list[Tokens], deepest: list[int]) -> list[_Proposal]:
         """Level 0 proposes a tree to each row that it still takes part in."""
@@ -268,7 +289,8 @@ class Engine:
         try:
             for level, features in zip(self.levels[:-1], seen.features, strict=False):
                 rows.append(self._admit_drafter(level, request, features, notes))
-            rows.append(self.levels[-1].admit(request.question, seen.for_target, request.sampling))
+            target = self.levels[-1].admit(request.question, seen.for_target, request.sampling)
+            rows.append(target)
         except BaseException:
             for level, row in zip(self.levels, rows, strict=False):
                 if row is not None:
@@ -278,7 +300,8 @@ class Engine:
             notes.append(self.acceptance.note)
         names = [*([self.heads.kind] if self.heads else []), *(level.name for level in self.levels)]
         edges = [EdgeCounters(f"{light}-{heavy}{self.acceptance.mark}") for light, heavy in itertools.pairwise(names)]
-        return _Live(request, seen, rows, self.levels[-1].stopper(request.sampling), edges, started, notes)
+        stopper = self.levels[-1].stopper(request.sampling)
+        return _Live(request, seen, rows, stopper, edges, started, notes, len(target.prompt))
 
     @staticmethod
     def _admit_drafter(
@@ -316,5 +339,7 @@ class Engine:
             gate=one.seen.gate,
             mode=self.recipe.cascade.mode,
             target_passes=one.passes,
+            prompt_tokens=one.prompt_tokens,
             notes=tuple(one.notes),
+            rejections=in_words(one.rejections, one.stopper.words),
         )

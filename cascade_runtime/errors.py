@@ -7,10 +7,14 @@
     |   +-- FeatureSpaceError  visual features of a space, shape or source a stage refuses
     |   +-- PromptTooLong      prompt + answer do not fit the KV slot
     +-- CapacityError          a bounded queue, slot pool or store is full (retry later)
+    |   +-- RateLimitError     one caller asks for more than it may (retry after so many seconds)
     +-- DeadlineExceeded       a wait reached its deadline
     +-- ChannelError           a link between stages
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
     +-- StageError             a stage failed on a request (the request id is attached)
+    +-- RemoteError            a server: not reached, broke off, or said what its contract does not allow
+        +-- AccessError        it does not know this key, or the key may not do this
+        +-- NotFound           it has no such thing: a model, a request
 
 `InputError` and `ConfigError` name the field, the value and what is allowed. An `assert` marks a programmer's error
 only.
@@ -20,9 +24,12 @@ from __future__ import annotations
 
 
 class CascadeError(Exception):
-    """Root of the tree. `retryable` says whether the same call may succeed later."""
+    """Root of the tree. `retryable` says whether the same call may succeed later; `request_id` is of the request it
+    ended, where that is known.
+    """
 
     retryable = False
+    request_id = ""
 
 
 class _FieldError(CascadeError):
@@ -77,6 +84,17 @@ class CapacityError(CascadeError):
     retryable = True
 
 
+class RateLimitError(CapacityError):
+    """One caller asks for more than it may have at a time or in a minute."""
+
+    def __init__(self, problem: str, retry_after_s: float) -> None:
+        super().__init__(problem)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.retry_after_s))
+
+
 class DeadlineExceeded(CascadeError):
     """A wait reached its deadline."""
 
@@ -104,3 +122,26 @@ class StageError(CascadeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.stage, self.request_id, self.problem))
+
+
+class RemoteError(CascadeError):
+    """A cascade behind an address was not reached, broke off, or answered what its contract does not allow.
+
+    status: the HTTP status of its answer, 0 where there was none.
+    """
+
+    def __init__(self, problem: str, status: int = 0, *, retryable: bool = False) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.status))
+
+
+class AccessError(RemoteError):
+    """The server does not know this key, or the key may not do this."""
+
+
+class NotFound(RemoteError):
+    """The server has no such thing: a model, or a request that it no longer remembers."""

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from cascade_runtime.api import GenerateRequest
+from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
-from cascade_runtime.transports import Update
+from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 
 
 class InProcess:
@@ -21,24 +22,34 @@ class InProcess:
         self.engine = Engine.load(recipe)
         self._deadline_s = recipe.deadlines.request_s
         self._turn = threading.Lock()
+        self._recent = RecentAnswers()
 
     async def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
-        """Answer requests as one batch of the engine. Abandoning the iterator ends the batch after its current
-        round.
+        """Answer requests as one batch of the engine, whose slots bound it as well. Abandoning the iterator ends the
+        batch after its current round.
         """
         loop, updates = asyncio.get_running_loop(), asyncio.Queue[Update | None]()
         abandoned = threading.Event()
 
         def work() -> None:
             try:
+                detokenizers = [self.engine.levels[-1].stopper(each.sampling).detokenizer() for each in requests]
                 with self._turn:
-                    for update in self.engine.run(requests):
+                    for index, update in self.engine.run(requests, concurrency):
                         if abandoned.is_set():
                             return
-                        if stream or not isinstance(update[1], str):
-                            loop.call_soon_threadsafe(updates.put_nowait, update)
+                        if isinstance(update, Piece):
+                            if not stream:
+                                continue
+                            words = detokenizers[index].add(update.tokens)
+                            update = Piece(update, update.tokens, update.masks, words)
+                        loop.call_soon_threadsafe(updates.put_nowait, (index, update))
             finally:
                 with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                     loop.call_soon_threadsafe(updates.put_nowait, None)
@@ -57,6 +68,8 @@ class InProcess:
                     break
                 if not isinstance(update[1], str):
                     ended.add(update[0])
+                if isinstance(update[1], Answer):
+                    self._recent.keep(update[1])
                 yield update
             failure = worker.exception() if worker.done() else None
             for index, request in enumerate(requests):
@@ -64,6 +77,18 @@ class InProcess:
                     yield index, _why(request.request_id, failure)
         finally:
             abandoned.set()
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """The one recipe."""
+        return (ServedModel(self.engine.recipe.cascade.name, self.engine.recipe.cascade.levels),)
+
+    async def health(self) -> Health:
+        """An engine that is loaded is ready."""
+        return Health(True, "ok")
+
+    async def trace(self, request_id: str) -> dict[str, Any]:
+        """What encoder and adapter did for one of the last answers; the engine's own passes are not recorded."""
+        return self._recent.trace(request_id)
 
     async def close(self) -> None:
         """Nothing outlives the engine."""

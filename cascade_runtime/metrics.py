@@ -23,6 +23,7 @@ from typing import Any
 from cascade_runtime.errors import InputError
 
 _PREFIX = "spec_decode_"
+_MAX_NAME, _MAX_POSITIONS = 128, 8192  # of an edge that somebody else tells of
 
 
 @dataclass
@@ -115,6 +116,21 @@ class EdgeCounters:
             "acceptance_hazard_per_pos": [_plain(value) for value in self.acceptance_hazard_per_pos],
         }
 
+    @classmethod
+    def from_dict(cls, data: object) -> EdgeCounters:
+        """The counts of `to_dict`; what follows from them is computed again. Raises `InputError`."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("edge"), str) or len(data["edge"]) > _MAX_NAME:
+            raise InputError("edge", type(data).__name__, f"an object with the edge's name, up to {_MAX_NAME} letters")
+        told: dict[str, Any] = {name: data.get(_PREFIX + name) for name in (*_COUNTS, *_PER_POS)}
+        for name in _PER_POS:
+            values = told[name]
+            if not isinstance(values, list) or len(values) > _MAX_POSITIONS or not all(map(_is_count, values)):
+                raise InputError(_PREFIX + name, type(values).__name__, f"a list of up to {_MAX_POSITIONS} counts")
+        for name in _COUNTS:
+            if not _is_count(told[name]):
+                raise InputError(_PREFIX + name, type(told[name]).__name__, "a count from 0 to 2**53")
+        return cls(data["edge"], **told)
+
     def _widen(self, positions: int) -> None:
         for name in _PER_POS:
             counts = getattr(self, name)
@@ -194,6 +210,10 @@ def _escaped(label: object) -> str:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.nan
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 2**53
 
 
 def _plain(value: float) -> float | None:

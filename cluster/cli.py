@@ -7,6 +7,7 @@
     cascade train heads --kind KIND       train a drafting head beside the bundled heavy
     cascade train distil                  teach a drafter what its verifier says
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
+    cascade serve RECIPE                  answer over HTTP
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
@@ -35,6 +36,7 @@ from cluster.cli_batch import add_batch
 from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
 from cluster.cli_heads import add_heads
+from cluster.cli_serve import add_serve
 
 if TYPE_CHECKING:
     from cascade_runtime.api import Answer
@@ -274,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=_doctor)
 
+    add_serve(commands)
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
     add_batch(commands)
     add_dashboards(commands)

@@ -149,7 +149,7 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
     """
     recipe.check_runs_apart()
     deadline = time.monotonic() + recipe.deadlines.start_s
-    owns_ray = _connect(recipe, address, report)
+    owns_ray = connect(recipe, address, report)
     actors: list[RayStage] = []
     group = None
     try:
@@ -168,8 +168,10 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         raise
 
 
-def _connect(recipe: Recipe, address: str | None, report: Report) -> bool:
-    """Make sure this process is connected to a Ray; whether it was started here."""
+def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: int = 1) -> bool:
+    """Make sure this process is connected to a Ray, one of its own having room for so many pipelines; whether it was
+    started here.
+    """
     if ray.is_initialized():
         return False
     report("starting Ray" if address is None else f"connecting to Ray at {address}")
@@ -177,7 +179,7 @@ def _connect(recipe: Recipe, address: str | None, report: Report) -> bool:
     if address is not None:
         ray.init(address=address, **quiet)
     else:
-        cpus = max(os.cpu_count() or 1, round(sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
+        cpus = max(os.cpu_count() or 1, round(pipelines * sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
         ray.init(
             address="local",
             num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's

@@ -10,13 +10,13 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.controller import MAX_WAITING
-from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
-from cascade_runtime.transports import Update
+from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 from cluster.launch import Pipeline, Report, launch, plain_error
 
-Tell = Callable[[str | Answer | CascadeError], None]  # what is news of one request
+Tell = Callable[[Piece | Answer | CascadeError], None]  # what is news of one request
 
 
 class RayTransport:
@@ -26,26 +26,36 @@ class RayTransport:
         self.pipeline: Pipeline = launch(recipe, report=report)
         # What waits here has no deadline yet and takes no thread; the controller refuses more than it has threads for,
         # whoever asks, so that control calls still find one.
-        self._room = asyncio.Semaphore(MAX_WAITING)
+        self._room = asyncio.Semaphore(recipe.cascade.slots + MAX_WAITING)
+        self._recent = RecentAnswers()
 
     async def run(
-        self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool
+        self,
+        requests: Sequence[GenerateRequest],
+        timeout_s: float | None,
+        stream: bool,
+        concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early cancels those that still run."""
         updates: asyncio.Queue[Update] = asyncio.Queue()
 
-        def tell(index: int, update: str | Answer | CascadeError) -> None:
+        def tell(index: int, update: Piece | Answer | CascadeError) -> None:
             updates.put_nowait((index, update))
 
-        tasks = [
-            asyncio.create_task(self._one(request, timeout_s, stream, partial(tell, index)))
-            for index, request in enumerate(requests)
-        ]
+        places = asyncio.Semaphore(concurrency)
+
+        async def one(index: int, request: GenerateRequest) -> None:
+            async with places:
+                await self._one(request, timeout_s, stream, partial(tell, index))
+
+        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
         left = len(requests)
         try:
             while left:
                 update = await updates.get()
                 left -= not isinstance(update[1], str)
+                if isinstance(update[1], Answer):
+                    self._recent.keep(update[1])
                 yield update
         finally:
             for task in tasks:
@@ -84,6 +94,22 @@ class RayTransport:
                 tell(update)
         assert answer is not None  # the controller's stream ends in an answer or raises
         return answer
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """The one recipe."""
+        cascade = self.pipeline.recipe.cascade
+        return (ServedModel(cascade.name, cascade.levels),)
+
+    async def health(self) -> Health:
+        """Ready while controller and target answer; a drafter that has died only makes it slower, and is named."""
+        told = await asyncio.to_thread(self.pipeline.stats)
+        dead = [name for name, stats in told.items() if "problem" in stats]
+        ready = not {"controller", self.pipeline.recipe.cascade.levels[-1]} & set(dead)
+        return Health(ready, f"no answer from {', '.join(dead)}" if dead else "ok")
+
+    async def trace(self, request_id: str) -> dict[str, Any]:
+        """What every stage did for one of the last answers."""
+        return self._recent.trace(request_id)
 
     async def close(self) -> None:
         """Drain and stop the pipeline."""

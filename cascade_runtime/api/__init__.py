@@ -1,6 +1,8 @@
 """What a user asks and what a user gets: `GenerateRequest` and `Answer`. Plain data, the same in process and on Ray."""
 
-from cascade_runtime.api.answer import Answer, Timings
+from cascade_runtime.api.answer import Answer, Rejection, Timings, in_words
+from cascade_runtime.api.piece import Piece
 from cascade_runtime.api.request import GenerateRequest
+from cascade_runtime.api.served import Health, ServedModel
 
-__all__ = ["Answer", "GenerateRequest", "Timings"]
+__all__ = ["Answer", "GenerateRequest", "Health", "Piece", "Rejection", "ServedModel", "Timings", "in_words"]

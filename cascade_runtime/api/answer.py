@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from cascade_runtime.api.answer_html import answer_html
 from cascade_runtime.messages import acceptors, producer
 from cascade_runtime.metrics import EdgeCounters
 
+MAX_REJECTIONS = 256
 _COLOURS = (32, 33, 31, 36, 35, 34, 37, 90)  # green for the lightest stage, then yellow, red, cyan ...
 
 
@@ -22,10 +25,46 @@ class Timings:
     def tokens_per_s(self, tokens: int) -> float:
         return 1000 * tokens / max(self.total_ms, 1e-9)
 
+    def chrome_trace(self) -> dict[str, Any]:
+        """The spans for ui.perfetto.dev or chrome://tracing: a process per stage, times in microseconds."""
+        pids = {stage: pid for pid, stage in enumerate(dict.fromkeys(stage for stage, *_ in self.spans))}
+        events: list[dict[str, Any]] = [
+            {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": name}}
+            for name, pid in pids.items()
+        ]
+        for stage, what, start_ms, end_ms in self.spans:
+            times = {"ts": 1000 * start_ms, "dur": 1000 * (end_ms - start_ms)}
+            events.append({"name": what, "ph": "X", "pid": pids[stage], "tid": 0, **times})
+        return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Drafts that a stage looked at and refused: what they would have said from answer position `position` on.
+
+    by: the index of the stage that refused them; masks: per token, the stages that stood by it; text: what they say.
+    """
+
+    position: int
+    by: int
+    token_ids: tuple[int, ...]
+    masks: tuple[int, ...]
+    text: str = ""
+
+
+def in_words(rejections: Iterable[Rejection], words: Callable[[Sequence[int]], str]) -> tuple[Rejection, ...]:
+    """Rejections by position, as many as an answer holds, each with the text that `words` gives its tokens."""
+    ordered = sorted(rejections, key=lambda each: (each.position, each.by))[:MAX_REJECTIONS]
+    return tuple(replace(each, text=words(each.token_ids)) for each in ordered)
+
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. Per token: its id, its piece of text, and the bit mask of the stages that stand by it."""
+    """One answer. Per token: its id, its piece of text, and the bit mask of the stages that stand by it.
+
+    prompt_tokens: positions of the target's prompt, visual ones included; 0 where the target did not report them.
+    rejections: the first `MAX_REJECTIONS` blocks of drafts that did not come to be part of it, by position.
+    """
 
     request_id: str
     text: str
@@ -39,7 +78,9 @@ class Answer:
     gate: dict[str, object] | None = None
     mode: str = "strict"
     target_passes: int = 0
+    prompt_tokens: int = 0
     notes: tuple[str, ...] = field(default=())
+    rejections: tuple[Rejection, ...] = field(default=())
 
     @property
     def produced_by(self) -> tuple[str, ...]:
@@ -62,12 +103,19 @@ class Answer:
             for piece, mask in zip(self.pieces, self.masks, strict=True)
         )
 
+    def _repr_html_(self) -> str:
+        """The same for a notebook, with who accepted each token in its tooltip."""
+        return answer_html(self)
+
     def to_dict(self) -> dict[str, object]:
         """Everything as plain data for JSON."""
         return {
             "request_id": self.request_id,
             "text": self.text,
             "token_ids": list(self.token_ids),
+            "pieces": list(self.pieces),
+            "levels": list(self.levels),
+            "masks": list(self.masks),
             "finish_reason": self.finish_reason,
             "produced_by": list(self.produced_by),
             "accepted_by": [list(names) for names in self.accepted_by],
@@ -77,9 +125,11 @@ class Answer:
             "total_ms": round(self.timings.total_ms, 2),
             "tokens_per_s": round(self.tokens_per_s, 2),
             "target_passes": self.target_passes,
+            "prompt_tokens": self.prompt_tokens,
             "edges": [edge.to_dict() for edge in self.edges],
             "spans": [list(span) for span in self.timings.spans],
             "notes": list(self.notes),
+            "rejections": [asdict(rejection) for rejection in self.rejections],
         }
 
 

@@ -23,6 +23,34 @@ class Tokenizer(Protocol):
     def __len__(self) -> int: ...
 
 
+class Detokenizer:
+    """The text of one token after another."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._recent: list[
+            int
+        ] = []  # the last tokens shown, kept as context as vLLM's detokeniser does, and what is new
+        self._shown = 0  # of them
+
+    def add(self, tokens: Sequence[int], *, last: bool = False) -> list[str]:
+        """What each of these tokens adds; one that ends in the middle of a character adds nothing yet, except as the
+        `last`.
+        """
+        pieces: list[str] = []
+        for number, token in enumerate(tokens, start=1):
+            before = self._tokenizer.decode(self._recent[: self._shown], skip_special_tokens=True)
+            self._recent.append(token)
+            now = self._tokenizer.decode(self._recent, skip_special_tokens=True)
+            if now.endswith(_UNFINISHED) and not (last and number == len(tokens)):
+                pieces.append("")
+                continue
+            pieces.append(now[len(before) :])
+            self._recent = self._recent[self._shown :]
+            self._shown = len(self._recent)
+        return pieces
+
+
 class Stopper:
     """The end of one request's answer."""
 
@@ -51,9 +79,13 @@ class Stopper:
 
     def text(self, tokens: Sequence[int]) -> str:
         """The answer as text: no special tokens, nothing from the first stop string on."""
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        text = self.words(tokens)
         cuts = [text.find(stop) for stop in self._stops if stop in text]
         return text[: min(cuts)] if cuts else text
+
+    def words(self, tokens: Sequence[int]) -> str:
+        """Any tokens as text, stop strings and all; special tokens say nothing."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def shown(self, tokens: Sequence[int]) -> str:
         """The text of an answer that goes on, as far as later tokens cannot change it: what a stream may show."""
@@ -66,20 +98,17 @@ class Stopper:
         yet.
         """
         pieces, left = [], self.text(tokens)
-        begin = read = 0  # tokens[begin:read] is shown already and kept as context, as vLLM's detokeniser does
-        for end in range(1, len(tokens) + 1):
-            before = self._tokenizer.decode(list(tokens[begin:read]), skip_special_tokens=True)
-            now = self._tokenizer.decode(list(tokens[begin:end]), skip_special_tokens=True)
-            if now.endswith(_UNFINISHED) and end < len(tokens):
-                pieces.append("")
-                continue
-            pieces.append(now[len(before) :][: len(left)])
+        for piece in self.detokenizer().add(tokens, last=True):
+            pieces.append(piece[: len(left)])
             left = left[len(pieces[-1]) :]
-            begin, read = read, end
         return tuple(pieces)
+
+    def detokenizer(self) -> Detokenizer:
+        """What gives the text of each token of an answer that still grows; stop strings are not its business."""
+        return Detokenizer(self._tokenizer)
 
     def _stop_string(self, tail: Sequence[int]) -> bool:
         if not self._stops:
             return False
-        text = self._tokenizer.decode(list(tail), skip_special_tokens=True)
+        text = self.words(tail)
         return any(stop in text for stop in self._stops)

@@ -1,4 +1,4 @@
-"""Pictures of recordings: `render_png` for a file, `preview` for a terminal, `describe` in words.
+"""Pictures of recordings: `render_png` for a file, `film` for a page, `preview` for a terminal, `describe` in words.
 
 A pixel's brightness says how many events it saw, its colour whether they were ON (warm) or OFF (cool), on a dark
 ground; the brightest pixels are clipped at the 98th percentile so that one hot pixel does not darken the scene.
@@ -6,6 +6,8 @@ ground; the brightest pixels are clipped at the 98th percentile so that one hot 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -36,6 +38,27 @@ def render_png(events: Events, path: str | PathLike[str] | None = None, *, windo
     if path is not None:
         Path(path).write_bytes(data)
     return data
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was seen between two moments (relative times, microseconds): how many events, and their picture."""
+
+    start_us: int
+    end_us: int
+    events: int
+    png: bytes
+
+
+def film(events: Events, frames: int, *, most_columns: int = 480) -> Iterator[Frame]:
+    """The recording as `frames` pictures of equal time, no wider than `most_columns`."""
+    start, end = (int(events.t[0]), int(events.t[-1]) + 1) if len(events) else (0, 1)
+    columns = min(most_columns, events.width)
+    rows = max(1, round(events.height * columns / events.width))
+    for number in range(frames):
+        begin, until = (start + (end - start) * k // frames for k in (number, number + 1))
+        window = events.window(begin, until)
+        yield Frame(begin, until, len(window), encode_png(_colour(_shrink(window, rows, columns))))
 
 
 def preview(events: Events, columns: int = 80, *, window_us: int | None = _WINDOW_US) -> str:

@@ -1,5 +1,32 @@
-"""How a client reaches a cascade: one protocol, and the lookup of the implementations that are installed."""
+"""How a client reaches a cascade: one protocol, and the lookup of the implementations that are installed.
 
-from cascade_runtime.transports.base import Transport, Update, open_transport, transport_names
+base.py      Transport, Remote; open_transport(target, recipe or remote)
+http.py      the cascade behind an address that speaks OpenAI's chat completions
+chat.py      its JSON: requests out, answers, pieces and errors in
+fields.py    JSON of somebody else's, field by field
+refusal.py   errors in that JSON as ours
+retries.py   when and how soon to ask again
+recent.py    what cascades started here remember of their last answers
+"""
 
-__all__ = ["Transport", "Update", "open_transport", "transport_names"]
+from cascade_runtime.transports.base import (
+    MAX_CONCURRENCY,
+    Remote,
+    Transport,
+    Update,
+    is_remote,
+    open_transport,
+    transport_names,
+)
+from cascade_runtime.transports.recent import RecentAnswers
+
+__all__ = [
+    "MAX_CONCURRENCY",
+    "RecentAnswers",
+    "Remote",
+    "Transport",
+    "Update",
+    "is_remote",
+    "open_transport",
+    "transport_names",
+]

@@ -122,7 +122,7 @@ def test_a_list_shows_its_progress_and_keeps_errors_in_place(
 def test_a_request_that_takes_too_long_is_given_up(family: Path) -> None:
     slow = SamplingParams(max_tokens=200, ignore_eos=True)
     recipe = toy_recipe(family, ["noisy"])
-    with CascadeClient(recipe=recipe, timeout_s=0.01) as client, pytest.raises(DeadlineExceeded):
+    with CascadeClient(recipe=recipe, timeout=0.01) as client, pytest.raises(DeadlineExceeded):
         client.generate(toy_events(), "What?", sampling=slow)
 
 

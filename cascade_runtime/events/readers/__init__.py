@@ -1,4 +1,4 @@
-"""Reading and writing recordings: `read_events(path)`, `write_events(path, events)`.
+"""Reading and writing recordings: `read_events(path)`, `read_event_bytes(data)`, `write_events(path, events)`.
 
     read.py         finds the format by content and suffix, turns every failure into an EventFormatError
     source.py       ReadLimits, and the open file with its bounds
@@ -17,8 +17,8 @@ Whatever the format, `t` begins at 0 and `t_offset_us` is the file's own time of
 
 from __future__ import annotations
 
-from cascade_runtime.events.readers.read import FORMATS, read_events
+from cascade_runtime.events.readers.read import FORMATS, SENT_FORMATS, read_event_bytes, read_events
 from cascade_runtime.events.readers.source import ReadLimits
 from cascade_runtime.events.readers.write import write_events
 
-__all__ = ["FORMATS", "ReadLimits", "read_events", "write_events"]
+__all__ = ["FORMATS", "SENT_FORMATS", "ReadLimits", "read_event_bytes", "read_events", "write_events"]

@@ -31,7 +31,7 @@ def read_arrow(source: Source) -> Events:
     except InputError as error:
         raise source.error("arrow ipc", str(error.value)[:300]) from error
     source.check_events(sum(batch.num_rows for batch in batches))
-    return _from_batches(source, batches[0].schema, batches)
+    return from_batches(source, batches[0].schema, batches)
 
 
 def read_parquet(source: Source) -> Events:
@@ -54,10 +54,11 @@ def read_parquet(source: Source) -> Events:
             batches.append(batch)
     except (pa.ArrowException, OSError, ValueError, OverflowError, NotImplementedError) as error:
         raise source.error("parquet", str(error)[:300]) from error
-    return _from_batches(source, schema, batches)
+    return from_batches(source, schema, batches)
 
 
-def _from_batches(source: Source, schema: pa.Schema, batches: list[pa.RecordBatch]) -> Events:
+def from_batches(source: Source, schema: pa.Schema, batches: list[pa.RecordBatch]) -> Events:
+    """The recording in batches of one schema: our own layout exactly, any other as in columns.py."""
     if b"cascade.events.version" in (schema.metadata or {}):
         empty = Events([], [], [], [], width=1, height=1).to_record_batch().schema
         order = [batch.select(empty.names) for batch in batches]

@@ -21,7 +21,7 @@ from cascade_runtime.events.array import MAX_SENSOR_SIDE, MAX_TIME_US, Events
 from cascade_runtime.events.readers.source import Source
 
 COMMON_SENSORS = ((34, 34), (128, 128), (240, 180), (304, 240), (346, 260), (640, 480), (1280, 720), (1280, 800))
-_NAMES = {
+COLUMN_NAMES = {
     "t": ("t", "ts", "time", "timestamp", "timestamps", "t_us", "timestamp_us"),
     "x": ("x", "x_coordinate", "x_coordinates", "xs"),
     "y": ("y", "y_coordinate", "y_coordinates", "ys"),
@@ -34,7 +34,7 @@ def pick_columns(source: Source, names: Mapping[str, object] | Sequence[str]) ->
     """The file's own names of t, x, y, p, in that order. Raises EventFormatError naming the one that is missing."""
     by_lower = {str(name).strip().lower(): str(name) for name in names}
     picked = []
-    for column, aliases in _NAMES.items():
+    for column, aliases in COLUMN_NAMES.items():
         found = [by_lower[alias] for alias in aliases if alias in by_lower]
         if not found:
             shown = ", ".join(sorted(map(str, names)))[:100]
@@ -50,7 +50,7 @@ def to_events(source: Source, columns: _Columns, *, sensor: tuple[int, int] | No
     """
     source.check_events(max(len(column) for column in columns))
     t, x, y, p = (np.asarray(column) for column in columns)
-    t = _microseconds(source, t)
+    t = microseconds(source, t)
     x, y, p = (_whole(source, name, column) for name, column in zip("xyp", (x, y, p), strict=True))
     width, height = source.sensor or sensor or smallest_sensor(source, x, y, guess)
     offset = int(t.min()) if len(t) else 0
@@ -92,7 +92,8 @@ def from_structured(source: Source, rows: NDArray[np.void]) -> Events:
     return to_events(source, [rows[name].reshape(-1) for name in names])
 
 
-def _microseconds(source: Source, t: NDArray[Any]) -> NDArray[Any]:
+def microseconds(source: Source, t: NDArray[Any]) -> NDArray[Any]:
+    """Times as int64 microseconds: floats with a fractional part are seconds. Raises EventFormatError."""
     if t.ndim != 1 or t.dtype.kind not in "iuf":
         raise source.error("field t", f"{t.ndim}-d values of {t.dtype}")
     if t.dtype.kind != "f":

@@ -78,6 +78,8 @@ def _parse_npy(source: Source, data: bytes, where: str) -> object:
         shape, fortran, dtype = read_header(stream)
         body = memoryview(data)[stream.tell() :]
         if dtype.hasobject:
+            if not source.objects:
+                raise source.error(where, "an array of objects, which is a pickle: send plain columns, or Arrow")
             return load_arrays(body)
         count = 1
         for side in shape:

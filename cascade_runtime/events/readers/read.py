@@ -1,4 +1,5 @@
-"""`read_events`: which reader a file needs, found by content first and suffix second.
+"""`read_events`: which reader a file needs, found by content first and suffix second. `read_event_bytes`: the same for
+bytes that somebody sent.
 
 Every failure inside a reader comes out as an EventFormatError that names the file and the offset, entry or field.
 """
@@ -26,7 +27,7 @@ from cascade_runtime.events.readers.forty_bit import read_forty_bit
 from cascade_runtime.events.readers.numpy_files import read_npy, read_npz
 from cascade_runtime.events.readers.raw_header import read_raw_header
 from cascade_runtime.events.readers.rosbag import read_rosbag
-from cascade_runtime.events.readers.source import ReadLimits, Source
+from cascade_runtime.events.readers.source import ReadLimits, Received, Source
 from cascade_runtime.events.readers.text import read_text
 
 FORMATS: dict[str, Callable[[Source], Events]] = {
@@ -44,6 +45,8 @@ FORMATS: dict[str, Callable[[Source], Events]] = {
     "rosbag": read_rosbag,
     "hdf5": read_hdf5,
 }
+SENT_FORMATS = ("npz", "npy", "arrow", "parquet", "text", "bin", "evt2", "evt3", "aedat4", "rosbag")
+"""Formats that may come as bytes: the others need a file, and libraries that open what a file names."""
 _BY_CONTENT = (
     (b"\x93NUMPY", "npy"),
     (b"PK\x03\x04", "npz"),
@@ -100,17 +103,37 @@ def read_events(
     height) instead of what the file says or suggests. Raises EventFormatError for a bad file and InputError for a
     missing file, an unknown format or an extra that is not installed.
     """
-    source = Source(Path(path), limits or ReadLimits(), sensor)
+    return _read(Source(Path(path), limits or ReadLimits(), sensor), format, tuple(FORMATS))
+
+
+def read_event_bytes(
+    data: bytes,
+    *,
+    name: str,
+    limits: ReadLimits | None = None,
+    format: str | None = None,
+    sensor: tuple[int, int] | None = None,
+) -> Events:
+    """Like `read_events` for the bytes of a recording in one of SENT_FORMATS, of arrays of objects none; `name` is what
+    errors call it.
+    """
+    received = Received(path=Path(name), limits=limits or ReadLimits(), sensor=sensor, body=data)
+    return _read(received, format, SENT_FORMATS)
+
+
+def _read(source: Source, format: str | None, allowed: tuple[str, ...]) -> Events:
     source.check()
-    if format is not None and format not in FORMATS:
-        raise InputError("format", format, ", ".join(FORMATS))
+    if format is not None and format not in allowed:
+        raise InputError("format", format, ", ".join(allowed))
     name = format or _detect(source)
+    if name not in allowed:
+        raise source.error(f"as {name}", f"not read from bytes; read: {', '.join(allowed)}")
     try:
         return FORMATS[name](source)
     except EventFormatError:
         raise
     except InputError as error:
-        if error.field in ("format", "width", "height") and (error.field == "format" or sensor):
+        if error.field in ("format", "width", "height") and (error.field == "format" or source.sensor):
             raise  # the caller's own doing
         raise source.error(f"field {error.field}", f"{error.value!r} where {error.allowed} is allowed") from error
     except _MALFORMED as error:

@@ -1,4 +1,4 @@
-"""A recording's file, opened within bounds: `Source`, `ReadLimits`."""
+"""A recording's file, opened within bounds: `Source`, `ReadLimits`; and one that came as bytes: `Received`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Source:
     limits: ReadLimits = field(default_factory=ReadLimits)
     sensor: tuple[int, int] | None = None
     """(width, height) as the caller knows it; overrides what the file says or suggests."""
+    objects: bool = True
+    """Whether arrays of objects, which lie in the file as pickles, are read (by object_pickle.py's whitelist)."""
 
     @property
     def name(self) -> str:
@@ -72,3 +74,25 @@ class Source:
         if count < 0 or count > self.limits.max_expanded_bytes:
             limit = self.limits.max_expanded_bytes
             raise self.error(where, f"{count} bytes once decompressed; limit max_expanded_bytes={limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received(Source):
+    """A recording that came as bytes from somewhere else; `path` is only what errors call it."""
+
+    body: bytes
+    objects: bool = False
+
+    def check(self) -> None:
+        """Raises EventFormatError unless it is within `max_file_bytes` and not empty."""
+        if len(self.body) > self.limits.max_file_bytes:
+            raise self.error("size", f"{len(self.body)} bytes; limit max_file_bytes={self.limits.max_file_bytes}")
+        if not self.body:
+            raise self.error("offset 0", "no bytes")
+
+    @cached_property
+    def data(self) -> bytes:
+        return self.body
+
+    def head(self, count: int) -> bytes:
+        return self.body[:count]

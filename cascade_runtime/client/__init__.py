@@ -1,0 +1,19 @@
+"""`CascadeClient`: ask questions about recordings, wherever the cascade runs.
+
+    with CascadeClient() as client:                                     # in this process
+        answer = client.generate("recording.npy", "What is moving?")
+    client = CascadeClient("ray")                                       # the same on five Ray stages
+    client = CascadeClient("https://cascade.example", api_key="...")    # one that somebody else runs
+
+    async_client.py   AsyncCascadeClient, the core
+    sync_client.py    CascadeClient: the same on an event loop of its own in a background thread
+    recording.py      to_events: a recording from whatever a user has
+
+For an address neither torch nor Ray is needed.
+"""
+
+from cascade_runtime.client.async_client import AsyncCascadeClient
+from cascade_runtime.client.recording import EventsLike, to_events
+from cascade_runtime.client.sync_client import CascadeClient
+
+__all__ = ["AsyncCascadeClient", "CascadeClient", "EventsLike", "to_events"]

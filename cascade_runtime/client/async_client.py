@@ -1,0 +1,144 @@
+"""`AsyncCascadeClient`: the client itself. It makes requests of what users hand over and passes them to a transport."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
+from cascade_runtime.client.recording import EventsLike, to_events
+from cascade_runtime.config import Recipe, SamplingParams, load_recipe
+from cascade_runtime.config.checks import integer, number
+from cascade_runtime.errors import CascadeError, ConfigError, InputError
+from cascade_runtime.transports import MAX_CONCURRENCY, Remote, Transport, is_remote, open_transport
+
+API_KEY = "CASCADE_API_KEY"
+"""The environment variable that holds the key for addresses, where none is given."""
+
+_MAX_TIMEOUT_S = 1e6
+
+
+class AsyncCascadeClient:
+    """The asynchronous client.
+
+    target: None or "in-process", "ray", or the address of a server. recipe: a name, a TOML file or a `Recipe` of what
+    to start here ("three_level" if none is given); a server has its own. api_key: for an address; else that of the
+    environment. timeout: seconds for one request, all its tries included; None leaves it to the recipe, and is two
+    minutes for an address. max_retries: of one request to an address. Raises `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        recipe: Recipe | str | Path | None = None,
+        api_key: str | None = None,
+        timeout: float | None = None,
+        max_retries: int = 2,
+    ) -> None:
+        target = "in-process" if target is None else target
+        if timeout is not None:
+            number(ConfigError, "timeout", timeout, 0.001, _MAX_TIMEOUT_S)
+        self.timeout_s = timeout
+        self._transport: Transport
+        if is_remote(target):
+            if recipe is not None:
+                raise ConfigError("recipe", "a recipe for an address", "none: the server has its own")
+            key = (os.environ.get(API_KEY) or None) if api_key is None else api_key
+            self._transport = open_transport(target, Remote(url=target, api_key=key, max_retries=max_retries))
+            return
+        if api_key is not None:
+            raise ConfigError("api_key", "a key without an address", "none: what runs here needs no key")
+        recipe = "three_level" if recipe is None else recipe
+        self._transport = open_transport(target, recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+
+    async def generate(
+        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
+    ) -> Answer:
+        """Answer one question about one recording. Raises the typed error of whatever went wrong."""
+        request = self.request(events, prompt, sampling, speculate)
+        async for _, update in self._transport.run([request], self.timeout_s, False, 1):
+            if isinstance(update, CascadeError):
+                raise update
+            if isinstance(update, Answer):
+                return update
+        raise AssertionError("a transport ended without an answer")
+
+    async def stream(
+        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
+    ) -> AsyncIterator[Piece | Answer]:
+        """Pieces of text as the target confirms them, then the answer."""
+        request = self.request(events, prompt, sampling, speculate)
+        async for _, update in self._transport.run([request], self.timeout_s, True, 1):
+            if isinstance(update, CascadeError):
+                raise update
+            yield update
+
+    async def generate_many(
+        self,
+        events: Sequence[EventsLike],
+        prompts: str | Sequence[str],
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        concurrency: int = 16,
+        progress: bool = False,
+    ) -> list[Answer | CascadeError]:
+        """Answer questions about many recordings, in order and at most `concurrency` at a time; one that fails gives
+        its error in its place.
+        """
+        integer(InputError, "concurrency", concurrency, 1, MAX_CONCURRENCY)
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(events)
+        if len(prompts) != len(events):
+            raise InputError("prompts", len(prompts), f"one prompt, or one per recording ({len(events)})")
+        from tqdm import tqdm
+
+        results: dict[int, Answer | CascadeError] = {}
+        requests: dict[int, GenerateRequest] = {}
+        for index, (source, prompt) in enumerate(zip(events, prompts, strict=True)):
+            try:
+                requests[index] = self.request(source, prompt, sampling, speculate)
+            except CascadeError as error:
+                results[index] = error
+        order = list(requests)
+        running = self._transport.run(list(requests.values()), self.timeout_s, False, concurrency)
+        with tqdm(total=len(events), initial=len(results), unit="answer", disable=not progress) as bar:
+            async for position, update in running:
+                if isinstance(update, Answer | CascadeError):
+                    results[order[position]] = update
+                    bar.update()
+        return [results[index] for index in range(len(events))]
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        """What may be asked at this target."""
+        return await self._transport.models()
+
+    async def health(self) -> Health:
+        """Whether requests would be answered now."""
+        return await self._transport.health()
+
+    async def trace(self, request_id: str) -> dict[str, Any]:
+        """What was done when for a request that was answered lately, as a Chrome trace for ui.perfetto.dev.
+
+        Raises `NotFound` for one that is not remembered.
+        """
+        return await self._transport.trace(request_id)
+
+    async def close(self) -> None:
+        """Stop what this client started."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> AsyncCascadeClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    @staticmethod
+    def request(events: EventsLike, prompt: str, sampling: SamplingParams | None, speculate: bool) -> GenerateRequest:
+        """The validated request for a recording and a question."""
+        sampling = sampling or SamplingParams()
+        return GenerateRequest(events=to_events(events), question=prompt, sampling=sampling, speculate=speculate)

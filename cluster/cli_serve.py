@@ -1,0 +1,89 @@
+"""`cascade serve RECIPE`: the HTTP server, on a Ray of its own or on one that runs, until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from cascade_runtime.config import recipe_names
+from cascade_runtime.errors import CascadeError
+
+APPLICATION = "cascade"
+
+
+def add_serve(commands: Any) -> None:
+    """The parser of `serve`."""
+    serve = commands.add_parser("serve", help="answer over HTTP, as OpenAI's chat completions do (Ray Serve)")
+    names = ", ".join(recipe_names())
+    serve.add_argument("recipe", nargs="?", default="three_level", metavar="RECIPE", help=f"{names}, or a .toml file")
+    serve.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
+    serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs --api-key-file")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--model", default="cascade", metavar="NAME", help="what clients call it")
+    serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="a key a line; every request then needs one")
+    serve.add_argument("--media-dir", type=Path, metavar="DIR", help="file: URLs below it are read")
+    serve.add_argument("--max-queue", type=int, default=32, metavar="N", help="requests that wait for a slot")
+    serve.add_argument("--max-body-mb", type=int, default=64, metavar="N")
+    serve.add_argument("--key-concurrency", type=int, default=0, metavar="N", help="of one key at a time; 0: any")
+    serve.add_argument("--key-per-minute", type=int, default=0, metavar="N", help="of one key; 0: any")
+    serve.add_argument("--replicas", type=int, default=1, metavar="N", help="whole pipelines")
+    serve.add_argument("--address", help="a Ray that runs already; without, one is started")
+    serve.add_argument("--ssl-certfile", type=Path, metavar="FILE")
+    serve.add_argument("--ssl-keyfile", type=Path, metavar="FILE")
+    serve.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from cluster.serving.settings import ServerSettings
+
+    given: dict[str, Any] = {
+        "recipe": args.recipe,
+        "overrides": args.set,
+        "model": args.model,
+        "media_dir": str(args.media_dir.resolve()) if args.media_dir else None,
+        "max_queue": args.max_queue,
+        "max_body_bytes": args.max_body_mb << 20,
+        "key_concurrency": args.key_concurrency,
+        "key_per_minute": args.key_per_minute,
+        "replicas": args.replicas,
+    }
+    settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
+    settings.check_address(args.host)
+    recipe = settings.load_recipe()
+
+    import ray
+    from ray import serve
+
+    from cluster.launch import connect
+    from cluster.serve_app import application
+
+    def report(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    stop = threading.Event()
+    owns_ray = connect(recipe, args.address, report, pipelines=settings.replicas)
+    try:
+        http = {"host": args.host, "port": args.port}
+        tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}
+        http |= {name: str(path) for name, path in tls.items() if path is not None}
+        report(f"starting {recipe.name}: loading {', '.join(recipe.cascade.levels)}")
+        serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+        serve.run(application(settings), name=APPLICATION, route_prefix="/")
+        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
+            signal.signal(number, lambda *_: stop.set())
+        scheme = "https" if args.ssl_certfile else "http"
+        report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
+        stop.wait()
+        report("draining")
+        serve.delete(APPLICATION)
+        serve.shutdown()
+    except RuntimeError as error:  # Serve's for a deployment that did not come up
+        raise CascadeError(f"the server did not start: {error}") from error
+    finally:
+        if owns_ray:
+            ray.shutdown()
+    return 0

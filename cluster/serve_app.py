@@ -1,0 +1,144 @@
+"""The Ray Serve application: one replica is one whole pipeline, with its HTTP API in front.
+
+    serve run cluster.serve_app:app recipe=light_heavy             arguments: the fields of `ServerSettings`
+    CASCADE_RECIPE=light_heavy serve run cluster.serve_app:app
+    serve deploy cascade.yaml                                      import_path: cluster.serve_app:app, args: {...}
+    cascade serve light_heavy                                      the same on a Ray of its own
+
+    client -> Serve's HTTP proxy -> replica: guard, routes, gateway -> controller actor -> stages      (see launch.py)
+
+    # cascade.yaml
+    http_options: {host: 127.0.0.1, port: 8000}    # Serve's default in a file is 0.0.0.0, which needs api_key_file
+    applications:
+      - {name: cascade, route_prefix: /, import_path: "cluster.serve_app:app", args: {recipe: light_heavy}}
+
+The cluster must have the CPUs and GPUs that the recipe asks for (`num_cpus` of its stages, 1 each unless it says less).
+Serve only starts, places, watches and stops replicas, and takes requests to them. It does not batch: the stages do. A
+request whose replica dies is lost, and its client may ask again. Requests are refused by the gateway's own bounded
+queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray import serve
+from ray.serve import context
+from starlette.applications import Starlette
+
+from cascade_runtime.errors import StageError
+from cluster.ray_transport import RayTransport
+from cluster.serving.gateway import Gateway
+from cluster.serving.health import Canary, missing, stage_stats, vision_stats
+from cluster.serving.page import page_routes
+from cluster.serving.routes import build_app, recall
+from cluster.serving.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT = "Cascade"
+_SPARE = 64  # requests of a replica beyond its queue: health, metrics, cancels, and refusals under way
+_PEERS_S = 2.0
+
+
+class Cascade:
+    """One replica: a pipeline and everything in front of it. Public methods are called by Serve."""
+
+    async def __init__(self, settings: ServerSettings) -> None:
+        client: Any = context._get_global_client()
+        settings.check_address(client.http_config.host)
+        recipe = settings.load_recipe()
+        self._transport = await asyncio.to_thread(RayTransport, recipe)
+        self._pipeline = self._transport.pipeline
+        self._gateway = Gateway(settings, recipe, self._transport)
+        self._canary = Canary(self._pipeline, self._transport.run)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        peers = _Peers(self._gateway.settings.replicas)
+        return build_app(self._gateway, self, peers, page_routes(self._gateway))
+
+    async def check_health(self) -> None:
+        """Raises `StageError` where no answer can be made any more: Serve then starts another replica."""
+        gone = await self.gone()
+        vital = {"controller", "encoder", "adapter", self._pipeline.recipe.target.name} & set(gone)
+        if vital:
+            raise StageError(min(vital), "-", "silent or dead")
+
+    async def __del__(self) -> None:
+        """Called by Serve once no request is left, or none may be waited for any longer."""
+        transport = getattr(self, "_transport", None)
+        if transport is not None:
+            self._gateway.draining = True
+            await transport.close()
+
+    async def gone(self) -> tuple[str, ...]:
+        """Stages that are silent or dead."""
+        stats, vision = await asyncio.gather(stage_stats(self._pipeline), vision_stats(self._pipeline))
+        return missing(stats | vision)
+
+    async def stats(self) -> dict[str, dict[str, Any]]:
+        """What controller and language stages say of themselves."""
+        return await stage_stats(self._pipeline)
+
+    async def canary(self) -> dict[str, Any]:
+        """One token through all stages."""
+        return await self._canary.sing()
+
+    async def recall(self, caller: str, request_id: str, what: str) -> dict[str, Any] | None:
+        """What this replica knows of a request; see `cluster.serving.routes.recall`."""
+        return recall(self._gateway, caller, request_id, what)
+
+    async def cancel(self, caller: str, request_id: str) -> bool:
+        """End a request of this replica; whether it was running here."""
+        return self._gateway.cancel(caller, request_id)
+
+
+class _Peers:
+    """All replicas of this application, this one included: where a request may be known that is not known here."""
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._handle: Any = None  # a `DeploymentHandle`, made when it is first needed
+
+    async def recall(self, caller: str, request_id: str, what: str) -> dict[str, Any] | None:
+        told = await self._ask("recall", caller, request_id, what)
+        return next((found for found in told if isinstance(found, dict)), None)
+
+    async def cancel(self, caller: str, request_id: str) -> bool:
+        return True in await self._ask("cancel", caller, request_id)
+
+    async def _ask(self, method: str, *args: str) -> list[Any]:
+        if self._replicas < 2:
+            return []
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
+        try:
+            return await self._handle.broadcast(method, *args).results_async(timeout_s=_PEERS_S, return_exceptions=True)
+        except TimeoutError:
+            return []
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """The application, as `serve run` and `serve deploy` build it. Raises `ConfigError` for unknown arguments."""
+    return application(ServerSettings.from_args(args))
+
+
+def application(settings: ServerSettings) -> serve.Application:
+    """The application of these settings."""
+    recipe = settings.load_recipe()
+    stop_s = recipe.deadlines.drain_s + recipe.deadlines.control_s
+    deployment: Any = serve.deployment(
+        serve.ingress()(Cascade),
+        name=DEPLOYMENT,
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=recipe.cascade.slots + settings.max_queue + _SPARE,
+        max_queued_requests=_SPARE,
+        health_check_period_s=5.0,
+        health_check_timeout_s=15.0,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=stop_s,
+    )
+    return deployment.bind(settings)

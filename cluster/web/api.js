@@ -1,0 +1,87 @@
+// The server: JSON over fetch, and an answer as a stream of server-sent events. Knows nothing of the page.
+
+export class Problem extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let key = "";
+export function useKey(value) {
+  key = value.trim();
+}
+
+const headers = (extra) => ({ ...extra, ...(key ? { Authorization: `Bearer ${key}` } : {}) });
+
+async function send(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The server does not answer. Is it still running?");
+  }
+  if (response.ok) return response;
+  let told = null;
+  try {
+    told = (await response.json()).error;
+  } catch { /* not JSON: the status says it */ }
+  if (response.status === 401) throw new Problem("This server wants an API key: see Options.", 401);
+  const message = typeof told?.message === "string" ? told.message : `The server answered with status ${response.status}.`;
+  throw new Problem(message, response.status);
+}
+
+export const getJson = async (path) => (await send(path, { headers: headers({}) })).json();
+
+export const getBytes = async (path) => (await send(path, { headers: headers({}) })).arrayBuffer();
+
+export async function postJson(path, body, signal) {
+  const options = { method: "POST", body: JSON.stringify(body), headers: headers({ "Content-Type": "application/json" }), signal };
+  return (await send(path, options)).json();
+}
+
+/** The chunks of one answer, as they come. Aborting the signal closes the connection: the server stops working. */
+export async function* chunks(body, signal) {
+  const options = {
+    method: "POST",
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    headers: headers({ "Content-Type": "application/json" }),
+    signal,
+  };
+  const response = await send("v1/chat/completions", options);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  while (true) {
+    const { value, done } = await reader.read();
+    held += value ?? "";
+    const events = held.split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
+      if (data === "[DONE]") return;
+      if (!data) continue;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new Problem(String(chunk.error.message));
+      yield chunk;
+    }
+    if (done) throw new Problem("The answer broke off.");
+  }
+}
+
+const FORMATS = {
+  csv: "text", txt: "text", bin: "bin", npy: "npy", npz: "npz", parquet: "parquet", aedat4: "aedat4", bag: "rosbag",
+  arrow: "arrow", arrows: "arrow", ipc: "arrow", feather: "arrow",
+};
+
+/** A file as the server wants it. Videos it knows by their type, event formats by their name here or their content. */
+export function sendable(name, bytes, type) {
+  const media = /^video\//.test(type) ? type : "application/octet-stream";
+  const format = FORMATS[name.toLowerCase().split(".").pop()];
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve({ url: reader.result, ...(format && media !== type ? { format } : {}) });
+    reader.onerror = () => reject(new Problem("The file cannot be read."));
+    reader.readAsDataURL(new Blob([bytes], { type: media }));
+  });
+}

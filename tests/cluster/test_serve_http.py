@@ -1,0 +1,365 @@
+"""The HTTP server on real Ray Serve, over real sockets: the engine's tokens, and no slot that stays taken."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_bodies import chat_body
+from toy_family import toy_events, toy_recipe, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest, Piece
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.engine import Engine
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # Ray Serve's, of its own config
+]
+SLOTS = 2
+LONG = {"max_tokens": 180, "ignore_eos": True}
+ENDLESS = {"max_tokens": 900, "ignore_eos": True}  # to be cancelled
+RECIPE = """
+[cascade]
+name = "toy"
+levels = ["light", "target"]
+num_draft_tokens = [3]
+window = 12
+slots = {slots}
+max_len = 1024
+[policy]
+mode = "fixed"
+[deadlines]
+start_s = 300.0
+[stages.light]
+checkpoint = "{family}/noisy"
+num_cpus = 0.2
+[stages.target]
+checkpoint = "{family}/target"
+num_cpus = 0.2
+[encoder]
+checkpoint = "{family}/event_encoder"
+num_cpus = 0.2
+[adapter]
+checkpoint = "{family}/adapter"
+num_cpus = 0.2
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs, and how to ask it."""
+
+    port: int
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, data, {"Content-Type": "application/json"} | named)
+        response = connection.getresponse()
+        raw = response.read()
+        connection.close()
+        got = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, json.loads(raw) if got["content-type"] == "application/json" else raw.decode(), got
+
+    def chat(self, body: Any, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        return self.call("POST", "/v1/chat/completions", body, **headers)
+
+    def metric(self, name: str) -> int:
+        """The sum of a metric over its labels."""
+        text = self.call("GET", "/metrics")[1]
+        return sum(int(float(value)) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+    def opened(self, body: Any) -> socket.socket:
+        """A request that was sent, nothing read of its answer."""
+        data = json.dumps(body).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+        return client
+
+    def until(self, name: str, value: int) -> None:
+        end = time.monotonic() + 20
+        while (now := self.metric(name)) != value:
+            assert time.monotonic() < end, f"{name} is {now}, not {value}"
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def alone(family: Path) -> Engine:
+    return Engine.load(toy_recipe(family, []))
+
+
+@pytest.fixture(scope="module")
+def server(ray_cluster: None, family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from ray import serve
+
+    from cluster.serve_app import app
+
+    recipe = tmp_path_factory.mktemp("recipe") / "toy.toml"
+    recipe.write_text(RECIPE.format(family=family, slots=SLOTS))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"port": port}, logging_config={"log_level": "ERROR", "enable_access_log": False})
+    args = {"recipe": str(recipe), "max_queue": "1", "max_body_bytes": "2000000", "max_tokens": "900"}
+    serve.run(app(args), name="toy")
+    yield Server(port)
+    serve.shutdown()
+
+
+def expected(alone: Engine, recording: int, **sampling: Any) -> Answer:
+    (answer,) = alone.generate(
+        [GenerateRequest(events=toy_events(recording), question="What moves?", sampling=SamplingParams(**sampling))]
+    )
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def test_answers_are_the_engines_token_for_token(server: Server, alone: Engine) -> None:
+    accepted = rejected = 0
+    for seed, sampling in enumerate([{}, {"temperature": 0.7, "seed": 5}, {"temperature": 1.2, "top_k": 9, "seed": 6}]):
+        status, answer, headers = server.chat(chat_body(toy_events(seed), **sampling), X_Request_Id=f"mine-{seed}")
+        want = expected(alone, seed, **sampling)
+        assert status == 200 and headers["x-request-id"] == f"mine-{seed}"
+        assert answer["id"] == f"chatcmpl-mine-{seed}" and answer["object"] == "chat.completion"
+        choice = answer["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (want.text, want.finish_reason)
+        told, usage = answer["cascade"], answer["usage"]
+        assert told["token_ids"] == list(want.token_ids) and "".join(told["pieces"]) == want.text
+        assert (usage["prompt_tokens"], usage["completion_tokens"]) == (want.prompt_tokens, len(want.token_ids))
+        assert (
+            told["input"] == {"events": 3000, "width": 128, "height": 96, "duration_us": 49_988, "simulated": False}
+            or seed
+        )
+        assert told["gate"]["decision"] in ("accepted", "dense", "rejected", "mixed")
+        said = [span["by"] for span in told["spans"] for _ in range(span["start"], span["end"])]
+        assert len(said) == len(want.token_ids)
+        light = next(stage for stage in told["stages"] if stage["name"] == "light")
+        assert (
+            said.count("light") == light["produced"] == usage["completion_tokens_details"]["accepted_prediction_tokens"]
+        )
+        speculation = answer["metrics"]["speculative_decoding"]
+        histogram = speculation["acceptance_histogram"]
+        assert len(histogram) == speculation["num_spec_tokens"] + 1 and sum(histogram) == speculation["num_spec_steps"]
+        assert sum(k * n for k, n in enumerate(histogram)) == speculation["num_accepted_draft_tokens"]
+        accepted += speculation["num_accepted_draft_tokens"]
+        rejected += usage["completion_tokens_details"]["rejected_prediction_tokens"]
+        assert {"encoder", "adapter", "light", "target"} <= {span["stage"] for span in told["timeline"]}
+    assert accepted and rejected
+    entry = server.call("GET", "/v1/cascade/requests/mine-2")[1]
+    assert (entry["status"], entry["cascade"], entry["usage"]) == ("done", told, usage)
+    trace = server.call("GET", "/v1/cascade/requests/mine-2/trace")[1]
+    assert {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"} >= {"encoder", "target"}
+
+
+def test_the_project_s_own_client_gets_the_engine_s_tokens_and_says_who_said_them(
+    server: Server, alone: Engine
+) -> None:
+    sampling = SamplingParams(max_tokens=24, temperature=0.8, seed=3)
+    request = GenerateRequest(events=toy_events(4), question="What moves?", sampling=sampling)
+    (expected,) = alone.generate([request])
+    assert isinstance(expected, Answer)
+    with CascadeClient(f"http://127.0.0.1:{server.port}") as client:
+        *pieces, answer = client.stream(toy_events(4), "What moves?", sampling=sampling)
+        assert isinstance(answer, Answer) and answer.token_ids == expected.token_ids
+        assert sum((piece.tokens for piece in pieces if isinstance(piece, Piece)), ()) == answer.token_ids
+        assert "".join("".join(piece.words) for piece in pieces if isinstance(piece, Piece)) == answer.text
+        assert {span[0] for span in answer.timings.spans} == {"encoder", "adapter", "light", "target"}
+        assert answer.edges[0].num_draft_tokens and answer.rejections
+        assert client.trace(answer.request_id)["traceEvents"] and client.health().ready
+        stream = client.stream(toy_events(4), "What moves?", sampling=SamplingParams(max_tokens=180, ignore_eos=True))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    server.until("vllm:num_requests_running", 0)
+
+
+def test_a_stream_has_a_chunk_per_round_and_ends_as_openais(server: Server, alone: Engine) -> None:
+    want = expected(alone, 3, max_tokens=60, ignore_eos=True)
+    body = chat_body(toy_events(3), max_tokens=60, ignore_eos=True, stream=True, stream_options={"include_usage": True})
+    status, text, headers = server.chat(body)
+    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    *events, done, nothing = text.split("\n\n")
+    assert (done, nothing) == ("data: [DONE]", "")
+    opening, *rounds, closing, last = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in rounds) == want.text
+    assert [token for chunk in rounds for token in chunk["cascade"]["token_ids"]] == list(want.token_ids)
+    assert 2 < len(rounds) < 60
+    ends = [chunk["cascade"]["spans"][-1]["end"] for chunk in rounds]
+    starts = [chunk["cascade"]["spans"][0]["start"] for chunk in rounds]
+    assert starts == [0, *ends[:-1]] and ends[-1] == 60
+    assert closing["choices"][0]["finish_reason"] == "length" and closing["usage"] is None
+    assert last["choices"] == [] and last["usage"]["completion_tokens"] == 60
+    assert last["cascade"]["token_ids"] == list(want.token_ids) and last["metrics"]["speculative_decoding"]
+    alone_body = chat_body(toy_events(3), max_tokens=60, ignore_eos=True, stream=True, cascade={"speculate": False})
+    *_, last, _, _ = server.chat(alone_body)[1].split("\n\n")
+    told = json.loads(last.removeprefix("data: "))
+    assert told["cascade"]["token_ids"] == list(want.token_ids) and told["choices"][0]["finish_reason"] == "length"
+    assert told["metrics"]["speculative_decoding"] is None and "usage" not in told
+
+
+def test_one_key_is_one_run_for_all_who_ask_with_it(server: Server) -> None:
+    before = server.metric("vllm:request_success_total")
+    body = chat_body(temperature=1.0, max_tokens=40)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: server.chat(body, Idempotency_Key="k-1"), range(3)))
+    answers.append(server.chat(body, Idempotency_Key="k-1"))
+    assert [status for status, *_ in answers] == [200] * 4
+    assert all(answer == answers[0][1] for _, answer, _ in answers)
+    assert server.metric("vllm:request_success_total") == before + 1
+    status, refused, _ = server.chat(chat_body(temperature=0.9), Idempotency_Key="k-1")
+    assert (status, refused["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{", {}, 400, "invalid_json"),
+        (b"[]", {}, 400, "invalid_json"),
+        (b'{"temperature": NaN}', {}, 400, "invalid_json"),
+        (b"[" * 100_000, {}, 400, "invalid_json"),
+        (b"\xff", {}, 400, "invalid_json"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", {}, 400, "invalid_json"),
+        (b"{}", {"Content_Type": "text/plain"}, 415, "unsupported_media_type"),
+        (b" " * 2_000_001, {}, 413, "body_too_large"),
+        (b"{}", {}, 400, "invalid_value"),
+        (chat_body(model="gpt-4"), {}, 404, "model_not_found"),
+        (chat_body(text="where " * 1300), {}, 400, "context_length_exceeded"),
+        (chat_body("http://127.0.0.1:9/x"), {}, 400, "invalid_value"),
+        (chat_body("data:application/x-npz;base64,UEsDBA=="), {}, 400, "media_rejected"),
+        (chat_body(), {"X_Request_Id": "a b"}, 400, "invalid_value"),
+        (chat_body(), {"Idempotency_Key": "a b"}, 400, "invalid_value"),
+        (chat_body(), {"Host": "evil.example"}, 403, "not_local"),
+        (chat_body(**ENDLESS, cascade={"deadline_ms": 20}), {}, 504, "deadline_exceeded"),
+    ],
+)
+def test_what_is_wrong_is_said_in_openais_words(
+    server: Server, body: Any, headers: dict[str, str], status: int, code: str
+) -> None:
+    got, refused, told = server.chat(body, **headers)
+    assert (got, refused["error"]["code"]) == (status, code)
+    assert set(refused["error"]) == {"message", "type", "param", "code", "retryable", "request_id"}
+    assert told["x-should-retry"] == "false" and "Traceback" not in refused["error"]["message"]
+
+
+def test_other_paths_and_methods_are_errors_of_the_same_form(server: Server) -> None:
+    for method, path, status in (
+        ("POST", "/v1/completions", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("GET", "/v1/models/gpt-4", 404),
+        ("GET", "/v1/cascade/requests/unknown", 404),
+        ("DELETE", "/v1/cascade/requests/unknown", 404),
+        ("GET", "/favicon.ico", 404),
+    ):
+        got, refused, _ = server.call(method, path)
+        assert got == status and refused["error"]["type"] in ("not_found_error", "invalid_request_error")
+    (model,) = server.call("GET", "/v1/models")[1]["data"]
+    assert (model["id"], model["max_model_len"], model["cascade"]["levels"]) == ("cascade", 1024, ["light", "target"])
+    assert server.call("GET", "/v1/models/toy")[1]["id"] == "toy"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_slot(server: Server, stream: bool) -> None:
+    before = server.metric("cascade:num_requests_cancelled_total")
+    client = server.opened(chat_body(**ENDLESS, stream=stream))
+    if stream:
+        got = b""
+        while got.count(b"data: ") < 3:
+            got += client.recv(4096)
+    server.until("vllm:num_requests_running", 1)
+    client.close()
+    server.until("cascade:num_requests_cancelled_total", before + 1)
+    server.until("vllm:num_requests_running", 0)
+    server.until("cascade:stage_free_slots", 2 * SLOTS)
+
+
+def test_a_request_can_be_cancelled_by_its_id(server: Server) -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.chat, chat_body(**ENDLESS), X_Request_Id="long-1")
+        server.until("vllm:num_requests_running", 1)
+        assert server.call("GET", "/v1/cascade/requests/long-1")[1]["status"] == "running"
+        status, refused, _ = server.chat(chat_body(), X_Request_Id="long-1")
+        assert (status, refused["error"]["code"]) == (409, "request_id_in_use")
+        assert server.call("POST", "/v1/cascade/requests/long-1/cancel")[1]["cancelled"] is True
+        status, refused, _ = asked.result()
+    assert (status, refused["error"]["code"]) == (499, "cancelled")
+    assert server.call("GET", "/v1/cascade/requests/long-1")[1]["status"] == "cancelled"
+    server.until("cascade:stage_free_slots", 2 * SLOTS)
+
+
+def test_a_full_server_refuses_at_once_and_answers_what_it_took(server: Server) -> None:
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.chat(chat_body(**LONG)), range(8)))
+    taken = [answer for status, answer, _ in answers if status == 200]
+    refused = [(answer, headers) for status, answer, headers in answers if status == 503]
+    assert len(taken) >= SLOTS + 1 and refused and len(taken) + len(refused) == 8
+    assert len({tuple(answer["cascade"]["token_ids"]) for answer in taken}) == 1
+    for answer, headers in refused:
+        assert (
+            answer["error"]["code"] == "overloaded" and answer["error"]["retryable"] and headers["retry-after"] == "1"
+        )
+    server.until("cascade:stage_free_slots", 2 * SLOTS)
+
+
+def _killed_drafter() -> None:
+    """End the drafter's process: of this session's cluster, whose raylet is a child of ours."""
+
+    def parent(pid: str) -> str:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                named = (entry / "cmdline").read_bytes().startswith(b"ray::Drafter")
+                ours = named and parent(parent(entry.name)) == str(os.getpid())
+            except OSError:
+                continue
+            if ours:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_deep_health_sees_a_dead_drafter_which_costs_no_token(server: Server, alone: Engine) -> None:
+    status, told, _ = server.call("GET", "/health/deep")
+    assert (status, told["status"]) == (200, "ok")
+    assert told["stages"] == dict.fromkeys(("controller", "encoder", "adapter", "light", "target"), "ok")
+    _killed_drafter()
+    end = time.monotonic() + 20
+    while (status := server.call("GET", "/health/deep")[0]) == 200 and time.monotonic() < end:
+        time.sleep(0.1)
+    told = server.call("GET", "/health/deep")[1]
+    assert status == 503 and told["stages"]["light"] != "ok" and told["stages"]["target"] == "ok"
+    status, ready, _ = server.call("GET", "/ready")
+    assert (status, ready["without"]) == (200, ["light"])  # answers can be made
+    status, answer, _ = server.chat(chat_body(toy_events(4)))
+    assert status == 200 and answer["cascade"]["token_ids"] == list(expected(alone, 4).token_ids)
+    assert {span["by"] for span in answer["cascade"]["spans"]} == {"target"}
+
+
+def test_what_runs_when_the_server_stops_is_answered_first(server: Server, alone: Engine) -> None:
+    from ray import serve
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(server.chat, chat_body(**LONG))
+        server.until("vllm:num_requests_running", 1)
+        deleted = pool.submit(serve.delete, "toy")
+        status, answer, _ = asked.result()
+        deleted.result()
+    assert status == 200 and answer["cascade"]["token_ids"] == list(expected(alone, 0, **LONG).token_ids)
