@@ -26,7 +26,7 @@ class RayTransport:
         self.pipeline: Pipeline = launch(recipe, report=report)
         # What waits here has no deadline yet and takes no thread; the controller refuses more than it has threads for,
         # whoever asks, so that control calls still find one.
-        self._room = asyncio.Semaphore(recipe.cascade.slots + MAX_WAITING)
+        self._room = asyncio.Semaphore(MAX_WAITING)
         self._recent = RecentAnswers()
 
     async def run(

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "Cascade"
 _SPARE = 64  # requests of a replica beyond its queue: health, metrics, cancels, and refusals under way
 _PEERS_S = 2.0
+_PATIENCE_S = 12.0
 
 
 class Cascade:
@@ -60,8 +61,10 @@ class Cascade:
         return build_app(self._gateway, self, peers, page_routes(self._gateway))
 
     async def check_health(self) -> None:
-        """Raises `StageError` where no answer can be made any more: Serve then starts another replica."""
-        gone = await self.gone()
+        """Raises `StageError` where no answer can be made any more: after three times Serve starts another replica. A
+        stage that is only slow to answer has more patience here than elsewhere.
+        """
+        gone = await self.gone(_PATIENCE_S)
         vital = {"controller", "encoder", "adapter", self._pipeline.recipe.target.name} & set(gone)
         if vital:
             raise StageError(min(vital), "-", "silent or dead")
@@ -73,9 +76,10 @@ class Cascade:
             self._gateway.draining = True
             await transport.close()
 
-    async def gone(self) -> tuple[str, ...]:
-        """Stages that are silent or dead."""
-        stats, vision = await asyncio.gather(stage_stats(self._pipeline), vision_stats(self._pipeline))
+    async def gone(self, wait_s: float = 2.0) -> tuple[str, ...]:
+        """Stages that are silent for so long, or dead."""
+        asked = stage_stats(self._pipeline, wait_s), vision_stats(self._pipeline, wait_s)
+        stats, vision = await asyncio.gather(*asked)
         return missing(stats | vision)
 
     async def stats(self) -> dict[str, dict[str, Any]]:

@@ -26,18 +26,20 @@ _CALL_S = 2.0
 _CANARY_S = 4.0
 
 
-async def stage_stats(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """What controller and language stages say of themselves; of one that is silent or dead, its `problem`."""
+async def stage_stats(pipeline: Pipeline, wait_s: float = _CALL_S) -> dict[str, dict[str, Any]]:
+    """What controller and language stages say of themselves within wait_s; of one that is silent or dead, its
+    `problem`.
+    """
     stages = {"controller": pipeline.controller, **pipeline.stages}
     names = ("controller", *pipeline.recipe.cascade.levels)
-    told = await asyncio.gather(*(_call(stages[name], "stats") for name in names))
+    told = await asyncio.gather(*(_call(stages[name], "stats", wait_s) for name in names))
     return dict(zip(names, told, strict=True))
 
 
-async def vision_stats(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+async def vision_stats(pipeline: Pipeline, wait_s: float = _CALL_S) -> dict[str, dict[str, Any]]:
     """The same of encoder and adapter, as far as they say anything."""
     names = ("encoder", "adapter")
-    told = await asyncio.gather(*(_call(pipeline.stages[name], "info") for name in names))
+    told = await asyncio.gather(*(_call(pipeline.stages[name], "info", wait_s) for name in names))
     return dict(zip(names, told, strict=True))
 
 
@@ -46,9 +48,9 @@ def missing(told: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     return tuple(name for name, facts in told.items() if "problem" in facts)
 
 
-async def _call(stage: RayStage, method: str) -> dict[str, Any]:
+async def _call(stage: RayStage, method: str, wait_s: float) -> dict[str, Any]:
     try:
-        async with asyncio.timeout(_CALL_S):
+        async with asyncio.timeout(wait_s):
             return await cast(Awaitable[dict[str, Any]], stage.start(method))
     except TimeoutError:
         return {"name": stage.name, "problem": "silent"}

@@ -79,8 +79,11 @@ class Server:
         return self.call("POST", "/v1/chat/completions", body, **headers)
 
     def metric(self, name: str) -> int:
-        """The sum of a metric over its labels."""
-        text = self.call("GET", "/metrics")[1]
+        """The sum of a metric over its labels; a busy machine's controller may be too late for one scrape."""
+        end, text = time.monotonic() + 20, ""
+        while 'cascade:stage_up{stage="controller"} 1' not in text:
+            assert time.monotonic() < end, text
+            text = self.call("GET", "/metrics")[1]
         return sum(int(float(value)) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
     def opened(self, body: Any) -> socket.socket:
