@@ -51,7 +51,7 @@ def check(device: torch.device) -> float:
     decoder = Decoder(build("0.5B", 4, device, torch.float32, toy=device.type == "cpu"), slots=4, max_len=700)
     for held in decoder.cache.held:
         held.normal_()
-    worst = 0.0
+    worst, decoder.keeps = 0.0, (0, decoder.language.num_layers)  # and the states that heads read
     for count, context, tokens in ((1, 0, 1), (1, 600, 5), (3, 64, 9), (4, 65, 2), (1, 500, -40), (3, 126, -7)):
         rows = rows_at(decoder, count, context + 1)
         if tokens > 0:
@@ -60,10 +60,10 @@ def check(device: torch.device) -> float:
             asked = [tree_of(-tokens - i % 2, row, seed=i) for i, row in enumerate(rows)]
         plans = [plan(each, decoder.cache) for each in asked]
         with torch.inference_mode():
-            wanted = decoder._computed(plans, [count])
+            wanted = [decoder._computed(plans, [count]), *(row.states.values for row in rows if row.states)]
             found = decoder._shortened(plans)
-        if found is not None:
-            worst = max(worst, float((found - wanted).norm() / wanted.norm()))
+        for mine, theirs in zip([found, *(r.states.values for r in rows if r.states)], wanted, strict=True):
+            worst = max(worst, 0.0 if mine is None else float((mine - theirs).norm() / theirs.norm()))
         for row in rows:
             decoder.release(row)
     print(f"float32, captured beside separate launches: largest relative difference {worst:.1e}")
