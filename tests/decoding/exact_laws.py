@@ -160,7 +160,7 @@ class ToyCascade:
     def _added(self, prefix: tuple[int, ...], sampling: SamplingParams) -> tuple[int, ...]:
         prompt = PromptEmbeds(torch.empty(1, 0), torch.zeros(1, dtype=torch.long), 1)
         rows: list[Row | None] = [Row(0, prompt, sampling) for _ in self.engine.levels]
-        live: Any = _Live(_Request(sampling), None, rows, _Never(), [_Uncounted()] * (len(rows) - 1), 0.0, [])  # type: ignore[arg-type]
+        live: Any = _Live(_Request(sampling), None, rows, _Never(), [_Uncounted()] * (len(rows) - 1), 0.0, [], 1)  # type: ignore[arg-type]
         (added,) = self.engine._advance(len(rows) - 1, [live], [[(token, 1) for token in prefix]], None)
         return tuple(token for token, _ in added)
 

@@ -143,7 +143,7 @@ def test_many_tokens_of_a_row_attend_in_blocks_of_queries(pair, caches, monkeypa
     replays = replay.Replays(language, ours, captures=False)
     tokens = [[8 + i % 40 for i in range(23)], [30 + i % 9 for i in range(7)]]
     found = replays.logits(tokens, slots=[1, 3], starts=[64, 3], **chains(tokens, [64, 3]))
-    assert replays._passes[2, 24]._attention._blocks > 1
+    assert replays._passes[(2, 24), ()]._attention._blocks > 1
     real = torch.cat([found[0, :23], found[1, :7]])
     assert torch.allclose(real, eager(language, theirs, tokens, [1, 3], [64, 3]), atol=1e-4)
 
