@@ -165,7 +165,7 @@ def family_bytes() -> dict[str, int | None]:
 def parameters(directory: Path) -> int:
     """How many numbers the safetensors files of a checkpoint hold, by their headers alone."""
     count = 0
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob("model*.safetensors")):
         with safe_open(path, framework="numpy") as file:
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
