@@ -3,8 +3,8 @@
     python -m benchmarks.systems [--quick] [--only NAME ...] [--rounds N] [--scenes N] [--temperature T ...]
 
 Each row is a recipe of `benchmarks/recipes/systems/` or `benchmarks/recipes/seeing/`, run in one process on held-out
-simulated scenes, three questions about each, one thread, turn about with the target alone. What the recordings look
-like to the models is computed once and outside the measured time; prompts are inside it.
+simulated scenes, three questions about each, one thread, with a run of the target alone before every few. What the
+recordings look like to the models is computed once and outside the measured time; prompts are inside it.
 
 tokens per pass   of the target, over whole answers, prompts' passes included
 speedup           tokens per second over the target alone, median of rounds
@@ -29,6 +29,7 @@ import torch
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams, load_recipe
+from cascade_runtime.decoding.lookup import LookupDecoder, Memory
 from cascade_runtime.engine import Engine
 from cascade_runtime.training.scenes import simulate_scene
 
@@ -40,6 +41,7 @@ QUESTIONS = (
     "Which way is it moving?",
 )
 ALONE = "autoregressive"
+_TOGETHER = 4  # systems that are compared with one run of the target alone
 ELSEWHERE = {
     "PipeSpec": "asynchronous: the pipeline with policy.mode = fixed (benchmarks.simulator --pipespec)",
     "PEARL, DSI, SSD": "schedules: their overlap is what `actors/` do; acceptance is that of a chain",
@@ -69,7 +71,8 @@ class System:
             return seen[key]
 
         self.engine.front_end.see = once  # type: ignore[method-assign]
-        self.rates: dict[float, list[float]] = {}
+        self.rate = 0.0  # tokens per second of the last run
+        self.ratios: dict[float, list[float]] = {}  # beside the target alone, run shortly before
         self.answers: dict[float, list[Answer]] = {}
 
     @property
@@ -78,8 +81,11 @@ class System:
         rule = self.recipe.cascade.acceptance
         return "lossy" if rule.startswith("lossy") else "in law" if rule == "ratio" else "exact"
 
-    def run(self, requests: Sequence[GenerateRequest], temperature: float) -> float:
-        """Seconds for all, one at a time."""
+    def run(self, requests: Sequence[GenerateRequest], temperature: float) -> None:
+        """Answer all, one at a time."""
+        memory = self.engine.levels[0].decoder
+        if isinstance(memory, LookupDecoder):
+            memory.memory = Memory()  # it has not been asked these before
         start, answers = time.perf_counter(), []
         for request in requests:
             (answer,) = self.engine.generate([request])
@@ -87,8 +93,7 @@ class System:
             answers.append(answer)
         seconds = time.perf_counter() - start
         self.answers[temperature] = answers
-        self.rates.setdefault(temperature, []).append(sum(len(each.token_ids) for each in answers) / seconds)
-        return seconds
+        self.rate = sum(len(each.token_ids) for each in answers) / seconds
 
     def row(self, alone: System, temperature: float) -> dict[str, Any]:
         """Its figures at a temperature."""
@@ -97,10 +102,9 @@ class System:
         last = [each.edges[-1] for each in answers if each.edges]
         tested = sum(sum(edge.num_tested_tokens_per_pos) for edge in last)
         kept = sum(sum(edge.num_accepted_tokens_per_pos) for edge in last)
-        pairs = zip(self.rates[temperature], alone.rates[temperature], strict=True)
         return {
             "tokens_per_pass": round(tokens / passes, 3),
-            "speedup": round(statistics.median(mine / theirs for mine, theirs in pairs), 3),
+            "speedup": round(statistics.median(self.ratios[temperature]), 3),
             "exact": all(a.token_ids == b.token_ids for a, b in zip(answers, told, strict=True)),
             "agreement": round(kept / tested, 4) if tested else None,
             "promised": self.kind,
@@ -138,16 +142,20 @@ def main() -> None:
 def _table(
     systems: Sequence[System], requests: Sequence[GenerateRequest], temperature: float, rounds: int
 ) -> dict[str, Any]:
+    alone = systems[0]
     for round_ in range(rounds + 1):  # the first to warm up
-        for system in systems:
-            system.run(requests, temperature)
-            if not round_:
-                system.rates[temperature].clear()
+        for i, system in enumerate(systems):
+            if not i % _TOGETHER:
+                alone.run(requests, temperature)
+            if system is not alone:
+                system.run(requests, temperature)
+            if round_:
+                system.ratios.setdefault(temperature, []).append(system.rate / alone.rate)
     print(f"\ntemperature {temperature}, {len(requests)} questions, {rounds} rounds")
     print(f"  {'':<28}{'tokens/pass':>12}{'speedup':>9}{'agreement':>11}  promised, found", flush=True)
     told: dict[str, Any] = {}
     for system in systems:
-        row = system.row(systems[0], temperature)
+        row = system.row(alone, temperature)
         agreement = f"{row['agreement']:.1%}" if row["agreement"] is not None else "-"
         found = "equal" if row["exact"] else "other tokens"
         print(

@@ -29,7 +29,8 @@ class PromptedEngine(Engine):
         rows = [level.decoder.admit(task.embeds[level.name], request.sampling) for level in self.levels]
         names = [level.name for level in self.levels]
         edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
-        return _Live(request, self._seen, rows, self.levels[-1].stopper(request.sampling), edges, started, [])
+        stopper = self.levels[-1].stopper(request.sampling)
+        return _Live(request, self._seen, rows, stopper, edges, started, [], len(rows[-1].prompt))
 
 
 class Ours:
