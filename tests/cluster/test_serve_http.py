@@ -31,6 +31,7 @@ pytestmark = [
 SLOTS = 2
 LONG = {"max_tokens": 180, "ignore_eos": True}
 ENDLESS = {"max_tokens": 900, "ignore_eos": True}  # to be cancelled
+SLOWLY = {"speculate": False}  # seconds on any machine
 RECIPE = """
 [cascade]
 name = "toy"
@@ -282,7 +283,7 @@ def test_other_paths_and_methods_are_errors_of_the_same_form(server: Server) -> 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_frees_its_slot(server: Server, stream: bool) -> None:
     before = server.metric("cascade:num_requests_cancelled_total")
-    client = server.opened(chat_body(**ENDLESS, stream=stream))
+    client = server.opened(chat_body(**ENDLESS, cascade=SLOWLY, stream=stream))
     if stream:
         got = b""
         while got.count(b"data: ") < 3:
@@ -296,7 +297,7 @@ def test_a_client_that_goes_frees_its_slot(server: Server, stream: bool) -> None
 
 def test_a_request_can_be_cancelled_by_its_id(server: Server) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(server.chat, chat_body(**ENDLESS), X_Request_Id="long-1")
+        asked = pool.submit(server.chat, chat_body(**ENDLESS, cascade=SLOWLY), X_Request_Id="long-1")
         server.until("vllm:num_requests_running", 1)
         assert server.call("GET", "/v1/cascade/requests/long-1")[1]["status"] == "running"
         status, refused, _ = server.chat(chat_body(), X_Request_Id="long-1")
