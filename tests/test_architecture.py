@@ -24,7 +24,7 @@ ROWS = {
     5: ("engine", "in_process", "client", "planning"),
     4: ("vision", "decoding", "transports", "simulation", "emulation"),
     3: ("events", "models", "scheduling", "channels", "api"),
-    2: ("config", "messages", "metrics", "tracing"),
+    2: ("config", "messages", "metrics", "proto", "tracing"),
     1: ("errors",),
 }
 ROW_OF = {unit: row for row, units in ROWS.items() for unit in units}
