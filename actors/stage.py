@@ -180,8 +180,7 @@ class LanguageStage:
         self._ring()
         if self._thread is not None:
             self._thread.join(self.recipe.deadlines.control_s)
-        links = [each.channel for each in self._neighbours()]
-        for closable in (self._listener, *links, self._bell, self._ear):
+        for closable in (self._listener, *(each.channel for each in self._neighbours()), self._bell, self._ear):
             if closable is not None:
                 closable.close()
 
@@ -240,13 +239,16 @@ class LanguageStage:
     def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None], heard: set[int]) -> None:
         if neighbour is None:
             return
+        newest: dict[int, Heard] = {}
         try:
             for message in neighbour.take(_MESSAGES):
-                on_message(message)
-                heard.add(message.request)
+                newest[message.request] = message  # it says all: messages are cumulative, and links keep order
         except ChannelClosed:
             self._lost(neighbour)
             heard |= self.rows.keys()
+        for message in newest.values():
+            on_message(message)
+        heard |= newest.keys()
 
     def _lost(self, neighbour: Neighbour[Any]) -> None:
         """Go on without it."""

@@ -34,9 +34,19 @@ class Progress:
 
 @dataclass(eq=False)
 class _Outbox:
+    """wanted: tokens beyond which each of those who wait is woken. Waking them all at every pass would take the
+    interpreter from the loop as many times as there are requests.
+    """
+
     stopper: Stopper
     progress: Progress
     changed: threading.Condition = field(default_factory=threading.Condition)
+    wanted: list[int] = field(default_factory=list)
+
+    def news_beyond(self, seen: int) -> bool:
+        """Whether the answer holds more tokens than that, or has ended."""
+        progress = self.progress
+        return len(progress.tokens) > seen or progress.finish_reason is not None or progress.problem is not None
 
 
 _NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
@@ -58,10 +68,9 @@ class Target(LanguageStage):
         if outbox is None:
             raise StageError(self.name, str(handle), "unknown request (never admitted, or released)")
         with outbox.changed:
-            outbox.changed.wait_for(
-                lambda: len(outbox.progress.tokens) > seen or outbox.progress.finish_reason or outbox.progress.problem,
-                timeout_s,
-            )
+            outbox.wanted.append(seen)
+            outbox.changed.wait_for(lambda: outbox.news_beyond(seen), timeout_s)
+            outbox.wanted.remove(seen)
             drafts = self.scheduler.policy.decision.speculate
             return replace(outbox.progress, said_at=time.monotonic(), drafts=drafts)
 
@@ -110,4 +119,5 @@ class Target(LanguageStage):
     def _show(self, outbox: _Outbox, progress: Progress) -> None:
         with outbox.changed:
             outbox.progress = progress
-            outbox.changed.notify_all()
+            if outbox.wanted and outbox.news_beyond(min(outbox.wanted)):
+                outbox.changed.notify_all()

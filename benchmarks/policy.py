@@ -5,7 +5,9 @@
 In the simulator, over agreement, speed ratio and streams, two stages on devices of their own, and two ways in which a
 pass grows with its tokens (a device bound by its memory, and one bound by its arithmetic): tokens per second of the
 adaptive policy over the best of all fixed (m, W), each run for the same requests. `change`: the agreement drops or
-rises in the middle of the run; the best fixed policy is the best over the whole run. One JSON line last.
+rises in the middle of the run; the best fixed policy is the best over the whole run. Passes vary by 5 % either way: where all take the same time
+and the ratio is a whole number, stages fall into step, and a window of 6 loses 4 % to 5 and to 7 (agreement .5, ratio 3,
+one stream); with as little as that they do not. One JSON line last.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.policy import Policy
 from cascade_runtime.simulation import Agreement, Link, Load, Stage, simulate
+from cascade_runtime.simulation.tokens import uniform
 
 MS = (0, 1, 2, 4, 8)
 WINDOWS = (8, 32)
 STEP_S = 2e-3  # of the drafter
+VARIES = 0.05  # of a pass's time, either way
 
 
 class Fixed(Policy):
@@ -50,6 +54,16 @@ class Changing(Agreement):
 
 
 @dataclass(frozen=True)
+class Varying(StepCost):
+    """Passes that take up to 5 % more or less than a line says, as a function of what is in them."""
+
+    def seconds(self, rows: float, tokens: float, context: float = 0.0) -> float:
+        """What a pass takes."""
+        chance = uniform(int(rows), int(tokens), int(context), int(1e9 * self.base))
+        return super().seconds(rows, tokens, context) * (1.0 + VARIES * (2.0 * chance - 1.0))
+
+
+@dataclass(frozen=True)
 class Point:
     """One condition. bound: what a pass of the target grows with, "memory" or "arithmetic"."""
 
@@ -59,14 +73,15 @@ class Point:
     bound: str
     after: float | None = None
 
+    def coefficients(self, step_s: float) -> tuple[float, float, float]:
+        """Of a stage whose step over one row takes `step_s`: per pass, row and token."""
+        base, per_row, per_token = {"memory": (0.96, 0.02, 0.005), "arithmetic": (0.5, 0.1, 0.4)}[self.bound]
+        return step_s * base, step_s * per_row, step_s * per_token
+
     def stages(self, policy: Policy) -> list[Stage]:
         """The drafter and the target under `policy`."""
-        shares = {"memory": (0.96, 0.02, 0.005), "arithmetic": (0.5, 0.1, 0.4)}[self.bound]
-
-        def cost(step_s: float) -> StepCost:
-            return StepCost(*(step_s * share for share in shares))
-
-        return [Stage("light", Policy(0), cost(STEP_S)), Stage("heavy", policy, cost(self.ratio * STEP_S))]
+        light, heavy = (Varying(*self.coefficients(step_s)) for step_s in (STEP_S, self.ratio * STEP_S))
+        return [Stage("light", Policy(0), light), Stage("heavy", policy, heavy)]
 
     def run(self, policy: Policy, requests: int) -> float:
         """Tokens per second."""
@@ -85,8 +100,7 @@ def compare(point: Point, requests: int) -> dict[str, object]:
         if m <= window
     }
     best = max(fixed, key=lambda each: fixed[each])
-    prior = point.stages(Policy(0))[1].cost
-    policy = Adaptive(prior, most=32)
+    policy = Adaptive(StepCost(*point.coefficients(point.ratio * STEP_S)), most=32)
     adaptive = point.run(policy, requests)
     load = Load(point.streams, requests, 96, speculate=False)
     apart = simulate(point.stages(Policy(0)), Agreement([0.0]), load).tokens_per_s

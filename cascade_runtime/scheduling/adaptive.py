@@ -17,17 +17,16 @@ Trials that change nothing become rarer.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mode
 
 from cascade_runtime.messages import Grant
 from cascade_runtime.scheduling.cost import CostModel, StepCost
-from cascade_runtime.scheduling.hazards import Hazards, expected_tokens
+from cascade_runtime.scheduling.hazards import Hazards
 from cascade_runtime.scheduling.policy import Decision, Picked, Policy
 from cascade_runtime.scheduling.prediction import Conditions, alone, predict
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
+from cascade_runtime.scheduling.seats import Seats
 
 _REPLAN = 32  # passes between two looks at the figures, less at the beginning
 _BETTER = 1.03  # what another mode must promise to be taken
@@ -36,9 +35,10 @@ _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
-_CLOSE = 1.5  # where drafting promises less than this over being alone, being alone is measured again
+_TRIAL_SHARE = 0.01  # of the passes so far since the last trial: what trials of being alone may cost
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
-_WORTH_A_WAIT, _AMONG_OTHERS = 0.97, 0.9  # of the best rate; where other rows run meanwhile, a wait brings less
+_WORTH_A_WAIT = 0.97  # of the best rate
+_SETTLED = 4  # passes after which a drafter that was told to stop has stopped
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
 _FORGET = 0.9
@@ -54,10 +54,11 @@ class _Trial:
     every: int = 96
     seldom: int = 6144
     due: int = 96
+    ended: int = 0
 
     def over(self, now: int, *, changed: bool) -> None:
         self.every = 96 if changed else min(2 * self.every, self.seldom)
-        self.due = now + self.every
+        self.due, self.ended = now + self.every, now
 
 
 class _Drafts:
@@ -99,7 +100,7 @@ class Adaptive(Policy):
         self.together, self.apart = CostModel(prior), CostModel(prior)
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
-        self._trials = {"alone": _Trial(16), "draft": _Trial(64)} | ({"relay": _Trial(24, due=24)} if can_relay else {})
+        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)} | ({"relay": _Trial(24, due=24)} if can_relay else {})
         self._trying: str | None = None
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None
@@ -107,7 +108,8 @@ class Adaptive(Policy):
         self._tried = 0  # blocks verified in this trial
         self._other_way = False
         self._looked = 0
-        self._granted: deque[Grant] = deque(maxlen=32)
+        self._pass_s = 0.0
+        self._seated: tuple[Decision, Seats] | None = None
 
     # -- what the scheduler asks -------------------------------------------------------------------------------------
 
@@ -134,10 +136,10 @@ class Adaptive(Policy):
         self._choose_trial_row(ready)
         if not others or not self.drafting or not self._patient or not self.decision.tokens_per_s:
             return [(row, self.limit(row)) for row in ready]
-        seats = _Seats(self.decision, self._drafts[self.relaying].hazards.survival(self._most + 1), self.together.fit)
-        joining = [row for row in others if seats.gain(self._looks(row)) > seats.price(self._looks(row))]
-        if not any(row.prompt_left for row in ready) and self._worth_waiting(others, seats):
+        seats, there = self._seats(), [self._looks(row) for row in others]
+        if not any(row.prompt_left for row in ready) and seats.wait(there, self.decision.min_drafts):
             return []
+        joining = [row for row, drafts in zip(others, there, strict=True) if seats.joins(drafts)]
         return [(row, self.limit(row)) for row in (*ready, *joining)]
 
     def limit(self, row: ScheduledRow) -> int:
@@ -156,16 +158,15 @@ class Adaptive(Policy):
     def _looks(self, row: ScheduledRow) -> int:
         return min(len(row.standing.hints), self.limit(row))
 
-    def _worth_waiting(self, others: Sequence[ScheduledRow], seats: _Seats) -> bool:
-        """Whether the pass had better start once the nearest k others are ready too, for some k."""
-        need, gained = self.decision.min_drafts, 0.0
-        there = max(0.0, seats.gain(need) - seats.price(need))
-        for short, here in sorted((need - min(need, len(row.standing.hints)), self._looks(row)) for row in others):
-            gained += there - max(0.0, seats.gain(here) - seats.price(here))
-            wait_s = short * self._drafts[self.relaying].pace_s + (self._restart_s if short == need else 0.0)
-            if gained > wait_s * seats.tokens_per_s:
-                return True
-        return False
+    def _seats(self) -> Seats:
+        """As the last decision sees them."""
+        if self._seated is None or self._seated[0] is not self.decision:
+            drafts, held = self._drafts[self.relaying], self.decision
+            meanwhile = int(self._pass_s / drafts.pace_s) if drafts.pace_s > 0 else held.window
+            full = min(held.window, held.max_drafts, meanwhile)
+            survival, fit = drafts.hazards.survival(self._most + 1), self.together.fit
+            self._seated = held, Seats(survival, fit, held.tokens_per_s, full, drafts.pace_s, self._restart_s)
+        return self._seated[1]
 
     def grant(self, row: ScheduledRow) -> Grant:
         """A window where drafting pays, none where it does not, and one for the row that tries it again."""
@@ -177,15 +178,7 @@ class Adaptive(Policy):
             return Grant(0)
         return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
 
-    def first_grant(self) -> Grant:
-        """What rows have mostly been granted lately."""
-        return mode(self._granted) if self._granted else self._first
-
     # -- what came of it ---------------------------------------------------------------------------------------------
-
-    def observe_grant(self, grant: Grant) -> None:
-        """Downstream has granted this to some row."""
-        self._granted.append(grant)
 
     def observe_hints(self, pace_us: int, work_us: int = 0, *, relayed: bool) -> None:
         """Drafts came, made at this pace and for so much time of shared cores."""
@@ -217,9 +210,10 @@ class Adaptive(Policy):
         self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
         if self.drafting:
             self.together.observe(rows, tokens, context, seconds)
-        elif self._since_switch > 4:  # before that, the drafter may still have been at it
+        elif self._since_switch > _SETTLED:
             self.apart.observe(rows, tokens, context, seconds)
         self._context = context / rows
+        self._pass_s = _FORGET * self._pass_s + (1 - _FORGET) * seconds if self._pass_s else seconds
         self._passes += 1
         if self._trying is not None:
             enough = self._trying == "draft" and self._tried >= _ENOUGH
@@ -287,7 +281,7 @@ class Adaptive(Policy):
         rates = {limit: rate(m, self._most, limit) for limit in limits}
         most = max(limit for limit in limits if rates[limit] > _AS_GOOD * max(rates.values()))  # what piles up is used
         waits = {m: rate(m, self._most, most) for m in _WAITS if m <= most}
-        enough = (_WORTH_A_WAIT if at.rows == 1 else _AMONG_OTHERS) * max(waits.values())
+        enough = _WORTH_A_WAIT * max(waits.values())
         m = min(m for m in waits if waits[m] > enough)
         best = waits[m]
         near = rate(held.min_drafts, self._most, held.max_drafts) * _FINER > best
@@ -318,7 +312,8 @@ class Adaptive(Policy):
             trial = self._trials.get(name)
             if trial is None or self._passes < trial.due or self._trying is not None:
                 continue
-            if name == "alone" and held.tokens_per_s > _CLOSE * held.tokens_per_s_alone:
+            lost = 1.0 - held.tokens_per_s_alone / held.tokens_per_s if name == "alone" and held.tokens_per_s else 0.0
+            if trial.passes * lost > _TRIAL_SHARE * (self._passes - trial.ended):
                 continue
             self._trying, self._trial_began, self._since_switch, self._tried = name, self._passes, 0, 0
             self._other_way = "relay" in self._trials and not self._other_way
@@ -337,27 +332,3 @@ class Adaptive(Policy):
             return
         long = [row for row in ready if row.expect_drafts and row.standing.room > 16]
         self._trial_row = long[0].handle if long else None
-
-
-@dataclass(frozen=True)
-class _Seats:
-    """What a row's seat in a pass is worth, in tokens, beside leaving the row for the next pass.
-
-    A row that runs over h drafts brings the accepted run and a token of its own, and with the chance that all of it
-    agrees keeps what is drafted meanwhile; one that is left out comes to the next pass with all it can use.
-    """
-
-    decision: Decision
-    survival: Sequence[float]
-    cost: StepCost
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.decision.tokens_per_s
-
-    def gain(self, drafts: int) -> float:
-        ahead = expected_tokens(self.survival, self.decision.max_drafts) - 1.0
-        return expected_tokens(self.survival, drafts) - (1.0 - self.survival[drafts + 1]) * ahead
-
-    def price(self, drafts: int) -> float:
-        return self.tokens_per_s * (self.cost.per_row + self.cost.per_token * (drafts + 1))

@@ -2,7 +2,8 @@
 
 A row's passes form a Markov chain on the drafts that wait when a pass starts. After a refusal the drafter starts anew:
 the row waits for `m` drafts. When all `h` drafts are accepted and the drafter's next token equals the verifier's own,
-what was drafted meanwhile stands, and the next pass starts with that. Rows share passes: while one waits, others run.
+what was drafted meanwhile stands, and the next pass starts with that. Rows share passes, and all of them wait for those
+that start anew: a row that is left out instead loses a whole pass (`seats.py`).
 
 Against the reference values of the two-stage simulation (verify cost of one step, c the speed ratio, alpha the
 agreement) this is within a few per cent for c >= 5; tests/scheduling/test_prediction.py pins the values.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 from cascade_runtime.scheduling.cost import StepCost
-from cascade_runtime.scheduling.hazards import expected_tokens
 
 _CHAIN = 12  # passes in a row without a refusal that are followed before the chain is taken to have settled
-_FIXED_POINT = 4
+_FIXED_POINT, _SETTLED = 4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Conditions:
     cores: float = 0.0
     work_s: float = 0.0
     occupied: float = 1.0
+
+    @cached_property
+    def expected(self) -> list[float]:
+        """Tokens that a pass brings, by the drafts it looks at."""
+        return list(accumulate(self.survival))
 
 
 @dataclass(frozen=True)
@@ -62,20 +69,18 @@ def predict(at: Conditions, m: int, window: int, most: int | None = None) -> Pre
     """
     most = window if most is None else max(1, most)
     m = min(m, window, most)
-    sharing, pass_s = float(at.rows), 0.0
-    tokens = drafts = wait_s = made = 0.0
-    together = sharing
+    tokens = drafts = wait_s = others_s = made = pass_s = turn_s = 0.0
     for _ in range(_FIXED_POINT):
-        together = sharing
-        fed = 1.0 + (drafts or m)
-        pass_s = at.cost.seconds(sharing, sharing * fed, sharing * at.context)
-        tokens, drafts, wait_s, made = _chain(at, m, window, most, pass_s)
-        if at.rows > 1 and wait_s > 0:
-            wait_s = max(wait_s, (1 - sharing / at.rows) * pass_s)
-        sharing = max(1.0, at.rows * pass_s / (pass_s + wait_s))
+        pass_s = at.cost.seconds(at.rows, at.rows * (1.0 + (drafts or m)), at.rows * at.context)
+        if abs(pass_s + others_s - turn_s) < _SETTLED * pass_s:
+            break
+        turn_s = pass_s + others_s
+        tokens, drafts, wait_s, made, anew = _chain(at, m, window, most, turn_s)
+        if at.rows > 1 and m:
+            wait_s = others_s = (1.0 - (1.0 - anew) ** at.rows) * (at.restart_s + m * at.pace_s)
     tokens_per_s = at.rows * tokens / (pass_s + wait_s)
     if at.cores:
-        tokens_per_s = min(tokens_per_s, at.cores * tokens / (at.occupied * pass_s / together + at.work_s * made))
+        tokens_per_s = min(tokens_per_s, at.cores * tokens / (at.occupied * pass_s / at.rows + at.work_s * made))
     return Prediction(tokens_per_s, tokens, drafts, pass_s, wait_s, made)
 
 
@@ -84,8 +89,10 @@ def alone(at: Conditions) -> float:
     return at.rows / at.cost.seconds(at.rows, at.rows, at.rows * at.context)
 
 
-def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float, float]:
-    """Tokens, drafts, seconds of waiting and drafts made per pass of one row, in the long run."""
+def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float, float, float]:
+    """Of one row in the long run, per pass: tokens, drafts, seconds of waiting, drafts made, and the chance that it
+    follows a refusal.
+    """
     meanwhile = int(pass_s / at.pace_s) if at.pace_s > 0 else window
     top = len(at.survival) - 1
     weight, total = 1.0, 0.0
@@ -94,7 +101,7 @@ def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tup
     for _ in range(_CHAIN):
         h = min(there, most, top)
         total += weight
-        tokens += weight * expected_tokens(at.survival, h)
+        tokens += weight * at.expected[h]
         drafts += weight * h
         waits += weight * wait_s
         ahead = max(there, min(window, there + meanwhile))
@@ -107,4 +114,4 @@ def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tup
         there, new = ahead - h - 1 + behind, behind
         if weight < 1e-3:
             break
-    return tokens / total, drafts / total, waits / total, made / total
+    return tokens / total, drafts / total, waits / total, made / total, 1.0 / total
