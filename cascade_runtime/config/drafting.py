@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cascade_runtime.config.acceptance import RULES, SHARED_NOISE, FuzzyConfig
+from cascade_runtime.config.acceptance import RULES, SHARED_NOISE, TRAVERSAL, FuzzyConfig
 from cascade_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +23,12 @@ def check_drafting(recipe: Recipe) -> None:
     models_draft = several and light.drafter == "model" and not light.emulated
     if tree is not None and not light.heads and not models_draft:
         raise ConfigError("tree", tree.kind, "no [tree], unless the lightest of several levels is a model")
-    if rule != SHARED_NOISE and (tree is not None or light.heads):
+    sampled = tree is not None and tree.kind == "sampled"
+    if rule != SHARED_NOISE and not (rule == TRAVERSAL and sampled) and (tree is not None or light.heads):
         raise ConfigError("cascade.acceptance", rule, f"{SHARED_NOISE}, where trees are drafted")
+    if sampled != (rule == TRAVERSAL) or (sampled and len(recipe.stages) != 2):
+        allowed = f'{TRAVERSAL} between two levels, with [tree] kind = "sampled", or neither'
+        raise ConfigError("cascade.acceptance", rule, allowed)
     if rule != SHARED_NOISE and recipe.emulation is not None:
         raise ConfigError("cascade.acceptance", rule, f"{SHARED_NOISE}: emulated devices say tokens and no laws")
     kind = RULES[rule]
