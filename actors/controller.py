@@ -103,6 +103,7 @@ class Controller:
         recipe.check_runs_apart()
         self.recipe, self.stages = recipe, stages
         self.names = recipe.cascade.levels
+        self._verifiers = self.names if recipe.target.heads else self.names[1:]
         self.tokenizer = load_tokenizer(recipe)
         control_s = recipe.deadlines.control_s
         self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
@@ -381,7 +382,7 @@ class Controller:
             levels=self.names,
             masks=progress.masks,
             timings=Timings(ms(progress.first_token_at), ms(progress.last_token_at), tuple(spans)),
-            edges=tuple(reports[name].edge for name in self.names[1:] if name in reports),
+            edges=tuple(reports[name].edge for name in self._verifiers if name in reports),
             gate=decision.to_dict() if decision is not None else None,
             mode=self.recipe.cascade.mode,
             target_passes=progress.passes,

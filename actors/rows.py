@@ -14,7 +14,8 @@ from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import Task
-from cascade_runtime.scheduling.standing import Settled, Standing
+from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.scheduling.work import Settled
 from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.features import VisualFeatures
 
@@ -33,8 +34,8 @@ class Admission:
     sampling: SamplingParams
     expect_drafts: bool = True
 
-    def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None) -> Standing:
-        """What stage number `stage` stands by at the start: nothing."""
+    def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None, slot: int) -> Standing:
+        """What stage number `stage` stands by at the start: nothing. slot: answer tokens that its KV slot holds."""
         return Standing(
             request=self.handle,
             epoch=0,
@@ -43,6 +44,7 @@ class Admission:
             vocab_size=vocab_size,
             ends=frozenset() if self.sampling.ignore_eos else frozenset(ends),
             window=window,
+            slot=slot,
         )
 
 
@@ -71,15 +73,18 @@ class ActiveRow:
 
     def extension(self, task: Task) -> Extension:
         """Its share of a pass."""
-        return Extension(self.row, task.work.prefix, task.work.drafts, task.prompt)
+        return Extension(self.row, task.work.prefix, task.work.drafts, task.prompt, task.work.parents)
 
     def observe(self, task: Task, settled: Settled, totals: EdgeCounters) -> None:
-        """Count what a pass over drafts brought, here and in the stage's totals, and keep what it refused."""
+        """Count what a pass over drafts brought, here and in the stage's totals, and keep what it refused: of a chain,
+        since of a tree most is refused.
+        """
         for counters in (self.edge, totals):
             counters.observe(settled.drafted, settled.accepted, len(settled.added) - settled.accepted)
         refused = slice(settled.accepted, settled.drafted)
-        if settled.accepted < settled.drafted and len(self.rejections) < MAX_REJECTIONS:
-            at, work = len(task.work.prefix) + settled.accepted, task.work
+        chain, work = task.work.parents is None, task.work
+        if chain and settled.accepted < settled.drafted and len(self.rejections) < MAX_REJECTIONS:
+            at = len(work.prefix) + settled.accepted
             self.rejections.append(Rejection(at, self.standing.stage, work.drafts[refused], work.masks[refused]))
 
     def report(self, moments: Moments) -> RowReport:

@@ -28,8 +28,10 @@ from typing import Any
 import torch
 
 from actors.commands import Commands
-from actors.host import cores, process, step_back
+from actors.facts import facts_of
+from actors.host import cores, step_back
 from actors.neighbour import Heard, Neighbour
+from actors.passes import Chosen, passes_of, shares
 from actors.rows import ActiveRow, Admission, News, RowReport
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
 from cascade_runtime.channels.local import pair
@@ -39,11 +41,11 @@ from cascade_runtime.emulation.loading import load_level
 from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, DeadlineExceeded, StageError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
-from cascade_runtime.scheduling.from_recipe import policy_from_recipe, share_cores, window_of_row
+from cascade_runtime.scheduling.from_recipe import patience_s, policy_from_recipe, share_cores, window_of_row
 from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
-from cascade_runtime.scheduling.standing import Settled
-from cascade_runtime.tracing import Share, Trace, Tracer
+from cascade_runtime.scheduling.work import Grown, Settled
+from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
@@ -66,11 +68,13 @@ class LanguageStage:
         self._on_cpu = str(self.level.model.language.device) == "cpu"
         shared = cores() if self._on_cpu and share_cores(recipe) else 0
         policy = policy_from_recipe(recipe, index, self.level.step_cost(), shared)
-        upstream_s, prefill_tokens = recipe.deadlines.upstream_s, recipe.cascade.prefill_tokens
+        upstream_s, prefill_tokens = patience_s(recipe, index), recipe.cascade.prefill_tokens
         self.scheduler = StageScheduler(index, len(recipe.stages), policy, upstream_s, prefill_tokens)
         self.level.decoder.tells_confidence = policy.min_confidence > 0
+        self.passes = passes_of(recipe, index, self.level)
         self.tracer = Tracer(self.name)
-        self.totals = EdgeCounters(f"{recipe.stages[index - 1].name}-{self.name}" if index else self.name)
+        upstream = recipe.stages[index - 1].name if index else self.passes.upstream
+        self.totals = EdgeCounters(f"{upstream}-{self.name}" if upstream else self.name)
         self.rows: dict[int, ActiveRow] = {}
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
         self._released: OrderedDict[int, None] = OrderedDict()
@@ -91,17 +95,7 @@ class LanguageStage:
 
     def info(self) -> dict[str, Any]:
         """Facts about the stage that the launcher checks and prints."""
-        language = self.level.model.language
-        return {
-            "name": self.name,
-            "tokenizer": self.level.tokenizer_tag(),
-            "ends": self.level.ends,
-            **process(language.device),
-            "weight_bytes": language.weight_bytes,
-            "kv_bytes": self.level.decoder.cache.nbytes,
-            "device": str(language.device),
-            "threads": torch.get_num_threads(),
-        }
+        return facts_of(self.level)
 
     def listen(self, spec: ChannelSpec) -> ChannelSpec:
         """Open the link to the next stage and return where it can be reached."""
@@ -277,7 +271,7 @@ class LanguageStage:
         fed, context = decoder.tokens_fed, sum(one.row.held for one in batch)
         start, worked = time.monotonic_ns(), time.thread_time()
         try:
-            choices = decoder.extend([one.extension(task) for one, task in zip(batch, tasks, strict=True)])
+            tasks, choices = self.passes.run(batch, tasks)
         except Exception as error:
             log.exception("stage %s: a pass over %d rows failed", self.name, len(batch))
             for one in batch:
@@ -298,20 +292,15 @@ class LanguageStage:
 
     def _note(self, tasks: list[Task], outcomes: list[tuple[Task, Settled]], start: int, end: int, fed: int) -> None:
         """The pass, and a decision that has changed with it, for the trace."""
-        accepted = {task.row.handle: each.accepted for task, each in outcomes}
         step = "verify" if self.index else "draft"
-        shares = tuple(
-            Share(at, "prefill" if task.prompt else step, len(task.work.drafts), accepted.get(at, 0))
-            for at, task in ((task.row.handle, task) for task in tasks)
-        )
-        self.tracer.record(start, end, shares, fed)
+        self.tracer.record(start, end, shares(tasks, outcomes, step), fed)
         if self.scheduler.policy.decision is not self._decided:
             self._decided = self.scheduler.policy.decision
             self.tracer.noted("decision", self._decided.to_dict())
 
-    def _usable(self, task: Task, chosen: list[int]) -> bool:
+    def _usable(self, task: Task, chosen: Chosen) -> bool:
         """Whether the choices are numbers. If not, a draft may have spoilt them, else the request fails."""
-        if NOT_FINITE not in chosen:
+        if isinstance(chosen, Grown) or NOT_FINITE not in chosen:
             return True
         if task.work.drafts:  # look again without any
             task.row.alone = True
@@ -325,8 +314,9 @@ class LanguageStage:
             one = self.rows[task.row.handle]
             if each.added and self.scheduler.policy.min_confidence:
                 self.scheduler.trust(one.scheduled, one.row.confidence)
-            if self.index:
+            if self.index or self.passes.upstream:
                 one.observe(task, each, self.totals)
+            self.passes.settled(one)
             if each.added:
                 self._settled(one, len(task.work.prefix))
 
@@ -357,7 +347,8 @@ class LanguageStage:
             return
         row = self.level.admit(admission.question, admission.features, admission.sampling)
         window = window_of_row(self.recipe, self.index, admission.features.occupancy)
-        standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window)
+        room = self.level.decoder.room(row, 0)
+        standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window, room)
         scheduled = self.scheduler.admit(
             standing,
             time.monotonic(),
@@ -390,6 +381,7 @@ class LanguageStage:
         if one is not None:
             self.level.learn(one.row, one.standing.prefix[: one.standing.confirmed])
             self.level.decoder.release(one.row)
+            self.passes.forget(one)
             self._reports[handle] = one.report(self.tracer.of(handle, one.since_ns))
             while len(self._reports) > _REPORTS:
                 self._reports.popitem(last=False)

@@ -52,7 +52,6 @@ ELSEWHERE = {
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
     "HiViS, MSD, ViSpec, DREAM": "heads fed with the target's states and other visual inputs: not trained here",
     "Talon": "its constants are not published",
-    "traversal": "a proved function (`decoding/acceptance/traversal.py`); no recipe drafts trees by ratio",
 }
 
 
@@ -79,7 +78,7 @@ class System:
     def kind(self) -> str:
         """What its answers are promised to be."""
         rule = self.recipe.cascade.acceptance
-        return "lossy" if rule.startswith("lossy") else "in law" if rule == "ratio" else "exact"
+        return "lossy" if rule.startswith("lossy") else "in law" if rule in ("ratio", "traversal") else "exact"
 
     def run(self, requests: Sequence[GenerateRequest], temperature: float) -> None:
         """Answer all, one at a time."""

@@ -8,8 +8,8 @@ proposal in one pass, keeps the run that equals its own choices and adds its nex
 is the answer. So the answer is the last level's own sequence of choices, whatever the others do. Where the recipe has
 a [tree], level 0 proposes one, and level 1 keeps the path through it that equals its own choices; heads beside a target
 that is alone propose to it in the same way. What is kept is for the recipe's rule of acceptance to say
-(`decoding/acceptance/`): that was the default one, under "ratio" the answer is a draw from the last level's law, and
-what is named lossy is neither.
+(`decoding/acceptance/`): that was the default one, under "ratio" and "traversal" the answer is a draw from the last
+level's law, and what is named lossy is neither.
 
 Requests of a batch advance together, raggedly; one that ends makes room for the next that waits. Nothing overlaps in
 here: overlap is what `actors/` are for.
@@ -27,8 +27,10 @@ from typing import cast
 from cascade_runtime.api import Answer, GenerateRequest, Piece, Rejection, Timings, in_words
 from cascade_runtime.api.answer import MAX_REJECTIONS
 from cascade_runtime.config import Recipe
+from cascade_runtime.config.acceptance import TRAVERSAL
 from cascade_runtime.decoding.acceptance.acceptance import Claims
 from cascade_runtime.decoding.acceptance.from_recipe import acceptance_from_recipe
+from cascade_runtime.decoding.acceptance.traverser import Pair, Traverser
 from cascade_runtime.decoding.beside import Heads
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.level import Level, check_one_vocabulary
@@ -114,7 +116,10 @@ class Engine:
         self.front_end = front_end
         self.gammas = recipe.cascade.num_draft_tokens
         light, heads = self.levels[0], recipe.target.heads
-        self.grower = Grower(light.decoder, shape_of(recipe.tree), light.ends) if recipe.tree and not heads else None
+        traverses = recipe.cascade.acceptance == TRAVERSAL
+        self.traverser = Traverser(recipe, light, self.levels[-1]) if traverses else None
+        grows = recipe.tree and not heads and not traverses
+        self.grower = Grower(light.decoder, shape_of(recipe.tree), light.ends) if grows and recipe.tree else None
         self.heads = Heads(recipe.target, recipe.tree, light.decoder) if heads else None
         self.acceptance = acceptance_from_recipe(recipe)
         for level in self.levels:
@@ -214,6 +219,8 @@ class Engine:
         room = [one.limit - len(base) - own for one, base in zip(rows, bases, strict=True)]
         if most is not None:
             room = [min(each, left - own) for each, left in zip(room, most, strict=True)]
+        if self.traverser is not None:
+            return self._traverse(self.traverser, rows, bases, room)
         if not k and self.heads is not None:
             trees = self.heads.grow([one.row(0) for one in rows], room)
             proposals = [self._proposed(k, one, base, tree) for one, base, tree in zip(rows, bases, trees, strict=True)]
@@ -241,6 +248,23 @@ class Engine:
         for one, base, each, kept in zip(rows, bases, proposals, said, strict=True):
             if each.tree is None:  # of a tree most is refused
                 one.note_refused(k, len(base), each.tokens, kept)
+        return said
+
+    def _traverse(self, traverser: Traverser, rows: list[_Live], bases: list[Tokens], room: list[int]) -> list[Tokens]:
+        """One pass of the target over trees that the drafter has sampled."""
+        prefixes = [[token for token, _ in base] for base in bases]
+        pairs = [Pair(one.rows[0], one.row(1), *each) for one, *each in zip(rows, prefixes, room, strict=True)]
+        said: list[Tokens] = []
+        for one, each in zip(rows, traverser.round(pairs), strict=True):
+            for k in (0, 1):
+                row = one.rows[k]
+                if row is not None and row.poisoned:
+                    self.levels[k].decoder.release(row)
+                    one.rows[k] = None
+            kept: Tokens = [(token, 3) for token in each.kept]
+            goes_on = each.token is not None and not one.ended(kept)
+            one.edges[0].observe(each.depth, len(kept), bonus=int(goes_on))
+            said.append([*kept, (each.token, 2)] if goes_on and each.token is not None else kept)
         return said
 
     def _grow(self, grower: Grower, rows: list[_Live], bases: list[Tokens], deepest: list[int]) -> list[_Proposal]:

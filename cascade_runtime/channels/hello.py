@@ -19,7 +19,7 @@ from secrets import token_bytes
 
 from cascade_runtime.channels.base import ChannelSpec
 
-_MAGIC = b"cascade\x01"
+_MAGIC = b"cascade\x02"  # 2: draft blocks may be trees
 _HEADER = struct.Struct("<8sIII16s16s")  # magic, epoch, capacity, max frame bytes, link hash, nonce
 _PROOF_BYTES = 32
 _NONCE_BYTES = 16

@@ -2,6 +2,7 @@
 
     shared_noise                                    exact, everywhere: the default, nothing to set
     ratio               RatioConfig                 exact in law; in one process
+    traversal           TraversalConfig             the same over a sampled tree, between two levels
     lossy_fuzzy         FuzzyConfig                 lossy: what the target would not have said may stand
     lossy_cascade_*     DeferralConfig              lossy
     lossy_typical       TypicalConfig               lossy
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from cascade_runtime.config.checks import number
 from cascade_runtime.errors import ConfigError
 
-SHARED_NOISE = "shared_noise"
+SHARED_NOISE, TRAVERSAL = "shared_noise", "traversal"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,11 @@ class RatioConfig:
 
     def __post_init__(self) -> None:
         number(ConfigError, "acceptance.leniency", self.leniency, 1, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraversalConfig:
+    """Nothing to set: the tree is the recipe's, [tree] kind = "sampled"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +90,12 @@ class TypicalConfig:
         number(ConfigError, "acceptance.alpha", self.alpha, 0, 1)
 
 
-AcceptanceConfig = SharedNoiseConfig | RatioConfig | FuzzyConfig | DeferralConfig | TypicalConfig
+AcceptanceConfig = SharedNoiseConfig | RatioConfig | TraversalConfig | FuzzyConfig | DeferralConfig | TypicalConfig
 
 RULES: dict[str, type[AcceptanceConfig]] = {
     SHARED_NOISE: SharedNoiseConfig,
     "ratio": RatioConfig,
+    TRAVERSAL: TraversalConfig,
     "lossy_fuzzy": FuzzyConfig,
     "lossy_cascade_chow": DeferralConfig,
     "lossy_cascade_diff": DeferralConfig,

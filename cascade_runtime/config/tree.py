@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cascade_runtime.config.checks import choice, integer, number
 from cascade_runtime.errors import ConfigError
 
-KINDS = ("static", "eagle2", "opt")
+KINDS = ("static", "eagle2", "opt", "sampled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeConfig:
     """A [tree] table. nodes: looked at by the verifier, at most. depth: of the tree, in tokens. width: leaves of a
-    layer that grow, and children of each ("eagle2", "opt"). widths: children of the chain's first nodes ("static").
+    layer that grow, and children of each ("eagle2", "opt"). widths: children of the chain's first nodes ("static"), or
+    of every node of the first layers ("sampled": children drawn without replacement, for acceptance = "traversal").
     threshold: expected tokens that a layer must add ("opt").
     """
 
@@ -36,3 +38,8 @@ class TreeConfig:
         for width in self.widths:
             integer(ConfigError, "tree.widths", width, 1, 16)
         object.__setattr__(self, "widths", tuple(self.widths))
+        layers = [*self.widths, *[1] * self.depth][: self.depth]
+        most = sum(itertools.accumulate(layers, lambda above, width: above * width))
+        if self.kind == "sampled" and most > self.nodes:
+            allowed = f"together with tree.depth, {self.nodes} nodes in all (tree.nodes); these are {most}"
+            raise ConfigError("tree.widths", self.widths, allowed)

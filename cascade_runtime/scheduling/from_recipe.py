@@ -6,17 +6,20 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.policy import LockStep, Policy
+from cascade_runtime.scheduling.rounds import Rounds
 
 
 def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost, cores: int = 0) -> Policy:
     """The policy of stage `stage`, 0 the lightest. prior: what its passes cost, as far as that is known already.
     cores: how many the language stages share, 0 for none.
 
-    num_draft_tokens[k] is the block of the edge from stage k to stage k + 1.
+    num_draft_tokens[k] is the block of the edge from stage k to stage k + 1; where that carries trees, it says nothing.
     """
     blocks, window = recipe.cascade.num_draft_tokens, recipe.cascade.window
     takes = blocks[stage - 1] if stage else 0
     sends = blocks[stage] if stage < len(blocks) else 1
+    if stage == 1 and recipe.tree is not None:
+        return Rounds(sends, measures=recipe.policy.mode == "adaptive")
     if recipe.policy.mode == "lock_step":
         return LockStep(takes, sends)
     if recipe.policy.mode == "fixed" or not stage:
@@ -30,6 +33,12 @@ def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost, cores: int =
     return Adaptive(
         prior, most=window, first_wait=takes, sends=sends, can_relay=stage > 1, patient=patient, cores=cores
     )
+
+
+def patience_s(recipe: Recipe, stage: int) -> float:
+    """How long a row of stage `stage` waits for a silent upstream; one that grows a tree is so for all its layers."""
+    layers = recipe.tree.depth if stage == 1 and recipe.tree is not None else 1
+    return layers * recipe.deadlines.upstream_s
 
 
 def share_cores(recipe: Recipe) -> bool:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.scheduling.policy import Policy
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
-from cascade_runtime.scheduling.standing import Settled, Standing, Work
+from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.scheduling.work import Grown, Settled, Work
 
 EARLY_BLOCKS = 64  # draft blocks kept for requests that are not admitted yet
 _REPEAT_S = 0.25  # a stage that can do nothing says again what it stands by, in case it was lost
@@ -177,14 +178,19 @@ class StageScheduler:
         if self.downstream and row.path < self.policy.min_confidence:
             row.standing.hesitates = True
 
-    def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int]], now: float) -> Iterator[Settled]:
-        """The pass is over: take each row's choices. Yields what each brought, in order."""
+    def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int] | Grown], now: float) -> Iterator[Settled]:
+        """The pass is over: take each row's choices, or the tree it has drafted. Yields what each brought, in order."""
         looked = grown = 0
         for task, chosen in zip(tasks, choices, strict=True):
             row = task.row
             row.prompt_left -= task.prompt or 0
             if task.unfinished:
                 row.since = now
+                yield Settled(0, 0, ())
+                continue
+            if isinstance(chosen, Grown):
+                row.standing.plant(chosen)
+                row.passes += 1
                 yield Settled(0, 0, ())
                 continue
             settled = row.standing.settle(task.work, chosen)

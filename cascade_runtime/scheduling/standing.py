@@ -10,6 +10,10 @@ The shell around it (an actor's loop, a simulator) asks `work()` what to extend,
 The prefix grows by the stage's own choices (`settle`) and is overruled only by its downstream neighbour
 (`on_verdict`). The last stage has no downstream, so its prefix depends on its model alone: that is why no drafter, no
 loss, no delay and no repetition can change an answer. No clock, no I/O, no model, no Ray in here.
+
+Hints may branch (`branching.py`). A stage that drafts trees stands by nothing but what downstream told it: it plants
+one on its prefix (`plant`), proposes it, and waits for a verdict that says more. A tree that comes late hangs where the
+prefix was: what of it still lies ahead is found by walking along what the prefix has become.
 """
 
 from __future__ import annotations
@@ -19,29 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cascade_runtime.messages import UNLIMITED, DraftBlock, Grant, Verdict
+from cascade_runtime.scheduling import branching
+from cascade_runtime.scheduling.work import Grown, Settled, Work
 
 _OUTSTANDING = 1024  # verdicts remembered while unacknowledged; older ones only make the next verdict longer
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage extends next: stand on `prefix`, look along `drafts` (possibly none: the stage just decodes).
-
-    masks: per draft, the stages that stand by it.
-    """
-
-    prefix: tuple[int, ...]
-    drafts: tuple[int, ...]
-    masks: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What one pass brought: `accepted` of `drafted` hints, and the tokens now added to the prefix."""
-
-    drafted: int
-    accepted: int
-    added: tuple[int, ...]
 
 
 @dataclass
@@ -50,7 +35,7 @@ class Standing:
 
     stage: index from the lightest, 0. limit: the answer's max_tokens. window: how far the prefix may run ahead of what
     downstream confirmed (None for the last stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence
-    ids.
+    ids. slot: how many tokens the stage's KV slot holds of this answer, drafts that branch among them.
     """
 
     request: int
@@ -60,10 +45,13 @@ class Standing:
     vocab_size: int
     ends: frozenset[int]
     window: int | None
+    slot: int = 2**31
     prefix: list[int] = field(default_factory=list)
     stages: list[int] = field(default_factory=list)
     hints: list[int] = field(default_factory=list)
     hint_stages: list[int] = field(default_factory=list)
+    hint_parents: list[int] | None = None  # None: a chain
+    planted: Grown | None = None  # on this prefix, and not decided yet
     confirmed: int = 0
     finished: bool = False
     upstream_waits: bool = False  # upstream said its block is all it will send until the next verdict
@@ -94,15 +82,32 @@ class Standing:
         return end - len(self.prefix)
 
     @property
+    def left(self) -> int:
+        """Tokens that the answer may still grow by."""
+        return self.limit - len(self.prefix)
+
+    @property
     def blocked(self) -> bool:
-        """Nothing to gain from a pass: finished, hesitating, out of room, or it stands by an end of sequence."""
+        """Nothing to gain from a pass: finished, hesitating, its tree is not decided yet, out of room, or it stands by
+        an end of sequence.
+        """
         ended = bool(self.prefix and self.prefix[-1] in self.ends)
-        return self.finished or self.hesitates or self.room <= 0 or ended
+        return self.finished or self.hesitates or self.planted is not None or self.room <= 0 or ended
 
     def work(self, most: int) -> Work:
         """The next pass over at most `most` hints. Call only when not `blocked`."""
+        most, prefix = min(most, self.slot - len(self.prefix)), tuple(self.prefix)
+        if self.hint_parents is not None:
+            nodes = branching.shallow(self.hint_parents, self.room - 1, most)
+            masks = tuple(self.hint_stages[node] for node in nodes)
+            parents = tuple(branching.among(self.hint_parents, nodes))
+            return Work(prefix, tuple(self.hints[node] for node in nodes), masks, parents)
         most = min(most, self.room - 1)
-        return Work(tuple(self.prefix), tuple(self.hints[:most]), tuple(self.hint_stages[:most]))
+        return Work(prefix, tuple(self.hints[:most]), tuple(self.hint_stages[:most]))
+
+    def plant(self, tree: Grown) -> None:
+        """Propose a tree beyond the prefix, until downstream says more."""
+        self.planted, self._sent_blocked = tree, False
 
     def settle(self, work: Work, choices: Sequence[int]) -> Settled | None:
         """Take the model's choices for `work`: keep the run of hints that equals them, add the model's own next token.
@@ -111,6 +116,8 @@ class Standing:
         """
         if tuple(self.prefix) != work.prefix:
             return None
+        if work.parents is not None:
+            return self._settle_tree(work, work.parents, choices)
         accepted = 0
         while accepted < len(work.drafts) and work.drafts[accepted] == choices[accepted]:
             accepted += 1
@@ -135,11 +142,33 @@ class Standing:
         self.upstream_waits = False  # the verdict on this pass lets it go on
         return Settled(len(work.drafts), accepted, tuple(kept))
 
+    def _settle_tree(self, work: Work, parents: tuple[int, ...], choices: Sequence[int]) -> Settled:
+        """The path that equals the choices, and the model's own next token. Upstream stands by no more than it was
+        told, so nothing here contradicts it.
+        """
+        path = branching.follow(work.drafts, parents, choices)
+        ended = next((i for i, node in enumerate(path, start=1) if work.drafts[node] in self.ends), None)
+        path, mine = path[:ended], 1 << self.stage
+        kept, masks = [work.drafts[node] for node in path], [work.masks[node] | mine for node in path]
+        if ended is None:
+            kept.append(choices[path[-1] + 1 if path else 0])
+            masks.append(mine)
+        self.prefix += kept
+        self.stages += masks
+        self._version += 1
+        self._keep_hints([], [])
+        self.upstream_waits = False
+        return Settled(work.depth, len(path), tuple(kept))
+
     def relay(self) -> int:
-        """Stand by upstream's hints without looking at them, as far as there is room. Returns how many.
+        """Stand by upstream's hints without looking at them, as far as there is room: of those that branch, by the path
+        of first children. Returns how many.
 
         They keep their masks: this stage did not accept them. Downstream has the last word on them as on all others.
         """
+        if self.hint_parents is not None:
+            path = branching.first_path(self.hint_parents)
+            self._keep_hints([self.hints[node] for node in path], [self.hint_stages[node] for node in path])
         taken = max(0, min(len(self.hints), self.room))
         end = next((i + 1 for i, token in enumerate(self.hints[:taken]) if token in self.ends), taken)
         if self.blocked or not end:
@@ -172,19 +201,37 @@ class Standing:
         self.cost_us = block.pace_us, block.work_us
         if block.ack < self._correcting_seq or block.base > len(self.prefix):
             return False  # drafted on a prefix that has been corrected since
+        if block.parents is not None:
+            return self._on_tree(block, block.parents)
         overlap = len(self.prefix) - block.base
         if list(block.tokens[:overlap]) != self.prefix[block.base : block.base + len(block.tokens)]:
             return False
         hints, masks = list(block.tokens[overlap:]), list(block.stages[overlap:])
         bad = next((i for i, token in enumerate(hints) if token >= self.vocab_size), len(hints))
         hints, masks = hints[:bad], masks[:bad]
-        known = self._told[0] if self._told is not None else 0
-        self.upstream_waits = block.finished and block.ack == self._seq and known == self._version  # else it will go on
-        if len(hints) <= len(self.hints) and self.hints[: len(hints)] == hints:
+        self.upstream_waits = self._is_all(block)
+        if len(hints) <= len(self.hints) and self.hints[: len(hints)] == hints and self.hint_parents is None:
             return bool(hints) and len(hints) == len(self.hints)  # an older block, or the same again
-        below = (1 << self.stage) - 1
-        self._keep_hints(hints, [(mask & below) or 1 for mask in masks])
+        self._keep_hints(hints, self._below(masks))
         return True
+
+    def _on_tree(self, block: DraftBlock, parents: tuple[int, ...]) -> bool:
+        """Take what hangs beyond the prefix of a tree that was grown on `block.base` tokens of it."""
+        path = self.prefix[block.base :]
+        if branching.walk(block.tokens, parents, path) is None or any(each >= self.vocab_size for each in block.tokens):
+            return False
+        self.upstream_waits = self._is_all(block)
+        return self._keep_beyond(path, block.tokens, self._below(block.stages), parents)
+
+    def _is_all(self, block: DraftBlock) -> bool:
+        """Whether upstream will send no more until the next verdict."""
+        known = self._told[0] if self._told is not None else 0
+        return block.finished and block.ack == self._seq and known == self._version
+
+    def _below(self, masks: Sequence[int]) -> list[int]:
+        """Of the stages that are said to stand by hints, those that can."""
+        lighter = (1 << self.stage) - 1
+        return [(mask & lighter) or 1 for mask in masks]
 
     def verdict(self, grant: Grant = UNLIMITED) -> Verdict | None:
         """What upstream should be told, or None when it was told already.
@@ -231,6 +278,10 @@ class Standing:
         """The current block, whether or not it was sent before: heals a lost one."""
         blocked = self.blocked
         self._sent, self._sent_blocked = len(self.prefix), blocked
+        if (tree := self.planted) is not None:
+            masks, seq = (1 << self.stage,) * len(tree.tokens), self._taken_seq
+            base, told = len(self.prefix), (self.request, self.epoch)
+            return DraftBlock(*told, base, tree.tokens, masks, seq, True, *cost_us, parents=tree.parents)
         tokens, masks = tuple(self.prefix[self.confirmed :]), tuple(self.stages[self.confirmed :])
         return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, blocked, *cost_us)
 
@@ -255,6 +306,8 @@ class Standing:
         corrected = agree < len(tokens) and at < len(self.prefix)
         if agree < len(tokens):
             self._adopt(at, tokens[agree:], list(verdict.stages[agree:]), corrected)
+        elif self.planted is not None:
+            self._sent_blocked = False  # the same tree once more, for this verdict
         self.stages[verdict.base : end] = verdict.stages
         self.confirmed = end
         if verdict.finished:
@@ -266,13 +319,13 @@ class Standing:
 
     def _adopt(self, at: int, tokens: list[int], masks: list[int], corrected: bool) -> None:
         """Replace everything from `at` on."""
-        beyond = self.hints if at == len(self.prefix) else []
+        self.planted = None
+        goes_on = not corrected and self._outgrow(tokens)
         self.prefix[at:] = tokens
         self.stages[at:] = masks
         self._version += 1
         self._sent, self._sent_blocked = len(self.prefix), False  # downstream said these itself
-        if not corrected and beyond[: len(tokens)] == tokens[: len(beyond)]:
-            self._keep_hints(beyond[len(tokens) :], self.hint_stages[len(tokens) :])
+        if goes_on:
             return
         self._keep_hints([], [])
         self.upstream_waits = False
@@ -280,5 +333,28 @@ class Standing:
         self._outstanding = deque(((seq, min(length, at)) for seq, length in self._outstanding), _OUTSTANDING)
         self._correcting_seq = self._seq + 1
 
+    # -- hints -------------------------------------------------------------------------------------------------------
+
+    def _outgrow(self, tokens: list[int]) -> bool:
+        """The prefix grows by what downstream says: keep the hints beyond. False where upstream stands by others."""
+        if self.hint_parents is not None:
+            self._keep_beyond(tokens, self.hints, self.hint_stages, self.hint_parents)
+            self.upstream_waits = False  # it grows another tree now
+            return True
+        if self.hints[: len(tokens)] != tokens[: len(self.hints)]:
+            return False
+        self._keep_hints(self.hints[len(tokens) :], self.hint_stages[len(tokens) :])
+        return True
+
+    def _keep_beyond(
+        self, path: Sequence[int], tokens: Sequence[int], masks: Sequence[int], parents: Sequence[int]
+    ) -> bool:
+        """Keep what of a tree hangs on this path. Returns whether there is anything."""
+        root = branching.walk(tokens, parents, path)
+        nodes = [] if root is None else branching.below(parents, root)
+        self._keep_hints([tokens[node] for node in nodes], [masks[node] for node in nodes])
+        self.hint_parents = branching.among(parents, nodes) if nodes else None
+        return bool(nodes)
+
     def _keep_hints(self, hints: list[int], masks: list[int]) -> None:
-        self.hints, self.hint_stages = hints, masks
+        self.hints, self.hint_stages, self.hint_parents = hints, masks, None

@@ -16,7 +16,6 @@ from cascade_runtime.decoding.trees import Eagle2, OptTree, Static, Tree
 from cascade_runtime.decoding.trees.grower import likeliest
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError
-from cluster.launch import launch
 
 STATIC = TreeConfig(kind="static", widths=[3, 2], depth=4, nodes=20)
 EAGLE = TreeConfig(kind="eagle2", width=3, depth=4, nodes=14)
@@ -150,5 +149,3 @@ def test_trees_are_for_models_in_front_of_others():
         load_recipe("light_heavy", ["tree.kind=opt", "tree.nodes=64"])
     with pytest.raises(ConfigError, match=r"tree\.widths"):
         load_recipe("light_heavy", ["tree.kind=static", "tree.widths=[0]"])
-    with pytest.raises(ConfigError, match="trees run in one process"):
-        launch(load_recipe("light_heavy", ["tree.kind=opt"]))

@@ -136,7 +136,7 @@ def test_pipelines_refuse_rules_that_weigh_laws(family: Path, rule: str) -> None
     recipe = toy_recipe(family, ["noisy"], cascade={"acceptance": rule})
     nothing: Any = None
     for start in (lambda: Controller(recipe, nothing), lambda: launch(recipe)):
-        with pytest.raises(ConfigError, match="hints without laws") as error:
+        with pytest.raises(ConfigError, match="lost or late") as error:
             start()
         assert error.value.field == "cascade.acceptance"
 

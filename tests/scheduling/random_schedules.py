@@ -1,8 +1,9 @@
 """A toy cascade under a hostile schedule: the stages' own schedulers and policies, with every fault the links may have.
 
-One `Schedule` is one run: a few requests, three or four stages, fewer slots than requests, links that lose, repeat,
-reorder, delay, forge and refuse, commands that overtake each other, cancellations, a stage that dies. Everything is
-drawn from one random source. `run` checks as it goes and raises `AssertionError` where a promise is broken:
+One `Schedule` is one run: a few requests, two to four stages, fewer slots than requests, links that lose, repeat,
+reorder, delay, forge and refuse, commands that overtake each other, cancellations, a stage that dies. The lightest
+stage drafts chains, or trees. Everything is drawn from one random source. `run` checks as it goes and raises
+`AssertionError` where a promise is broken:
 
     the answer is the target's own        at every token, not only at the end
     every row is released                 finished, cancelled or never begun
@@ -17,13 +18,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cascade_runtime.messages import DraftBlock, Grant, Verdict
+from cascade_runtime.messages import MAX_TREE_NODES, DraftBlock, Grant, Verdict
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.policy import LockStep, Policy
+from cascade_runtime.scheduling.rounds import Rounds
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import EARLY_BLOCKS, StageScheduler, Task
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.scheduling.work import Grown
 
 VOCAB, END = 5, 4
 UPSTREAM_S = 0.05
@@ -67,6 +70,8 @@ def any_policy(rng: random.Random, stage: int, adaptive: float = 0.1) -> Policy:
     if stage and rng.random() < adaptive:
         cost = StepCost(0.004, 1e-4, 1e-4)
         return Adaptive(cost, most=6, first_wait=wait, sends=sends, can_relay=stage > 1, patient=rng.random() < 0.5)
+    if stage == 1 and rng.random() < 0.2:
+        return Rounds(sends, measures=rng.random() < 0.5)
     if rng.random() < 0.25:
         return LockStep(wait, sends)
     kind = Fixed if rng.random() < 0.5 else Policy
@@ -110,9 +115,15 @@ class Schedule:
     """One run. `seen` counts what happened, so that a test can tell that it happened at all."""
 
     def __init__(
-        self, rng: random.Random, policies: list[Policy], faults: Faults, requests: int = 2, limit: int = 9
+        self,
+        rng: random.Random,
+        policies: list[Policy],
+        faults: Faults,
+        requests: int = 2,
+        limit: int = 9,
+        trees: bool = False,
     ) -> None:
-        self.rng, self.faults, self.levels = rng, faults, len(policies)
+        self.rng, self.faults, self.levels, self.trees = rng, faults, len(policies), trees
         self.seen: Counter[str] = Counter()
         self.now = 0.0
         self.agreement = [rng.choice((0.0, 0.6, 0.9, 1.0)) for _ in policies]
@@ -216,6 +227,7 @@ class Schedule:
                 vocab_size=VOCAB,
                 ends=frozenset({END}),
                 window=None if k == self.levels - 1 else self.window,
+                slot=request.limit + (self.rng.choice((0, 3, 64)) if self.trees else 0),
             )
             drafts = self.rng.random() < 0.95
             stage.admit(standing, self.now, expect_drafts=drafts, prompt=self.rng.choice((0, 0, 3, 9)))
@@ -233,10 +245,11 @@ class Schedule:
                 self.seen["spoilt"] += 1
             else:
                 sound.append(task)
-        choices = [self.choose(k, task) for task in sound]
+        choices = [self.grow(task) if self.trees and not k else self.choose(k, task) for task in sound]
         for task, settled in zip(sound, stage.settle(sound, choices, self.now), strict=True):
             self.seen["accepted"] += settled.accepted * last
             self.seen["rejected"] += (settled.drafted - settled.accepted) * last
+            self.seen["branched"] += settled.accepted * (k == 1)
             self.seen["passes"] += last
             if last and settled.added:
                 self.answered(task.row)
@@ -246,10 +259,28 @@ class Schedule:
         if task.unfinished:
             return []
         seed, work = self.by_number[task.row.handle].seed, task.work
-        prefixes = [work.prefix + work.drafts[:j] for j in range(len(work.drafts) + 1)]
+        assert len(work.prefix) + len(work.drafts) <= max(task.row.standing.slot, len(work.prefix)), "beyond the slot"
+        prefixes = [work.prefix]
+        for node in range(len(work.drafts)):
+            parent = node - 1 if work.parents is None else work.parents[node]
+            prefixes.append(prefixes[parent + 1] + work.drafts[node : node + 1])
         if k == self.levels - 1:
             return [truth(seed, prefix) for prefix in prefixes]
         return [says(seed, k, self.agreement[k], prefix) for prefix in prefixes]
+
+    def grow(self, task: Task) -> Grown | list[int]:
+        """A tree of the lightest stage: its own choice among others, or others alone, or nothing."""
+        if task.unfinished:
+            return []
+        rng, tokens, parents = self.rng, list[int](), list[int]()
+        prefixes, seed = [task.work.prefix], self.by_number[task.row.handle].seed
+        for _ in range(rng.choice((0, 1, 4, 12))):
+            parent = rng.randrange(-1, len(tokens)) if rng.random() < 0.5 else len(tokens) - 1
+            own = says(seed, 0, self.agreement[0], prefixes[parent + 1])
+            tokens.append(own if rng.random() < 0.7 else rng.randrange(VOCAB))
+            parents.append(parent)
+            prefixes.append((*prefixes[parent + 1], tokens[-1]))
+        return Grown(tuple(tokens), tuple(parents))
 
     def answered(self, row: ScheduledRow) -> None:
         """The target has grown: compare, and where it is done, release the request everywhere."""
@@ -315,7 +346,9 @@ class Schedule:
         request = message.request if rng.random() < 0.8 else rng.getrandbits(30)
         base, number, ended = rng.randint(0, 8), rng.choice((0, 1, 3, 9, 2**32 - 1)), rng.random() < 0.2
         if isinstance(message, DraftBlock):
-            return DraftBlock(request, 1, base, tokens, masks, number, ended, rng.choice((0, 1, 2**32 - 1)))
+            tree = None if rng.random() < 0.5 else tuple(rng.randrange(-1, node) for node in range(len(tokens)))
+            pace = rng.choice((0, 1, 2**32 - 1))
+            return DraftBlock(request, 1, base, tokens, masks, number, ended, pace, parents=tree)
         grant = Grant(rng.choice((0, 1, 65535)), rng.randint(1, 9), rng.random() < 0.5)
         return Verdict(request, 1, number, base, tokens, masks, ended, grant)
 
@@ -351,7 +384,9 @@ class Schedule:
             standing = row.standing
             assert len(standing.prefix) <= standing.limit, "beyond the limit"
             assert len(standing.stages) == len(standing.prefix), "a token without its stages"
-            assert len(standing.hint_stages) == len(standing.hints) <= standing.limit + _FORGED, "hints pile up"
+            most = standing.limit + _FORGED if standing.hint_parents is None else MAX_TREE_NODES
+            assert len(standing.hint_stages) == len(standing.hints) <= most, "hints pile up"
+            assert standing.hint_parents is None or len(standing.hint_parents) == len(standing.hints)
             assert len(standing._outstanding) <= 1024, "verdicts pile up"
 
     def check_end(self) -> None:

@@ -1,4 +1,5 @@
-"""The protocol under 10^5 random schedules of three and four stages, policies mixed at random: see `random_schedules`.
+"""The protocol under 10^5 random schedules of three and four stages, policies mixed at random, and as it is where the
+lightest stage drafts trees: see `random_schedules`.
 
 Plain random sources for the volume, a hypothesis state machine over the same toy for shrinking, and negative controls:
 the protocol broken on purpose, which the same checks must notice.
@@ -18,11 +19,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from random_schedules import UPSTREAM_S, Faults, Fixed, Schedule, any_policy
 
 from cascade_runtime.messages import DraftBlock, Verdict
+from cascade_runtime.scheduling import branching
 from cascade_runtime.scheduling.policy import Policy
+from cascade_runtime.scheduling.rounds import Rounds
 from cascade_runtime.scheduling.stage_scheduler import EARLY_BLOCKS, StageScheduler
 from cascade_runtime.scheduling.standing import Standing
 
 CASES, SCHEDULES = 24, 4_200  # 100,800 schedules in all; about .7 ms each
+TREE_CASES, TREE_SCHEDULES = 4, 1_000
 _POOL = 60  # schedules that share policies, as requests do in a stage
 
 
@@ -49,6 +53,14 @@ def test_no_schedule_changes_an_answer_keeps_a_row_or_grows_without_bound(seed: 
         assert seen[fault] > 100, fault  # it happened at all; by chance fewer: once in more than 10^20 runs
     assert seen["no slot"] > 100 and seen["overtaken"] > 10
     assert seen["accepted"] > 500 and seen["rejected"] > 500
+
+
+@pytest.mark.parametrize("seed", range(TREE_CASES))
+def test_no_schedule_of_trees_does_either(seed: int) -> None:
+    seen = run_schedules(1000 + seed, TREE_SCHEDULES, levels=(2, 3, 4), trees=True)
+    for fault in ("lost", "repeated", "reordered", "stale", "gap", "forged", "spoilt", "died", "cancelled"):
+        assert seen[fault] > 100, fault
+    assert seen["accepted"] > 300 and seen["branched"] > 150
 
 
 def test_requests_far_beyond_the_slots_are_all_answered() -> None:
@@ -132,18 +144,30 @@ def test_a_broken_protocol_is_noticed(
         run_schedules(seed=0, count=600)
 
 
-def calm_passes(count: int) -> float:
-    """Passes of the target per token, three stages in turn over perfect links. A stage that is stuck on a wrong prefix
-    only shows here: the answers are right, and the target decodes alone."""
+def _settles_unseen(tokens: Any, parents: Any, choices: Any) -> list[int]:
+    """Take the first path of a tree for right."""
+    return branching.first_path(parents)
+
+
+def test_a_tree_that_nobody_looked_along_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branching, "follow", _settles_unseen)
+    with pytest.raises(AssertionError, match="the answer has changed"):
+        run_schedules(seed=0, count=600, levels=(2, 3), trees=True)
+
+
+def calm_passes(count: int, trees: bool = False) -> float:
+    """Passes of the target per token, three stages in turn over perfect links, two where trees are drafted. A stage
+    that is stuck on a wrong prefix only shows here: the answers are right, and the target decodes alone."""
     passes = tokens = 0
     for seed in range(count):
         rng = random.Random(seed)
-        schedule = Schedule(rng, [Fixed(0, 16), Fixed(2, 16), Fixed(3, 16)], Faults(), requests=1, limit=40)
-        schedule.agreement, schedule.slots, schedule.window = [0.8, 0.9, 1.0], [1, 1, 1], 16
+        policies = [Fixed(0, 16), Rounds()] if trees else [Fixed(0, 16), Fixed(2, 16), Fixed(3, 16)]
+        schedule = Schedule(rng, policies, Faults(), requests=1, limit=40, trees=trees)
+        schedule.agreement, schedule.slots, schedule.window = [0.8, *[0.9, 1.0][-len(policies) + 1 :]], [1, 1, 1], 16
         schedule.take = _take_all  # type: ignore[method-assign]
         for _ in range(3_000):
             schedule.now += 0.0005
-            for k in range(3):
+            for k in range(len(policies)):
                 schedule.turn(k)
             if schedule.over:
                 break
@@ -170,6 +194,21 @@ def test_corrections_keep_their_speed_and_verdicts_ordered_by_length_would_not(m
     assert 0.1 < sound < 0.45 and calm_passes(60) > 1.15 * sound
 
 
+def test_trees_keep_their_speed_and_a_drafter_that_never_drops_its_tree_would_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = calm_passes(60, trees=True)
+    adopt = Standing._adopt
+
+    def keeps_its_tree(standing: Standing, *said: Any) -> None:
+        tree = standing.planted
+        adopt(standing, *said)
+        standing.planted = tree
+
+    monkeypatch.setattr(Standing, "_adopt", keeps_its_tree)
+    assert 0.1 < sound < 0.7 and calm_passes(60, trees=True) > 1.3 * sound
+
+
 # -- the same toy, driven by hypothesis ------------------------------------------------------------------------------
 
 STAGES = st.integers(0, 3)
@@ -179,11 +218,11 @@ LINKS = st.integers(0, 5)
 class AnyOrder(RuleBasedStateMachine):
     """Four stages; hypothesis decides whose turn it is, what becomes of a message, and what else goes wrong."""
 
-    @initialize(seed=st.integers(0, 2**20))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 2**20), trees=st.booleans())
+    def begin(self, seed: int, trees: bool) -> None:
         """A new toy."""
         rng = random.Random(seed)
-        self.schedule = Schedule(rng, [any_policy(rng, k) for k in range(4)], Faults())
+        self.schedule = Schedule(rng, [any_policy(rng, k) for k in range(4)], Faults(), trees=trees)
 
     def link(self, which: int) -> list[DraftBlock | Verdict]:
         """One of the six."""

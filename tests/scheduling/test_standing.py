@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade_runtime.errors import ChannelError
-from cascade_runtime.messages import MAX_WINDOW, DraftBlock, Grant, Verdict, acceptors, decode, encode, producer
+from cascade_runtime.messages import (
+    MAX_TREE_DEPTH,
+    MAX_WINDOW,
+    DraftBlock,
+    Grant,
+    Verdict,
+    acceptors,
+    decode,
+    encode,
+    producer,
+)
 from cascade_runtime.scheduling.standing import Standing
 
 VOCAB = 5
@@ -231,13 +241,19 @@ handles = st.integers(0, 2**64 - 1)
 grants = st.builds(Grant, st.integers(0, MAX_WINDOW), st.integers(1, 2**32 - 1), st.booleans())
 
 
+def tree_of(nodes: int) -> st.SearchStrategy[tuple[int, ...]]:
+    """Parents of a tree of so many nodes, some near each other, none deeper than may be."""
+    return st.tuples(*(st.integers(-1, min(node - 1, MAX_TREE_DEPTH - 2)) for node in range(nodes)))
+
+
 @st.composite
 def messages(draw: st.DrawFn) -> DraftBlock | Verdict:
     body = draw(masked)
     tokens, stages = tuple(token for token, _ in body), tuple(mask for _, mask in body)
     request, epoch, base, number, end = draw(handles), draw(numbers), draw(numbers), draw(numbers), draw(st.booleans())
     if draw(st.booleans()):
-        return DraftBlock(request, epoch, base, tokens, stages, number, end, draw(numbers))
+        parents = draw(st.none() | tree_of(len(tokens)))
+        return DraftBlock(request, epoch, base, tokens, stages, number, end, draw(numbers), parents=parents)
     return Verdict(request, epoch, number, base, tokens, stages, end, draw(grants))
 
 
@@ -267,6 +283,12 @@ def test_hostile_frames_are_refused_or_well_formed(noise: bytes, said: list[Draf
         (b"\x03" + encode(DraftBlock(1, 0, 0, (5,), (1,), 0))[1:], "kind 3"),
         (encode(Verdict(1, 0, 1, 0, (), (), grant=Grant(block=0))), "blocks of 0"),
         (encode(DraftBlock(1, 0, 0, (5,) * 8193, (1,) * 8193, 0)), "8193 tokens"),
+        (encode(DraftBlock(1, 0, 0, (5, 6), (1, 1), 0, parents=(-1, 0)))[:-1], "6 bytes"),
+        (encode(DraftBlock(1, 0, 0, (5, 6), (1, 1), 0, parents=(0, 0))), "token 0 of a tree follows token 0"),
+        (encode(DraftBlock(1, 0, 0, (5, 6), (1, 1), 0, parents=(-1, 2))), "token 1 of a tree follows token 2"),
+        (encode(DraftBlock(1, 0, 0, (5,) * 64, (1,) * 64, 0, parents=(-1,) * 64)), "64 tokens.*allowed: 63"),
+        (encode(DraftBlock(1, 0, 0, (5,) * 33, (1,) * 33, 0, parents=tuple(range(-1, 32)))), "33 tokens one after"),
+        (b"\x02\x04" + encode(Verdict(1, 0, 1, 0, (5,), (1,)))[2:] + b"\x00", "a verdict that branches"),
     ],
 )
 def test_what_is_wrong_with_a_frame_is_said(frame: bytes, says: str) -> None:

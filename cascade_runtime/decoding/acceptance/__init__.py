@@ -5,9 +5,10 @@
     fuzzy                 LOSSY  PyramidSD: where the two laws are close, the draft's
     speculative_cascade   LOSSY  Narasimhan et al. 2025: the drafter's law until a deferral rule calls the verifier
     typical               LOSSY  Medusa: whatever the verifier finds typical enough
-    traversal             the ratio rule over a tree, leaf to root (Weng et al. 2025)
+    traversal             the ratio rule over a tree, leaf to root (Weng et al. 2025); `traverser.py` runs its rounds
 
-All but the first weigh laws, so they need the drafter's beside its tokens, and rounds in which nobody runs ahead: the
-engine runs them (`engine.py`), pipelines do not. Each such rule is one function, the law that may leave a level given
-the two that meet there (`rule.py`); `rejection.py` draws from it with as many drafts kept as any method could keep.
+All but the first weigh laws, so they need the drafter's beside its tokens, and rounds in which nobody runs ahead and no
+draft is lost: the engine runs them (`engine.py`), pipelines do not (`config/drafting.py` says why). Each such rule is
+one function, the law that may leave a level given the two that meet there (`rule.py`); `rejection.py` draws from it
+with as many drafts kept as any method could keep.
 """

@@ -1,4 +1,4 @@
-"""`acceptance_from_recipe`: how drafts are accepted, as the recipe says."""
+"""`acceptance_from_recipe`: how drafts are accepted, as the recipe says; traversal is a round of its own."""
 
 from __future__ import annotations
 

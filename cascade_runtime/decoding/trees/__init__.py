@@ -1,7 +1,7 @@
 """Trees of drafts: what they are (`tree`), which leaves grow (`shapes`), and a model that grows them (`grower`)."""
 
 from cascade_runtime.decoding.trees.grower import Grower
-from cascade_runtime.decoding.trees.shapes import Eagle2, OptTree, Shape, Static, shape_of
+from cascade_runtime.decoding.trees.shapes import Eagle2, OptTree, Product, Shape, Static, shape_of
 from cascade_runtime.decoding.trees.tree import Tree
 
-__all__ = ["Eagle2", "Grower", "OptTree", "Shape", "Static", "Tree", "shape_of"]
+__all__ = ["Eagle2", "Grower", "OptTree", "Product", "Shape", "Static", "Tree", "shape_of"]

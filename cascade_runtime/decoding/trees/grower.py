@@ -20,7 +20,7 @@ from cascade_runtime.decoding.trees.shapes import Shape
 from cascade_runtime.decoding.trees.tree import Tree
 
 
-class _Growing:
+class Growing:
     """One row's tree while it grows. fed: the nodes that the drafter has looked at, in the order of its cache."""
 
     def __init__(self, row: Row, prefix: Sequence[int], room: int) -> None:
@@ -48,12 +48,12 @@ class Grower:
         empty one.
         """
         growing = [
-            _Growing(row, prefix, deep)
+            Growing(row, prefix, deep)
             for row, prefix, deep in zip(rows, prefixes, most, strict=True)
         ]  # fmt: skip
         depth = 0
         while True:
-            asked: list[tuple[_Growing, list[tuple[int, int]]]] = []
+            asked: list[tuple[Growing, list[tuple[int, int]]]] = []
             for one in growing:
                 grows = self._shape.grows(one.tree, one.layer, depth) if one.layer and depth < one.room else []
                 grows = [(node, width) for node, width in grows if node < 0 or not self._ended(one.tree, node)]
@@ -66,10 +66,14 @@ class Grower:
             looked = self._decoder.look([one.extension([node for node, _ in grows]) for one, grows in asked])
             for (one, grows), logits in zip(asked, looked, strict=True):
                 for (node, width), line in zip(grows, logits, strict=True):
-                    position = len(one.prefix) + (one.tree.depths[node] + 1 if node >= 0 else 0)
-                    for token, step in likeliest(line, one.row.sampling, position, width):
+                    for token, step in self.children(line, one, node, width):
                         one.layer.append(one.tree.add(token, node, step))
             depth += 1
+
+    def children(self, logits_V: torch.Tensor, one: Growing, node: int, width: int) -> list[tuple[int, float]]:
+        """Up to `width` tokens after a node, and the log-probability of each. logits: the drafter's there."""
+        position = len(one.prefix) + (one.tree.depths[node] + 1 if node >= 0 else 0)
+        return likeliest(logits_V, one.row.sampling, position, width)
 
     def _ended(self, tree: Tree, node: int) -> bool:
         return tree.tokens[node] in self._ends

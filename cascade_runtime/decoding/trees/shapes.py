@@ -3,6 +3,7 @@
     static     the most likely chain, with siblings beside its first nodes (Cai et al. 2024, Medusa, section 3.1)
     eagle2     the most probable leaves of each layer grow, then the best of all are kept (Li et al. 2024, EAGLE-2)
     opt        the same, while a layer adds enough to the expected length (Wang et al. 2024, OPT-Tree)
+    sampled    every node of a layer gets as many children: what was drawn decides nothing (Weng et al. 2025, Traversal)
 
 A shape decides from path probabilities alone. It knows no model, and not how children are chosen.
 """
@@ -68,6 +69,23 @@ class Eagle2:
 
 
 @dataclass(frozen=True)
+class Product:
+    """`widths[d]` children for every node at depth d, beyond the list 1, down to `depth`."""
+
+    widths: tuple[int, ...]
+    depth: int
+
+    def grows(self, tree: Tree, layer: list[int], depth: int) -> list[tuple[int, int]]:
+        """All."""
+        width = self.widths[depth] if depth < len(self.widths) else 1
+        return [(node, width) for node in layer] if depth < self.depth else []
+
+    def kept(self, tree: Tree) -> Tree:
+        """All."""
+        return tree
+
+
+@dataclass(frozen=True)
 class OptTree:
     """Grows while a layer adds more than `threshold` expected tokens to the best `nodes`; expected tokens are the sum
     of path probabilities (OPT-Tree, eq. 5).
@@ -100,6 +118,8 @@ def shape_of(config: TreeConfig) -> Shape:
         return Static(tuple(config.widths), config.depth, config.nodes)
     if config.kind == "eagle2":
         return Eagle2(config.width, config.depth, config.nodes)
+    if config.kind == "sampled":
+        return Product(tuple(config.widths), config.depth)
     return OptTree(config.width, config.depth, config.nodes, config.threshold)
 
 

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cascade_runtime.scheduling.branching import follow
+
 
 @dataclass(eq=False)
 class Tree:
@@ -64,11 +66,4 @@ class Tree:
 
         choices: after the prefix and after each node, 1 + len(self). Returns the path's nodes.
         """
-        path, node = list[int](), -1
-        while True:
-            wanted = choices[node + 1]
-            children = (i for i in range(node + 1, len(self)) if self.parents[i] == node)
-            node = next((i for i in children if self.tokens[i] == wanted), -1)
-            if node < 0:
-                return path
-            path.append(node)
+        return follow(self.tokens, self.parents, choices)

@@ -1,0 +1,252 @@
+"""Trees and heads in a pipeline: the engine's tokens, whatever becomes of drafters and messages, and all slots back."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_pipeline import ask_all, long_request, slots_are_back, until
+from threaded_pipeline import threaded_pipeline
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+
+from actors.neighbour import Neighbour
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import Recipe, SamplingParams, TreeConfig, load_recipe
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import ConfigError, StageError
+from cascade_runtime.messages import DraftBlock
+
+SYSTEMS = Path(__file__).resolve().parents[2] / "benchmarks/recipes/systems"
+STATIC = TreeConfig(kind="static", widths=[3, 2], depth=4, nodes=20)
+EAGLE = TreeConfig(kind="eagle2", width=3, depth=4, nodes=14)
+OPT = TreeConfig(kind="opt", width=3, depth=6, nodes=14, threshold=0.1)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+def requests(count: int = 10) -> list[GenerateRequest]:
+    """Every other one greedy, the others at T = .8, some with a stop string; ends of sequence fall where they fall."""
+    mixed, warmth = toy_requests(count, seed=3), (0.0, 0.8)
+    return [
+        replace(each, sampling=replace(each.sampling, temperature=warmth[at % 2])) for at, each in enumerate(mixed)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(family: Path) -> list[tuple[int, ...]]:
+    """The target alone, by the engine."""
+    answers = Engine.load(toy_recipe(family, [])).generate(requests())
+    return [answer.token_ids for answer in answers]  # type: ignore[union-attr]
+
+
+def with_tree(family: Path, drafters: list[str], tree: TreeConfig, upstream_s: float = 0.5, **tables: Any) -> Recipe:
+    """upstream_s: a tree is worth a wait, however busy this machine is."""
+    deadlines = {"start_s": 300.0, "upstream_s": upstream_s}
+    return replace(toy_recipe(family, drafters, deadlines=deadlines, **tables), tree=tree)
+
+
+# -- trees -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("levels", "tree"), [(2, STATIC), (2, OPT), (3, EAGLE), (3, OPT)], ids=lambda value: getattr(value, "kind", value)
+)
+def test_a_pipeline_with_trees_says_what_its_target_says(
+    family: Path, reference: list[tuple[int, ...]], levels: int, tree: TreeConfig
+) -> None:
+    with threaded_pipeline(with_tree(family, ["noisy"] * (levels - 1), tree)) as controller:
+        answers = ask_all(controller, requests())
+        assert [answer.token_ids for answer in answers] == reference
+        assert slots_are_back(controller)
+        edges = [answer.edges[0] for answer in answers]
+        drafted, accepted = sum(e.num_draft_tokens for e in edges), sum(e.num_accepted_tokens for e in edges)
+        assert drafted >= accepted > 0.1 * drafted  # two levels of the same weights agree
+        assert all(stage.stats()["refused_messages"] == 0 for stage in controller.language)
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "lock_step"])
+def test_other_policies_say_the_same(family: Path, reference: list[tuple[int, ...]], mode: str) -> None:
+    recipe = with_tree(family, ["noisy", "noisy"], EAGLE, policy={"mode": mode}, cascade={"prefill_tokens": 16})
+    with threaded_pipeline(recipe) as controller:
+        assert [answer.token_ids for answer in ask_all(controller, requests())] == reference
+        assert slots_are_back(controller)
+
+
+def test_siblings_save_passes_as_in_one_process(family: Path) -> None:
+    asked = [replace(each, sampling=replace(each.sampling, stop=(), max_tokens=24)) for each in requests(8)]
+    passes = dict[str, int]()
+    for name, tree in (("chain", replace(STATIC, widths=[1])), ("tree", EAGLE)):
+        with threaded_pipeline(with_tree(family, ["noisy"], tree, upstream_s=5.0)) as controller:
+            passes[name] = sum(answer.target_passes for answer in ask_all(controller, asked))
+    answers = Engine.load(with_tree(family, ["noisy"], EAGLE)).generate(asked)
+    within = sum(answer.target_passes for answer in answers if isinstance(answer, Answer))
+    assert passes["tree"] < 0.95 * passes["chain"]
+    assert within <= passes["tree"] <= within + len(asked)  # a prompt waits for no tree
+
+
+def test_an_end_of_sequence_in_a_tree_ends_the_answer(family: Path) -> None:
+    with threaded_pipeline(with_tree(family, ["identical"], EAGLE)) as controller:
+        alone = controller.generate(long_request(sampling=SamplingParams(max_tokens=20, ignore_eos=True)))
+        end = alone.token_ids[9]
+        controller.ends = controller.language[-1].level.model.language.eos_token_ids = (end,)
+        controller.language[0].passes._grower._ends = frozenset()  # it drafts beyond the end
+        controller.language[0].level.model.language.eos_token_ids = ()
+        answer = controller.generate(long_request(sampling=SamplingParams(max_tokens=20)))
+        assert answer.token_ids == alone.token_ids[: alone.token_ids.index(end) + 1]
+        assert answer.finish_reason == "stop" and slots_are_back(controller)
+
+
+class BadLinks:
+    """Loses, repeats and delays what neighbours tell each other. kinds: what became of how many blocks."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.lock = random.Random(seed), threading.Lock()
+        self.late: list[tuple[Any, Any]] = []
+        self.trees = dict.fromkeys(("lost", "repeated", "late", "whole"), 0)
+        self.tell = Neighbour.tell
+
+    def __call__(self, neighbour: Any, message: Any) -> None:
+        with self.lock:
+            fate = self.rng.choice(("lost", "repeated", "late", "whole", "whole"))
+            if isinstance(message, DraftBlock) and message.parents is not None:
+                self.trees[fate] += 1
+            due = [each for each in self.late if each[0] is neighbour]
+            self.late = [each for each in self.late if each[0] is not neighbour]
+            if fate == "late":
+                self.late.append((neighbour, message))
+        for _ in range({"lost": 0, "late": 0, "repeated": 2, "whole": 1}[fate]):
+            self.tell(neighbour, message)
+        for _, old in due:  # after what came later
+            self.tell(neighbour, old)
+
+
+@pytest.mark.parametrize("drafters", [["noisy"], ["noisy", "noisy"]], ids=["two levels", "three levels"])
+def test_lost_late_and_repeated_trees_change_nothing(
+    family: Path, reference: list[tuple[int, ...]], drafters: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = BadLinks(5)
+    monkeypatch.setattr(Neighbour, "tell", lambda neighbour, message: links(neighbour, message))
+    with threaded_pipeline(with_tree(family, drafters, EAGLE, upstream_s=0.005)) as controller:
+        assert [answer.token_ids for answer in ask_all(controller, requests())] == reference
+        assert all(links.trees.values())
+        assert slots_are_back(controller)
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_answers_survive_a_dead_drafter_of_trees(family: Path, reference: list[tuple[int, ...]], dies: int) -> None:
+    with threaded_pipeline(with_tree(family, ["noisy", "noisy"], OPT)) as controller:
+        before = ask_all(controller, requests()[:6])
+        with ThreadPoolExecutor(10) as pool:
+            after = [pool.submit(controller.generate, each) for each in requests()[6:]]
+            until(lambda: bool(controller.language[2].rows))
+            controller.language[dies].stop()
+            answers = [*before, *(each.result(60) for each in after)]
+        assert [answer.token_ids for answer in answers] == reference
+        gone = controller.language[dies]
+        assert until(lambda: all(not stage.rows for stage in controller.language if stage is not gone))
+
+
+def test_answers_survive_a_drafter_of_trees_whose_numbers_break(
+    family: Path, reference: list[tuple[int, ...]]
+) -> None:  # fmt: skip
+    with threaded_pipeline(with_tree(family, ["noisy"], EAGLE, upstream_s=0.01)) as controller:
+        with torch.no_grad():
+            controller.language[0].level.model.language.norm._weight.fill_(float("nan"))
+        assert [answer.token_ids for answer in ask_all(controller, requests()[:8])] == reference[:8]
+        assert slots_are_back(controller)
+
+
+def test_a_stuck_drafter_of_trees_holds_nothing_back(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(with_tree(family, ["noisy"], EAGLE, upstream_s=0.01)) as controller:
+        stuck, grow = threading.Event(), controller.language[0].passes.run
+        controller.language[0].passes.run = lambda *args: stuck.wait(60) and grow(*args)
+        start = time.monotonic()
+        answers = ask_all(controller, requests()[:4])
+        assert time.monotonic() - start < 30  # it would be a minute at least
+        stuck.set()
+        assert [answer.token_ids for answer in answers] == reference[:4]
+        assert slots_are_back(controller)
+
+
+def test_a_cancelled_request_leaves_no_tree_behind(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(with_tree(family, ["noisy", "noisy"], EAGLE)) as controller, ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(controller.generate, long_request(request_id=f"long{k}")) for k in range(4)]
+        assert until(lambda: len(controller.language[0].rows) == 4 and controller.language[2].stats()["passes"] > 4)
+        assert all(controller.cancel(f"long{k}") for k in range(4))
+        assert all(isinstance(each.exception(20), StageError) for each in asked)
+        assert slots_are_back(controller)
+        assert controller.generate(requests()[0]).token_ids == reference[0]
+
+
+# -- heads beside the target -----------------------------------------------------------------------------------------
+
+
+HEAVY = [
+    GenerateRequest(
+        events=toy_events(1, count=800),
+        question="What is happening in this recording?",
+        sampling=SamplingParams(temperature=0.8 * (at % 2), seed=at, max_tokens=16),
+    )
+    for at in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def heavy_alone() -> list[tuple[int, ...]]:
+    """What the bundled heavy says without heads."""
+    return [answer.token_ids for answer in Engine.load(load_recipe("heavy")).generate(HEAVY)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("system", ["medusa_tree", "eagle3_tree"])
+def test_heads_draft_in_a_pipeline_what_they_draft_in_one_process(
+    system: str, heavy_alone: list[tuple[int, ...]]
+) -> None:  # fmt: skip
+    recipe = load_recipe(SYSTEMS / f"{system}.toml", ["cascade.prefill_tokens=50"])  # prompts come in pieces
+    engine = Engine.load(recipe).generate(HEAVY)
+    with threaded_pipeline(recipe) as controller:
+        answers = ask_all(controller, HEAVY)
+        assert [answer.token_ids for answer in answers] == heavy_alone
+        for answer, within in zip(answers, engine, strict=True):
+            assert isinstance(within, Answer) and within.token_ids == answer.token_ids
+            assert answer.target_passes == within.target_passes < len(answer.token_ids)
+            assert [edge.to_dict() for edge in answer.edges] == [edge.to_dict() for edge in within.edges]
+        assert slots_are_back(controller)
+
+
+def test_a_target_with_spoilt_heads_answers_alone(heavy_alone: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(load_recipe(SYSTEMS / "eagle_chain.toml")) as controller:
+        target = controller.language[0]
+        extend, spoilt = target.level.decoder.extend, []
+
+        def with_a_bad_draft(extensions: Any) -> Any:
+            choices = extend(extensions)
+            if extensions[0].drafts and len(spoilt) < 2:
+                spoilt.append(1)
+                extensions[0].row.poisoned = True
+                return [[-1] * len(choices[0])]
+            return choices
+
+        target.level.decoder.extend = with_a_bad_draft
+        assert controller.generate(HEAVY[0]).token_ids == heavy_alone[0]
+        assert len(spoilt) == 2
+        assert slots_are_back(controller)
+
+
+# -- what stays refused ----------------------------------------------------------------------------------------------
+
+
+def test_rules_that_weigh_laws_are_refused_by_name(family: Path) -> None:
+    recipe = toy_recipe(family, ["noisy"], cascade={"acceptance": "ratio"})
+    with pytest.raises(ConfigError, match=r"cascade\.acceptance.*ratio.*shared_noise.*lost or late"):
+        recipe.check_runs_apart()
+    toy_recipe(family, ["noisy"], tree={"kind": "opt"}).check_runs_apart()

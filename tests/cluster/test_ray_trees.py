@@ -1,0 +1,59 @@
+"""Trees over real channels between Ray actors, and heads in the target's actor: the tokens of the target alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import SamplingParams, TreeConfig, load_recipe
+from cascade_runtime.engine import Engine
+
+pytestmark = pytest.mark.ray
+
+
+def test_trees_on_ray_bring_the_targets_own_tokens_and_survive_their_drafter(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    family, deadlines = write_toy_family(tmp_path), {"start_s": 300.0, "upstream_s": 1.0}
+    recipe = toy_recipe(family, ["noisy", "noisy"], deadlines=deadlines, channels={"backend": "stream"})
+    recipe = replace(recipe, tree=TreeConfig(kind="eagle2", width=3, depth=4, nodes=14))
+    requests = toy_requests(12, seed=11)
+    expected = Engine.load(toy_recipe(family, [])).generate(requests)
+    with CascadeClient("ray", recipe=recipe) as client:
+
+        def answers(first: int, last: int) -> list[Answer]:
+            return [
+                client.generate(each.events, each.question, sampling=each.sampling)  # type: ignore[misc, arg-type]
+                for each in requests[first:last]
+            ]
+
+        pipeline = client._async._transport.pipeline  # type: ignore[attr-defined]
+        before = answers(0, 8)
+        edges = [answer.edges[0] for answer in before]
+        assert sum(edge.num_draft_tokens for edge in edges) >= sum(edge.num_accepted_tokens for edge in edges) > 0
+        assert all(answer.target_passes < len(answer.token_ids) for answer in before if len(answer.token_ids) > 8)
+        stats = pipeline.stats()
+        for name in ("level0", "level1", "target"):
+            assert (stats[name]["free_slots"], stats[name]["active_rows"], stats[name]["refused_messages"]) == (4, 0, 0)
+        ray.kill(pipeline.stages["level0"].actor)
+        said = [answer.token_ids for answer in (*before, *answers(8, 12))]
+        assert said == [answer.token_ids for answer in expected]  # type: ignore[union-attr]
+
+
+def test_heads_draft_inside_the_targets_actor(ray_cluster: None) -> None:
+    recipe = load_recipe("heavy", ['stages.heavy.heads="family:medusa"', "stages.heavy.num_cpus=0.2"])
+    events, question, sampling = toy_events(count=800), "What is happening here?", SamplingParams(max_tokens=16)
+    (alone,) = Engine.load(load_recipe("heavy")).generate(
+        [GenerateRequest(events=events, question=question, sampling=sampling)]
+    )
+    with CascadeClient("ray", recipe=recipe) as client:
+        answer = client.generate(events, question, sampling=sampling)
+    assert isinstance(answer, Answer) and isinstance(alone, Answer) and answer.token_ids == alone.token_ids
+    assert answer.target_passes < alone.target_passes == len(alone.token_ids)
+    (edge,) = answer.edges
+    assert edge.edge == "medusa-heavy" and edge.num_accepted_tokens > 0
