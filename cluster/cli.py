@@ -12,6 +12,8 @@
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
     cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
+    cascade edge FILE --server HOST:PORT  ask a core far away about every window of a recording, as it is replayed
+    cascade edge-server RECIPE            the core
 
 Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
 the project's own is one line on stderr; a traceback is a bug. What a command needs is imported when it runs, so
@@ -35,6 +37,7 @@ from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, 
 from cluster.cli_batch import add_batch
 from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
+from cluster.cli_edge import add_edge
 from cluster.cli_heads import add_heads
 from cluster.cli_serve import add_serve
 
@@ -280,6 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
     add_batch(commands)
     add_dashboards(commands)
+    add_edge(commands, _read)
     return parser
 
 
