@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cascade_runtime.errors import InputError
 from cascade_runtime.events.arrow_ipc import read_batches
 
-DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
+DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32", "float64")
 _FIELDS = (
     ("name", pa.string()),
     ("dtype", pa.string()),

@@ -177,7 +177,7 @@ class _Connection:
                 self.news.set()
             said = message.WhichOneof("said")
             if said == "batch":
-                await self.session.offer(message.batch)
+                self.session.offer(message.batch)
                 self.news.set()
             elif said == "pulse":
                 self._echo_ns, self._heard_ns = message.pulse.now_ns, time.monotonic_ns()
@@ -196,6 +196,7 @@ class _Connection:
             self.news.clear()
             if not self._mine:
                 raise ChannelError("the session goes on over another connection")
+            told = max(told, ledger.taken)  # what came over an earlier connection
             while (outcome := ledger.due(told)) is not None:
                 await self._say(edge_pb2.FromCore(outcome=outcome))
                 told, said = outcome.seq, (ledger.accepted, ledger.limit)

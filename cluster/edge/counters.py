@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from cascade_runtime.proto import edge_pb2
 
@@ -18,6 +18,7 @@ class EdgeMetrics:
     """Of all sessions of one server. What edges say of themselves is added up as they say it."""
 
     def __init__(self) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         place: dict[str, Any] = {"registry": self.registry}
         self.sessions = Gauge("cascade:edge_sessions", "Sessions that are remembered", **place)

@@ -90,7 +90,7 @@ class Session:
         self._parts: list[edge_pb2.WindowPart] = []
         self._partial_bytes = 0
         self._waiting: deque[_Waiting] = deque()
-        self._more = asyncio.Condition()
+        self._more = asyncio.Event()
         self._unpacking = asyncio.Lock()
         self._workers = [asyncio.create_task(self._work()) for _ in range(limits.concurrency)]
 
@@ -112,11 +112,15 @@ class Session:
         mine.first = theirs.first = 0
         return owner == self.owner and mine == theirs
 
-    async def offer(self, batch: edge_pb2.Batch) -> None:
-        """A batch has come. Raises `ChannelError` where the link must begin again, `InputError` where it must not."""
+    def offer(self, batch: edge_pb2.Batch) -> None:
+        """A batch has come. Raises `ChannelError` where the link must begin again, `InputError` where it must not.
+
+        In one piece: a connection that ends meanwhile must not leave a batch accepted and forgotten.
+        """
         if batch.crc32 != checksum(batch.seq, batch.body):
             self.refused()
             raise ChannelError(f"batch {batch.seq}: its checksum is not {batch.crc32:#010x}")
+        part = read_part(batch.body)
         try:
             if not self.ledger.offer(batch.seq):
                 self._metrics.batches.labels("repeated").inc()
@@ -124,7 +128,6 @@ class Session:
         except ChannelError:
             self.refused()
             raise
-        part = read_part(batch.body)
         self._metrics.batches.labels("new").inc()
         self._metrics.payload_bytes.inc(len(part.payload))
         self.tally.payload_bytes += len(part.payload)
@@ -139,11 +142,10 @@ class Session:
         self._parts, self._partial_bytes = [], 0
         self._metrics.ingested(self.tally.ingest, part.ingest)
         self.tally.ingest.CopyFrom(part.ingest)
-        async with self._more:
-            self._waiting.append(waiting)
-            while self.hello.newest and len(self._waiting) > self.limits.fresh:
-                self._drop(self._waiting.popleft())
-            self._more.notify()
+        self._waiting.append(waiting)
+        while self.hello.newest and len(self._waiting) > self.limits.fresh:
+            self._drop(self._waiting.popleft())
+        self._more.set()
 
     def refused(self) -> None:
         """A batch that came to nothing."""
@@ -187,10 +189,11 @@ class Session:
 
     async def _work(self) -> None:
         while True:
-            async with self._more:
-                await self._more.wait_for(lambda: bool(self._waiting))
-                waiting = self._waiting.popleft()
-                await self._unpacking.acquire()  # in the order of the windows
+            await self._unpacking.acquire()  # windows are unpacked in their order
+            while not self._waiting:
+                self._more.clear()
+                await self._more.wait()
+            waiting = self._waiting.popleft()
             outcome = edge_pb2.Outcome(received_ns=waiting.received_ns)
             try:
                 await self._answer(waiting, outcome)
