@@ -151,7 +151,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from cascade_runtime.planning import check_assumptions, draw, load_cluster, load_planned_recipe, plan
+    from cascade_runtime.planning import check_assumptions, draw, edge_cuts, load_cluster, load_planned_recipe, plan
 
     if args.picture and args.picture.suffix != ".svg":
         raise ConfigError("--picture", str(args.picture), "a file that ends in .svg")
@@ -164,7 +164,11 @@ def _plan(args: argparse.Namespace) -> int:
             args.picture.write_text(draw(found), encoding="utf-8")
         except OSError as error:
             raise CascadeError(f"{args.picture}: {error.strerror or error}") from error
-    print(json.dumps(found.to_dict()) if args.json else found.text())
+    cuts = edge_cuts(recipe, cluster, args.edge_link)
+    if args.json:
+        print(json.dumps(found.to_dict() | ({"edge": cuts.to_dict()} if cuts else {})))
+    else:
+        print("\n\n".join([found.text(), *([cuts.text()] if cuts else [])]))
     return OK
 
 
@@ -313,6 +317,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--prompt", type=int, metavar="N", help="positions of a request; 0: by its frames")
     plan.add_argument("--tokens", type=int, metavar="N", help="of an answer")
     plan.add_argument("--frames", type=int, metavar="N", help="of a request")
+    plan.add_argument("--edge-link", metavar="MBIT,MS", help="an edge box so far away: what crosses, and break-evens")
     plan.add_argument("--picture", type=Path, metavar="FILE.svg")
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(run=_plan)
