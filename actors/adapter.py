@@ -31,9 +31,8 @@ class AdapterVerifierStage:
 
     def align(self, handle: int, view: EventView) -> VisualFeatures:
         """Event features in the target tower's space."""
-        assert view.features is not None
         with self.tracer.span("align", handle):
-            return self.verifier.counted(self.verifier.align(view.features), view)
+            return self.verifier.aligned(view)
 
     def dense(self, handle: int, view: EventView, level: int = -1) -> VisualFeatures:
         """The features that one level's own tower (the target's, unless said otherwise) makes of the frames."""

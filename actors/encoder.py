@@ -10,7 +10,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_branch
 from cascade_runtime.events import Events
 from cascade_runtime.tracing import Moments, Trace, Tracer
-from cascade_runtime.vision.event_branch import EventView
+from cascade_runtime.vision.event_branch import EventView, RenderedWindow
 
 
 class EventEncoderStage:
@@ -26,7 +26,7 @@ class EventEncoderStage:
         """Facts for the launcher."""
         return {"name": "encoder", "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
 
-    def view(self, handle: int, events: Events, encode: bool = True) -> EventView:
+    def view(self, handle: int, events: Events | RenderedWindow, encode: bool = True) -> EventView:
         """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""
         with self.tracer.span("encode", handle):
             return self.branch.view(events, encode)

@@ -29,11 +29,11 @@ from cascade_runtime.api import Answer
 from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
 from cascade_runtime.events import Events
+from cascade_runtime.events.representations.window import render
 from cascade_runtime.metrics import EdgeCounters, merge_edges
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.stage_source import checkpoint_path
 from cascade_runtime.training.scenes import simulate_scene
-from cascade_runtime.vision.event_branch import render
 from cluster.launch import FOREGROUND
 
 QUESTIONS = (

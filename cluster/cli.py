@@ -12,6 +12,8 @@
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
     cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
+    cascade edge FILE --server HOST:PORT  ask a core far away about every window of a recording, as it is replayed
+    cascade edge-server RECIPE            the core
 
 Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
 the project's own is one line on stderr; a traceback is a bug. What a command needs is imported when it runs, so
@@ -35,6 +37,7 @@ from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, 
 from cluster.cli_batch import add_batch
 from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
+from cluster.cli_edge import add_edge
 from cluster.cli_heads import add_heads
 from cluster.cli_serve import add_serve
 
@@ -148,7 +151,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from cascade_runtime.planning import check_assumptions, draw, load_cluster, load_planned_recipe, plan
+    from cascade_runtime.planning import check_assumptions, draw, edge_cuts, load_cluster, load_planned_recipe, plan
 
     if args.picture and args.picture.suffix != ".svg":
         raise ConfigError("--picture", str(args.picture), "a file that ends in .svg")
@@ -161,7 +164,11 @@ def _plan(args: argparse.Namespace) -> int:
             args.picture.write_text(draw(found), encoding="utf-8")
         except OSError as error:
             raise CascadeError(f"{args.picture}: {error.strerror or error}") from error
-    print(json.dumps(found.to_dict()) if args.json else found.text())
+    cuts = edge_cuts(recipe, cluster, args.edge_link)
+    if args.json:
+        print(json.dumps(found.to_dict() | ({"edge": cuts.to_dict()} if cuts else {})))
+    else:
+        print("\n\n".join([found.text(), *([cuts.text()] if cuts else [])]))
     return OK
 
 
@@ -280,6 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
     add_batch(commands)
     add_dashboards(commands)
+    add_edge(commands, _read)
     return parser
 
 
@@ -309,6 +317,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
     plan.add_argument("--prompt", type=int, metavar="N", help="positions of a request; 0: by its frames")
     plan.add_argument("--tokens", type=int, metavar="N", help="of an answer")
     plan.add_argument("--frames", type=int, metavar="N", help="of a request")
+    plan.add_argument("--edge-link", metavar="MBIT,MS", help="an edge box so far away: what crosses, and break-evens")
     plan.add_argument("--picture", type=Path, metavar="FILE.svg")
     plan.add_argument("--json", action="store_true")
     plan.set_defaults(run=_plan)

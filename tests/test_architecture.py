@@ -21,7 +21,7 @@ ROWS = {
     8: ("cluster",),
     7: ("actors",),
     6: ("training", "evaluation", "batch"),
-    5: ("engine", "in_process", "client", "planning"),
+    5: ("engine", "in_process", "client", "planning", "edge"),
     4: ("vision", "decoding", "transports", "simulation", "emulation"),
     3: ("events", "models", "scheduling", "channels", "api"),
     2: ("config", "messages", "metrics", "proto", "tracing"),
@@ -29,8 +29,19 @@ ROWS = {
 }
 ROW_OF = {unit: row for row, units in ROWS.items() for unit in units}
 LEAVES = 3  # the units of this row and of those below do not know each other
-TORCH_FREE = {"events", "scheduling", "simulation", "planning", "channels", "api", "transports", "client", "batch"}
-TORCH_FREE |= {*ROWS[2], *ROWS[1]}
+TORCH_FREE = {
+    "events",
+    "scheduling",
+    "simulation",
+    "planning",
+    "channels",
+    "api",
+    "transports",
+    "client",
+    "batch",
+    "edge",
+}
+TORCH_FREE |= {"edge", *ROWS[2], *ROWS[1]}
 RAY_HOMES = ("cluster.", "cascade_runtime.channels.object_store", "cascade_runtime.channels.call")
 TRANSFORMERS_HOMES = ("cascade_runtime.models.", "cascade_runtime.training.")
 MAX_LINES = 400

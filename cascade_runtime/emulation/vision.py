@@ -12,9 +12,10 @@ import numpy as np
 
 from cascade_runtime.config import AdapterProfile, EncoderProfile, GateConfig
 from cascade_runtime.emulation.device import EmulatedDevice
+from cascade_runtime.errors import InputError
 from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
-from cascade_runtime.vision.event_branch import EventBranch, EventView
+from cascade_runtime.vision.event_branch import EventBranch, EventView, RenderedWindow
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision, decide
 
@@ -33,11 +34,13 @@ class EmulatedBranch(EventBranch):
         super().__init__(("emulated", {}), profile if encodes else None)
         self.profile, self.device = profile, device
 
-    def view(self, events: Events, encode: bool = True) -> EventView:
+    def view(self, events: Events | RenderedWindow, encode: bool = True) -> EventView:
         """Wait as long as rendering the recording and, unless told not to, encoding it would take.
 
         The frames hold one number, the recording's length in seconds, which is all that later stages need.
         """
+        if isinstance(events, RenderedWindow):
+            raise InputError("events", "frames", "events: an emulated encoder renders none")
         encode = encode and self.encoder is not None
         seconds, profile = events.duration_us / 1e6, self.profile
         wait_ms = profile.render_ms + profile.render_per_second_ms * seconds + profile.encode_ms * encode

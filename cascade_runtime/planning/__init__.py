@@ -3,6 +3,7 @@
     load_cluster(name or file)          cluster.py: pools, links, profiles, agreement, load
     plan(recipe, cluster) -> Plan       planner.py; plan.py: what it says, as text and JSON
     draw(plan) -> SVG                   picture.py
+    edge_cuts(recipe, cluster, link)    edge_cuts.py: raw events, frames or features from an edge box, by its link
 
 Torch and Ray are not needed: sizes come from config.json files, costs from data sheets or profiles, and what the stages
 would do from the schedulers and policies that they run.
@@ -21,18 +22,21 @@ from cascade_runtime.planning.cluster import (
     cluster_names,
     load_cluster,
 )
+from cascade_runtime.planning.edge_cuts import EdgeCuts, edge_cuts
 from cascade_runtime.planning.picture import draw
 from cascade_runtime.planning.plan import Plan
 from cascade_runtime.planning.planner import plan
 
 __all__ = [
     "Cluster",
+    "EdgeCuts",
     "Load",
     "Plan",
     "check_assumptions",
     "cluster_from_dict",
     "cluster_names",
     "draw",
+    "edge_cuts",
     "load_cluster",
     "load_planned_recipe",
     "plan",

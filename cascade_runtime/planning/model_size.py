@@ -52,8 +52,7 @@ def size_of(stage: StageConfig) -> ModelSize:
         raise ConfigError(f"{where}.checkpoint", stage.checkpoint, "a checkpoint: an emulated stage weighs nothing")
     if stage.drafter == "lookup":
         raise ConfigError(f"{where}.drafter", "lookup", "model: what earlier answers will bring cannot be planned")
-    directory = _FAMILY / stage.family_member if stage.family_member else stage.path
-    assert directory is not None
+    directory = checkpoint_directory(stage)
     name = Path(stage.checkpoint).name
     if (directory / "config.json").is_file():
         return read_size(_read_json(directory / "config.json"), name, where)
@@ -61,6 +60,13 @@ def size_of(stage: StageConfig) -> ModelSize:
         return read_size(published()[name], name, where)
     allowed = f"a directory with a config.json, or one of {', '.join(sorted(published()))}"
     raise ConfigError(f"{where}.checkpoint", stage.checkpoint, allowed)
+
+
+def checkpoint_directory(stage: StageConfig) -> Path:
+    """Where a stage's checkpoint is, or would be."""
+    directory = _FAMILY / stage.family_member if stage.family_member else stage.path
+    assert directory is not None
+    return directory
 
 
 @cache

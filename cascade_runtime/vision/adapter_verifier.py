@@ -72,14 +72,24 @@ class AdapterVerifier:
         adapter = self._expect_adapter(features)
         return adapter.predicted_cosine(features.tensor(adapter.device)).tolist()
 
-    @torch.inference_mode()
     def align(self, features: VisualFeatures) -> VisualFeatures:
         """Event features into the target tower's space. Refuses anything that is not this encoder's output."""
-        adapter = self._expect_adapter(features)
-        aligned = adapter(features.tensor(adapter.device))
-        transforms = (*features.transforms, "adapter")
-        made = VisualFeatures.from_tensor(aligned, space=self.space, transforms=transforms, source=features.source)
-        return replace(made, occupancy=features.occupancy)
+        return adapted(self._expect_adapter(features), features)
+
+    def aligned(self, view: EventView) -> VisualFeatures:
+        """A view's features in the target tower's space, and where its events lie. Those that another machine's adapter
+        made are taken if they are what this one would give, as far as that shows.
+        """
+        assert view.features is not None
+        if view.aligned is None:
+            return self.counted(self.align(view.features), view)
+        adapter = self._expect_adapter(view.features)
+        given = view.aligned.expect(self.space, adapter.target_dim)
+        found = (given.data.shape[:2], given.transforms, given.source)
+        wanted = (view.features.data.shape[:2], (*view.features.transforms, "adapter"), view.source)
+        if found != wanted:
+            raise FeatureSpaceError("aligned (shape, transforms, source)", found, str(wanted))
+        return self.counted(given, view)
 
     @torch.inference_mode()
     def dense(self, frames: np.ndarray, source: str, level: int = -1) -> VisualFeatures:
@@ -153,6 +163,16 @@ class AdapterVerifier:
         """The target tower's features of some frames, on the CPU."""
         processor, tower = self.towers[-1]
         return tower.encode(processor(frames)).cpu()
+
+
+@torch.inference_mode()
+def adapted(adapter: Any, features: VisualFeatures) -> VisualFeatures:
+    """Event features through an adapter, into the space of the tower it was fitted to."""
+    aligned = adapter(features.tensor(adapter.device))
+    transforms = (*features.transforms, "adapter")
+    space = adapter.target_space
+    made = VisualFeatures.from_tensor(aligned, space=space, transforms=transforms, source=features.source)
+    return replace(made, occupancy=features.occupancy)
 
 
 def spot_frames(source: str, frames: int, fraction: float) -> frozenset[int]:

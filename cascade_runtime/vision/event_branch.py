@@ -1,12 +1,11 @@
 """Stage 1, the event branch: a recording becomes frames by a named rule, and frames become event features.
 
-The rule and its numbers belong to the target's checkpoint (`event_representation` in its preprocessor_config.json): a
-model is fed what it was trained on. A recording longer than one window is seen through its densest window.
+A recording longer than one window is seen through its densest window. Of a `RenderedWindow` another machine's branch
+has done a part: what it left is done here, and what it did is checked.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,28 +13,53 @@ import numpy as np
 import torch
 
 from cascade_runtime.config import Recipe, Sees
+from cascade_runtime.errors import FeatureSpaceError, InputError
 from cascade_runtime.events import Events
 from cascade_runtime.events.cell_counts import cell_counts
 from cascade_runtime.events.facts import patch_occupancy
-from cascade_runtime.events.representations import represent
-from cascade_runtime.events.representations.activity import time_slices
+from cascade_runtime.events.representations.window import frame_numbers, render, seen_window, source_hash
 from cascade_runtime.models.event_encoder import load_event_encoder
 from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
-from cascade_runtime.vision.features import VisualFeatures, source_hash
-
-WINDOW_US = 100_000
+from cascade_runtime.vision.features import VisualFeatures
 
 
 @dataclass(frozen=True, eq=False)
 class EventView:
     """What the event branch made of a recording: frames for the dense tower, features for the adapter (or None), and
-    where the events of each frame lie (`cell_counts`), if a stage asks for it.
+    where the events of each frame lie (`cell_counts`), if a stage asks for it. aligned: the features in the target
+    tower's space, where another machine's adapter has already taken them there.
     """
 
     frames: np.ndarray
     source: str
     features: VisualFeatures | None
     density: np.ndarray | None = None
+    aligned: VisualFeatures | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RenderedWindow:
+    """A recording of which another machine has made frames, by `rule` and `options`, and perhaps features as well.
+
+    view: what its event branch gave; nothing of it is believed before `EventBranch.view` has looked. occupancy: share
+    of the window's 14-pixel patches in which anything happened. events: how many the frames were rendered from.
+    """
+
+    view: EventView
+    rule: str
+    options: dict[str, Any]
+    events: int
+    duration_us: int
+    occupancy: float
+
+    def __len__(self) -> int:
+        return self.events
+
+    def densest_window(self, window_us: int) -> RenderedWindow:
+        """Itself: a shorter one cannot be cut from frames."""
+        if window_us < self.duration_us:
+            raise InputError("window_us", window_us, f"at least {self.duration_us}: frames cannot be cut")
+        return self
 
 
 class EventBranch:
@@ -58,44 +82,48 @@ class EventBranch:
         return cls(load_front(recipe.target).pixels.event_representation, encoder, counts=counts)
 
     @torch.inference_mode()
-    def view(self, events: Events, encode: bool = True) -> EventView:
+    def view(self, events: Events | RenderedWindow, encode: bool = True) -> EventView:
         """Render the densest window of a recording and, unless told not to, encode it."""
-        window = events.densest_window(WINDOW_US) if events.duration_us >= WINDOW_US else events
+        if isinstance(events, RenderedWindow):
+            return self._rendered(events, encode)
+        window = seen_window(events)
         frames = render(window, self.rule, self.options)
-        source = source_hash(frames)
         density = None
         if self.counts:
             density = cell_counts(window, frame_numbers(window, self.rule, self.options), len(frames))
-        if self.encoder is None or not encode:
-            return EventView(frames, source, None, density)
-        encoded = self.encoder(torch.from_numpy(frames.copy()))
+        view = EventView(frames, source_hash(frames), None, density)
+        return self._encoded(view, patch_occupancy(window)) if encode and self.encoder is not None else view
+
+    def _encoded(self, view: EventView, occupancy: float) -> EventView:
+        assert self.encoder is not None
+        encoded = self.encoder(torch.from_numpy(view.frames.copy()))
         transforms = (self.rule, "event_encoder")
-        features = VisualFeatures.from_tensor(encoded, space=self.encoder.space, transforms=transforms, source=source)
-        return EventView(frames, source, replace(features, occupancy=patch_occupancy(window)), density)
+        space = self.encoder.space
+        features = VisualFeatures.from_tensor(encoded, space=space, transforms=transforms, source=view.source)
+        return replace(view, features=replace(features, occupancy=occupancy))
 
+    def _rendered(self, window: RenderedWindow, encode: bool) -> EventView:
+        """The rest of what another machine began, once what it did was checked."""
+        view = window.view
+        if (window.rule, window.options) != (self.rule, self.options):
+            raise InputError("frames.rule", (window.rule, window.options), str((self.rule, self.options)))
+        if view.source != source_hash(view.frames):
+            raise FeatureSpaceError("frames.source", view.source, "the hash of these frames")
+        if self.counts and (view.density is None or len(view.density) != len(view.frames)):
+            raise InputError("frames.density", None, "where the events of each frame lie: a stage asks for it")
+        if self.encoder is None or not encode:
+            return replace(view, features=None, aligned=None)
+        if view.features is None:
+            return self._encoded(replace(view, aligned=None), window.occupancy)
+        self._expect_mine(view)
+        return view
 
-def render(events: Events, rule: str, options: dict[str, Any]) -> np.ndarray:
-    """A window as frames: by a rule that makes several itself, or one picture for each of `frames` equal counts of
-    events (how EventGPT cuts a window).
-    """
-    if rule == "activity":
-        return represent(events, rule, **options)
-    each = {name: value for name, value in options.items() if name != "frames"}
-    pairs = itertools.pairwise(_edges(events, options))
-    return np.stack([represent(events.slice(a, b), rule, **each) for a, b in pairs])
-
-
-def frame_numbers(events: Events, rule: str, options: dict[str, Any]) -> np.ndarray:
-    """(N,) int64: in which of the frames that `render` makes each event is."""
-    if rule == "activity":
-        return (
-            time_slices(events.t, events.t[0], events.t[-1], options.get("frames", 2))[0] if len(events) else events.t
-        )
-    return np.searchsorted(_edges(events, options), np.arange(len(events)), side="right") - 1
-
-
-def _edges(events: Events, options: dict[str, Any]) -> list[int]:
-    """Where frames of equal counts begin, and the end."""
-    count = options.get("frames", 1)
-    step = len(events) // count
-    return [*range(0, step * count, step), len(events)] if step else [0, len(events)]
+    def _expect_mine(self, view: EventView) -> None:
+        """Features that came with frames are what this encoder makes of them, as far as that shows."""
+        features, encoder = view.features, self.encoder
+        assert features is not None and encoder is not None
+        features.expect(encoder.space, encoder.feature_size)
+        found = (features.frames, features.transforms, features.source)
+        wanted = (len(view.frames), (self.rule, "event_encoder"), view.source)
+        if found != wanted:
+            raise FeatureSpaceError("features (frames, transforms, source)", found, str(wanted))

@@ -7,7 +7,6 @@ hash of the recording it came from. It is what travels between stages: plain num
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -95,11 +94,3 @@ class VisualFeatures:
             return self
         data = np.where(np.asarray(keep)[:, None, None], self.data, other.data)
         return replace(other if not any(keep) else self, data=data.astype(self.data.dtype, copy=False))
-
-
-def source_hash(frames: np.ndarray) -> str:
-    """A tag for the recording a packet came from: the hash of the frames that were rendered from it."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(str((frames.shape, frames.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(frames).data)
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
-from cascade_runtime.vision.event_branch import EventBranch, EventView
+from cascade_runtime.vision.event_branch import EventBranch, EventView, RenderedWindow
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.online import OnlineUpdater
 
@@ -48,7 +48,7 @@ class FrontEnd:
         self.branch, self.verifier = branch, verifier
         self.updater: OnlineUpdater | None = None
 
-    def see(self, events: Events, *, speculate: bool = True) -> Seen:
+    def see(self, events: Events | RenderedWindow, *, speculate: bool = True) -> Seen:
         """Features of one recording, as the recipe's mode and gate say.
 
         In strict mode without drafters the event branch is of no use and does not run. In strict mode a failure of the
@@ -65,7 +65,7 @@ class FrontEnd:
             watch.done("adapter", "dense")
         try:
             if view.features is not None:
-                aligned = self.verifier.counted(self.verifier.align(view.features), view)
+                aligned = self.verifier.aligned(view)
                 watch.done("adapter", "align")
                 decision = self.verifier.decide(view, aligned, dense)
                 mixed = self.verifier.fill(view, aligned, decision, dense)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cascade_runtime.config import GateConfig
 from cascade_runtime.errors import FeatureSpaceError
+from cascade_runtime.events.representations.window import source_hash
 from cascade_runtime.vision.adapter_verifier import spot_frames
-from cascade_runtime.vision.features import VisualFeatures, source_hash
+from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import decide, frame_cosines, random_baseline
 
 

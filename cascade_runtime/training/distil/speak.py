@@ -19,9 +19,10 @@ from cascade_runtime.emulation.loading import load_level
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.events import Events
+from cascade_runtime.events.representations.window import source_hash
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventBranch, EventView
-from cascade_runtime.vision.features import VisualFeatures, source_hash
+from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.front_end import FrontEnd, Seen
 
 

@@ -1,0 +1,231 @@
+"""`edge_cuts`: where to cut the work between an edge box and the core, by the link between them.
+
+    seconds(cut) = work on the edge + work on the core + latency + 8 x bytes / bandwidth            of one window
+
+Per bandwidth the quickest cut is chosen; where two cuts take equally long is their break-even. Bytes of raw events and
+frames are medians of measured windows (`edge_windows.toml`), those of features follow from the checkpoints' sizes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cascade_runtime.config import Recipe, StageConfig
+from cascade_runtime.config.checks import number
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.planning.cluster import Cluster, Kind
+from cascade_runtime.planning.model_size import checkpoint_directory, size_of
+from cascade_runtime.planning.plan import byte_words
+from cascade_runtime.planning.roofline import vision_s
+
+_WINDOWS = Path(__file__).parent / "edge_windows.toml"
+_PUBLISHED_RULE = ("event_frame/last_wins", 5)  # what is assumed of a target whose directory is not here
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class CutCost:
+    """One cut: bytes that cross for a window, and seconds of work on either side, those of the target left out."""
+
+    cut: str
+    window_bytes: int
+    edge_s: float
+    core_s: float
+
+    def seconds(self, mbit_s: float, latency_ms: float) -> float:
+        """Of one window, from the sensor to the core's language stages."""
+        return self.edge_s + self.core_s + latency_ms / 1000 + 8 * self.window_bytes / (1e6 * mbit_s)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Measured windows of one recording: events, bytes as raw events and as frames by rule, ms of packing frames."""
+
+    name: str
+    events: int
+    raw_bytes: int
+    frame_bytes: dict[str, int]
+    frame_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The cuts of one scene. best: the quickest at the link; reign: (cut, from, to) Mbit/s where each is quickest."""
+
+    scene: Scene
+    costs: tuple[CutCost, ...]
+    best: str
+    reign: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True)
+class EdgeCuts:
+    """For a link of mbit_s and latency_ms one way, every scene's choice. notes: what was taken for granted."""
+
+    mbit_s: float
+    latency_ms: float
+    rule: str
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; a bandwidth without bound is null."""
+        choices = [
+            {
+                "scene": choice.scene.name,
+                "best": choice.best,
+                "cuts": [
+                    asdict(cost) | {"seconds": float(f"{cost.seconds(self.mbit_s, self.latency_ms):.6g}")}
+                    for cost in choice.costs
+                ],
+                "quickest": [
+                    {"cut": cut, "from_mbit_s": _plain(low), "to_mbit_s": _plain(high)}
+                    for cut, low, high in choice.reign
+                ],
+            }
+            for choice in self.choices
+        ]
+        link = {"mbit_s": self.mbit_s, "latency_ms": self.latency_ms}
+        return {**link, "rule": self.rule, "scenes": choices, "notes": list(self.notes)}
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"edge and core {self.mbit_s:g} Mbit/s and {self.latency_ms:g} ms apart, per window of 50 ms"]
+        for choice in self.choices:
+            lines.append(f"  {choice.scene.name}, {choice.scene.events:,} events")
+            for cost in choice.costs:
+                mark = " <- quickest" if cost.cut == choice.best else ""
+                seconds = cost.seconds(self.mbit_s, self.latency_ms)
+                lines.append(f"    {cost.cut:<9}{byte_words(cost.window_bytes):>9}  {1000 * seconds:8.4g} ms{mark}")
+            spans = ", ".join(f"{cut} {_span(low, high)}" for cut, low, high in choice.reign)
+            lines.append(f"    quickest: {spans}")
+        return "\n".join([*lines, *(f"  taken for granted: {note}" for note in self.notes)])
+
+
+def break_even_mbit_s(one: CutCost, other: CutCost) -> float | None:
+    """The bandwidth at which both take equally long; None where one is the quicker at any."""
+    more_bytes, more_work_s = (
+        one.window_bytes - other.window_bytes,
+        other.edge_s + other.core_s - one.edge_s - one.core_s,
+    )
+    if more_bytes == 0 or more_work_s == 0 or (more_bytes > 0) != (more_work_s > 0):
+        return None
+    return 8 * more_bytes / (1e6 * more_work_s)
+
+
+def reigns(costs: Sequence[CutCost]) -> tuple[tuple[str, float, float], ...]:
+    """(cut, from, to) Mbit/s: which cut is the quickest from the slowest link to the quickest one."""
+    pairs = itertools.combinations(costs, 2)
+    edges = sorted({even for one, other in pairs if (even := break_even_mbit_s(one, other)) is not None})
+    bounds = [0.0, *edges, math.inf]
+    found: list[tuple[str, float, float]] = []
+    for low, high in itertools.pairwise(bounds):
+        inside = high / 2 if not low else 2 * low if math.isinf(high) else math.sqrt(low * high)
+        best = quickest(costs, inside if math.isfinite(inside) else 1.0, 0.0)
+        if found and found[-1][0] == best:
+            found[-1] = (best, found[-1][1], high)
+        else:
+            found.append((best, low, high))
+    return tuple(found)
+
+
+def quickest(costs: Sequence[CutCost], mbit_s: float, latency_ms: float) -> str:
+    """The cut that takes least; of equals the one with fewer bytes."""
+    return min(costs, key=lambda cost: (cost.seconds(mbit_s, latency_ms), cost.window_bytes)).cut
+
+
+def edge_cuts(recipe: Recipe, cluster: Cluster, link: str | None) -> EdgeCuts | None:
+    """The cuts of a recipe for a link "MBIT,MS", or for the cluster's own where it has one between its cameras and
+    other devices; None without either. Raises `ConfigError`.
+    """
+    edge = next((pool for pool in cluster.pools if pool.cameras), None)
+    core = max(
+        (pool for pool in cluster.pools if pool is not edge), key=lambda pool: _speed(cluster, pool.kind), default=edge
+    )
+    if link is not None:
+        mbit_s, latency_ms = parse_link(link)
+    else:
+        sites = {edge.site, core.site} if edge is not None and core is not None else set()
+        known = next((each for each in cluster.links if len(sites) == 2 and set(each.between) == sites), None)
+        if known is None:
+            return None
+        mbit_s, latency_ms = known.mbit_s, known.latency_ms
+    assert core is not None
+    rule, frames, notes = _rule(recipe.target)
+    kinds = cluster.kinds[(edge or core).kind], cluster.kinds[core.kind]
+    if edge is None:
+        notes.append("the edge computes as quickly as the core: no pool has cameras")
+    costs = [(scene, _costs(recipe, scene, rule, frames, kinds)) for scene in scenes()]
+    if not any(len(each) > 1 for _, each in costs):
+        notes.append(f"no frames of rule {rule} were measured: raw events only")
+    choices = tuple(Choice(scene, each, quickest(each, mbit_s, latency_ms), reigns(each)) for scene, each in costs)
+    return EdgeCuts(mbit_s, latency_ms, rule, choices, tuple(notes))
+
+
+def parse_link(text: str) -> tuple[float, float]:
+    """(Mbit/s, ms one way) of "MBIT,MS". Raises `ConfigError`."""
+    try:
+        mbit_s, latency_ms = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError("--edge-link", text, "MBIT,MS: bandwidth in Mbit/s, latency in ms one way") from None
+    number(ConfigError, "--edge-link (Mbit/s)", mbit_s, 0.001, 1e7)
+    number(ConfigError, "--edge-link (ms)", latency_ms, 0.0, 10_000.0)
+    return mbit_s, latency_ms
+
+
+@cache
+def scenes() -> tuple[Scene, ...]:
+    """The measured windows."""
+    return tuple(Scene(**table) for table in tomllib.loads(_WINDOWS.read_text())["scenes"])
+
+
+def _costs(recipe: Recipe, scene: Scene, rule: str, frames: int, kinds: tuple[Kind, Kind]) -> tuple[CutCost, ...]:
+    """raw, and frames and features where they are known. Rendering is counted at the edge's or core's expense alike."""
+    if rule not in scene.frame_bytes:
+        return (CutCost("raw", scene.raw_bytes, 0.0, 0.0),)
+    render_s, packed = scene.frame_ms[rule] / 1000, scene.frame_bytes[rule]
+    if recipe.encoder is None or recipe.adapter is None:
+        return CutCost("raw", scene.raw_bytes, 0.0, render_s), CutCost("frames", packed, render_s, 0.0)
+    encoder, adapter = size_of(recipe.encoder), size_of(recipe.adapter)
+    edge_s, core_s = (sum(vision_s(size, kind, "float32", frames) for size in (encoder, adapter)) for kind in kinds)
+    features = frames * encoder.positions * (encoder.feature_size + adapter.feature_size) * _FLOAT32_BYTES
+    return (
+        CutCost("raw", scene.raw_bytes, 0.0, render_s + core_s),
+        CutCost("frames", packed, render_s, core_s),
+        CutCost("features", packed + features, render_s + edge_s, 0.0),
+    )
+
+
+def _rule(target: StageConfig) -> tuple[str, int, list[str]]:
+    """The target's rule and how many frames it makes."""
+    path = checkpoint_directory(target) / "preprocessor_config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))["event_representation"] if path.is_file() else None
+        if said is not None:
+            return str(said["name"]), int(said.get("frames", 1)), []
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    rule, frames = _PUBLISHED_RULE
+    return rule, frames, [f"the target is shown {frames} pictures by {rule}: its directory does not say"]
+
+
+def _speed(cluster: Cluster, kind: str) -> float:
+    return cluster.kinds[kind].flops("float32")
+
+
+def _plain(mbit_s: float) -> float | None:
+    return float(f"{mbit_s:.6g}") if math.isfinite(mbit_s) else None
+
+
+def _span(low: float, high: float) -> str:
+    if not low:
+        return "at any bandwidth" if math.isinf(high) else f"below {high:.3g} Mbit/s"
+    return f"from {low:.3g} Mbit/s" if math.isinf(high) else f"{low:.3g} to {high:.3g} Mbit/s"

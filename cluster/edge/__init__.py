@@ -1,0 +1,12 @@
+"""The two ends of the link between an edge box and the core, over gRPC (`proto/edge.proto`).
+
+    box.py       the edge: replays a recording, packs windows, keeps what is unanswered, connects again after a cut
+    core.py      the core's server: who may speak, sessions that outlive connections, status
+    session.py   one edge's standing question: batches into windows, windows into requests, outcomes back
+    seeing.py    how a recipe looks at a window, which the edge is told
+    doors.py     TLS and tokens of both ends
+    counters.py  what the core counts, for Prometheus
+    latency.py   per stage, from the moment when the sensor closed the window
+
+What passes is `cascade_runtime/edge/`.
+"""
