@@ -342,6 +342,20 @@ class Window(_message.Message):
     recording: Recording
     def __init__(self, number: _Optional[int] = ..., recording: _Optional[_Union[Recording, _Mapping]] = ...) -> None: ...
 
+class SessionReply(_message.Message):
+    __slots__ = ("opened", "window")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    opened: SessionOpened
+    window: WindowReply
+    def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., window: _Optional[_Union[WindowReply, _Mapping]] = ...) -> None: ...
+
+class SessionOpened(_message.Message):
+    __slots__ = ("levels",)
+    LEVELS_FIELD_NUMBER: _ClassVar[int]
+    levels: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, levels: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class WindowReply(_message.Message):
     __slots__ = ("number", "dropped", "answer", "failure")
     NUMBER_FIELD_NUMBER: _ClassVar[int]

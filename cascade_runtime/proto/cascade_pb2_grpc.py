@@ -47,7 +47,7 @@ class CascadeStub:
         self.Session = channel.stream_stream(
                 '/cascade.v1.Cascade/Session',
                 request_serializer=cascade__runtime_dot_proto_dot_cascade__pb2.SessionRequest.SerializeToString,
-                response_deserializer=cascade__runtime_dot_proto_dot_cascade__pb2.WindowReply.FromString,
+                response_deserializer=cascade__runtime_dot_proto_dot_cascade__pb2.SessionReply.FromString,
                 _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/cascade.v1.Cascade/Cancel',
@@ -89,9 +89,11 @@ class CascadeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """Live camera: one Opening message with the question, then windows of events; a reply for every window that was not
-        dropped, in order. One window is answered at a time. While it is, the newest `waiting` windows wait; of more, the
-        oldest are dropped, and counted in the next reply.
+        """Live camera. In: the terms, then windows of events. Out: that the session is open, then a reply for every window
+        that was not dropped, in order. One window is answered at a time. While it is, the newest `waiting` windows wait;
+        of more, the oldest are dropped, and counted in the next reply. The initial metadata `cascade-max-bytes`, sent at
+        once, says how large a message may be. (Python's client loses the status of a call that ends while it writes: it
+        does well to wait for that metadata before the terms, and for SessionOpened before windows.)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +143,7 @@ def add_CascadeServicer_to_server(servicer, server):
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
                     request_deserializer=cascade__runtime_dot_proto_dot_cascade__pb2.SessionRequest.FromString,
-                    response_serializer=cascade__runtime_dot_proto_dot_cascade__pb2.WindowReply.SerializeToString,
+                    response_serializer=cascade__runtime_dot_proto_dot_cascade__pb2.SessionReply.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -244,7 +246,7 @@ class Cascade:
             target,
             '/cascade.v1.Cascade/Session',
             cascade__runtime_dot_proto_dot_cascade__pb2.SessionRequest.SerializeToString,
-            cascade__runtime_dot_proto_dot_cascade__pb2.WindowReply.FromString,
+            cascade__runtime_dot_proto_dot_cascade__pb2.SessionReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -157,16 +157,28 @@ class GrpcTransport:
     ) -> AsyncIterator[WindowAnswer]:
         """Answer windows over one call until their queue is closed. timeout_s: for each of them."""
         call = self._stub().Session(metadata=self._metadata)
-        sending = asyncio.create_task(_send(call, windows, grpc_wire.opening(terms, timeout_s, waiting)))
+        sending: asyncio.Task[None] | None = None
         try:
+            most = (await call.initial_metadata()).get("cascade-max-bytes", "")
+            if most.isdecimal():  # it was let in
+                await call.write(grpc_wire.opening(terms, timeout_s, waiting))
             async for reply in call:
-                yield WindowAnswer(reply.number, self._outcome(reply), windows.dropped + reply.dropped)
+                if reply.WhichOneof("reply") == "opened":
+                    sending = sending or asyncio.create_task(_send(call, windows, int(most[:12] or 0)))
+                else:
+                    told = reply.window
+                    yield WindowAnswer(told.number, self._outcome(told), windows.dropped + told.dropped)
         except grpc.aio.AioRpcError as failed:
             raise grpc_wire.error_of_call(failed, "")[0] from failed
+        except asyncio.CancelledError:
+            if sending is not None and sending.done():
+                sending.result()  # where that has given up, it is why
+            raise
         finally:
             call.cancel()
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
+            if sending is not None:
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
 
     def _outcome(self, reply: wire.WindowReply) -> Answer | CascadeError:
         try:
@@ -211,12 +223,15 @@ class GrpcTransport:
             await self._channel.close()
 
 
-async def _send(call: Any, windows: NewestWindows[Window], opening: wire.SessionRequest) -> None:
-    """The messages of a session. What goes wrong with the call, its reader learns."""
+async def _send(call: Any, windows: NewestWindows[Window], most: int) -> None:
+    """The windows of a session. What goes wrong with the call, its reader learns; one that is too large ends it."""
     try:
-        await call.write(opening)
         while (window := await windows.get()) is not None:
-            await call.write(await asyncio.to_thread(grpc_wire.window, window))
+            message = await asyncio.to_thread(grpc_wire.window, window)
+            if message.ByteSize() > most:
+                call.cancel()
+                raise InputError("events", f"a window of {message.ByteSize()} bytes", f"at most {most} bytes")
+            await call.write(message)
         await call.done_writing()
     except (grpc.RpcError, asyncio.InvalidStateError):
         pass

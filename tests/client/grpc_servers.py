@@ -7,7 +7,6 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from client.http_servers import Alone
@@ -19,12 +18,17 @@ from cluster.serving.rpc import GrpcServer
 from cluster.serving.settings import ServerSettings
 
 
-@dataclass(frozen=True)
-class Served:
-    """address: host:port; inside: requests that hold a place now."""
+class Served(Alone):
+    """The server and the replica around it. address: host:port; inside: requests that hold a place now; silent: stages
+    that are to be.
+    """
 
     address: str
     gateway: Gateway
+    silent: tuple[str, ...] = ()
+
+    async def gone(self) -> tuple[str, ...]:
+        return self.silent
 
     @property
     def inside(self) -> int:
@@ -44,17 +48,19 @@ def grpc_server(recipe: Recipe, transport: Transport, **settings: Any) -> Iterat
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 
-    async def start() -> tuple[Gateway, GrpcServer]:  # both belong to the loop that they run on
-        given = ServerSettings(grpc_port=free_port(), **settings)
-        gateway = Gateway(given, recipe, transport)
-        server = GrpcServer(gateway, Alone(), Alone())
+    served = Served()
+
+    async def start() -> GrpcServer:  # belongs to the loop that it runs on
+        served.gateway = Gateway(ServerSettings(grpc_port=free_port(), **settings), recipe, transport)
+        server = GrpcServer(served.gateway, served, served)
         await server.start()
-        return gateway, server
+        served.address = server.address
+        return server
 
     try:
-        gateway, server = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
         try:
-            yield Served(server.address, gateway)
+            yield served
         finally:
             asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(20)
     finally:

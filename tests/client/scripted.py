@@ -16,7 +16,9 @@ ANSWER = Answer("-", "ab", (1, 2), ("a", "b"), "stop", LEVELS, (3, 2), Timings(1
 
 
 class Scripted:
-    """go: answers wait for it; started, ended: how many requests have; error: raised instead of an answer."""
+    """go: answers wait for it; started, ended: how many requests have; asked, timeouts: which, and for how long; error:
+    given instead of an answer.
+    """
 
     def __init__(self, error: CascadeError | None = None) -> None:
         self.go = threading.Event()
@@ -24,6 +26,7 @@ class Scripted:
         self.started = self.ended = 0
         self.error = error
         self.asked: list[GenerateRequest] = []
+        self.timeouts: list[float | None] = []
 
     async def run(
         self, requests: Sequence[GenerateRequest], timeout_s: float | None, stream: bool, concurrency: int = 1
@@ -31,6 +34,7 @@ class Scripted:
         for index, request in enumerate(requests):
             self.started += 1
             self.asked.append(request)
+            self.timeouts.append(timeout_s)
             try:
                 if stream:
                     yield index, Piece("a", (1,), (3,), ("a",))

@@ -24,6 +24,8 @@ from cluster.serving.rpc.messages import answer_of, body_of, opening_of, piece_o
 from cluster.serving.rpc.session import answered_windows
 from cluster.serving.shared_runs import Update
 
+MAX_BYTES = "cascade-max-bytes"
+
 
 class CascadeService(CascadeServicer):
     """In front of one replica's gateway."""
@@ -77,12 +79,12 @@ class CascadeService(CascadeServicer):
                 async for update in updates:
                     yield update
         except CascadeError as error:
-            error.request_id = error.request_id or name
+            error.request_id = name  # the caller's, where the pipeline has another
             raise
 
     async def Session(
         self, request_iterator: AsyncIterator[wire.SessionRequest], context: Any
-    ) -> AsyncIterator[wire.WindowReply]:
+    ) -> AsyncIterator[wire.SessionReply]:
         """Window after window, see `answered_windows`."""
         who, gateway = caller(context, self._gateway), self._gateway
         most = gateway.recipe.cascade.slots + gateway.settings.max_queue
@@ -91,6 +93,7 @@ class CascadeService(CascadeServicer):
             raise Refusal(status=503, type="server_error", code="overloaded", message=message, retry_after_s=1.0)
         self._sessions += 1
         try:
+            await context.send_initial_metadata(((MAX_BYTES, str(gateway.settings.max_body_bytes)),))
             async with aclosing(answered_windows(gateway, who, request_iterator)) as replies:  # type: ignore[type-var]
                 async for reply in replies:
                     yield reply

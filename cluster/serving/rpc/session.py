@@ -30,16 +30,17 @@ _IDLE_S = 600.0
 Requests = AsyncIterator[wire.SessionRequest]
 
 
-async def answered_windows(gateway: Gateway, caller: str, requests: Requests) -> AsyncIterator[wire.WindowReply]:
+async def answered_windows(gateway: Gateway, caller: str, requests: Requests) -> AsyncIterator[wire.SessionReply]:
     """The replies of one session. Raises `InputError` and `Refusal` for what is wrong with it as a whole."""
     terms = await _terms(gateway, requests)
     windows: NewestWindows[wire.Window] = NewestWindows(terms.waiting or 1)
+    yield wire.SessionReply(opened=wire.SessionOpened(levels=gateway.recipe.cascade.levels))
     reading = asyncio.create_task(_read(requests, windows))
     try:
         while (window := await windows.get()) is not None:
             reply = await _answer(gateway, caller, terms, window)
             reply.dropped = windows.dropped
-            yield reply
+            yield wire.SessionReply(window=reply)
         await reading  # what ended it, where that was not its caller
     finally:
         reading.cancel()
