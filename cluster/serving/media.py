@@ -58,6 +58,14 @@ class MediaLimits:
 
 
 @dataclass(frozen=True)
+class SentBytes:
+    """What stands for a data URL where bytes need no text around them (gRPC): its media type and its data."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Media:
     """A recording, and whether its events were simulated from a video."""
 
@@ -79,10 +87,12 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
     if fps is not None:
         number(InputError, f"{where}.fps", fps, 0.1, 10_000)
     url = source.get("url")
-    if not isinstance(url, str):
+    if not isinstance(url, str | SentBytes):
         raise InputError(f"{where}.url", _kind(url), "a data URL")
-    scheme = url[:16].partition(":")[0].lower()
-    if scheme == "data":
+    scheme = "" if isinstance(url, SentBytes) else url[:16].partition(":")[0].lower()
+    if isinstance(url, SentBytes):
+        media_type, payload = url.media_type.strip().lower(), url.data
+    elif scheme == "data":
         media_type, payload = _split(url, f"{where}.url")
     elif scheme == "file" and limits.directory is not None:
         path = _below(limits.directory, url, f"{where}.url")
@@ -101,7 +111,7 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
     return Media(_video(media_type, payload, fps, where, limits), True)
 
 
-def _video(media_type: str, payload: str | Path, fps: Any, where: str, limits: MediaLimits) -> Events:
+def _video(media_type: str, payload: str | bytes | Path, fps: Any, where: str, limits: MediaLimits) -> Events:
     if media_type == _JPEG_FRAMES and isinstance(payload, str):
         if payload.count(",") >= limits.video.max_frames:
             raise EventFormatError(where, "frames", f"more than {limits.video.max_frames} frames")
@@ -123,9 +133,13 @@ def _split(url: str, where: str) -> tuple[str, str]:
     return media_type or "application/octet-stream", payload
 
 
-def _bytes(payload: str | Path, where: str, limit: int) -> bytes:
+def _bytes(payload: str | bytes | Path, where: str, limit: int) -> bytes:
     if isinstance(payload, Path):
         return _file(payload, where, limit)
+    if isinstance(payload, bytes):
+        if len(payload) > limit:
+            raise InputError(where, f"{len(payload)} bytes", f"at most {limit} bytes")
+        return payload
     if len(payload) * 3 // 4 > limit + 2:
         raise InputError(where, f"{len(payload)} characters", f"at most {limit} bytes in base64")
     try:

@@ -28,6 +28,7 @@ class ServerSettings:
     the recipe's own. key_digests: SHA-256 of every API key; without any, only this machine may ask. media_dir: `file:`
     URLs are read below it. max_queue: requests that wait for a slot. max_body_bytes: of one HTTP body.
     key_concurrency, key_per_minute: requests of one key at a time and in a minute, 0 is unbounded. replicas: pipelines.
+    grpc_port: of the gRPC server, 0 for none; grpc_host: where it listens; grpc_certfile, grpc_keyfile: its TLS, PEM.
     """
 
     recipe: str = "three_level"
@@ -41,6 +42,10 @@ class ServerSettings:
     key_concurrency: int = 0
     key_per_minute: int = 0
     replicas: int = 1
+    grpc_port: int = 0
+    grpc_host: str = "127.0.0.1"
+    grpc_certfile: str | None = None
+    grpc_keyfile: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -50,12 +55,15 @@ class ServerSettings:
             ("key_concurrency", 0, 10_000),
             ("key_per_minute", 0, 1_000_000),
             ("replicas", 1, 1000),
+            ("grpc_port", 0, 65_535),
         ):
             integer(ConfigError, name, getattr(self, name), low, high)
         if not isinstance(self.model, str) or not 1 <= len(self.model) <= 64:
             raise ConfigError("model", self.model, "a name of 1 to 64 characters")
         if self.media_dir is not None and not Path(self.media_dir).is_dir():
             raise ConfigError("media_dir", self.media_dir, "an existing directory")
+        if (self.grpc_certfile is None) != (self.grpc_keyfile is None):
+            raise ConfigError("grpc_keyfile", self.grpc_keyfile, "a certificate and a key, or neither")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServerSettings:
