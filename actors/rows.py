@@ -23,7 +23,8 @@ from cascade_runtime.vision.features import VisualFeatures
 class Admission:
     """One request at the door of one language stage. `handle` is its number inside the pipeline.
 
-    Without `expect_drafts` the row decodes alone and waits for nobody.
+    Without `expect_drafts` the row decodes alone and waits for nobody. tokens, masks: what of the answer the target has
+    said already, to a controller or a stage before this one: it goes on from there.
     """
 
     handle: int
@@ -32,9 +33,11 @@ class Admission:
     features: VisualFeatures
     sampling: SamplingParams
     expect_drafts: bool = True
+    tokens: tuple[int, ...] = ()
+    masks: tuple[int, ...] = ()
 
     def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None) -> Standing:
-        """What stage number `stage` stands by at the start: nothing."""
+        """What stage number `stage` stands by at the start."""
         return Standing(
             request=self.handle,
             epoch=0,
@@ -43,6 +46,8 @@ class Admission:
             vocab_size=vocab_size,
             ends=frozenset() if self.sampling.ignore_eos else frozenset(ends),
             window=window,
+            prefix=list(self.tokens),
+            stages=list(self.masks),
         )
 
 

@@ -39,7 +39,7 @@ class _Outbox:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
 
-_NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
+NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
 
 
 class Target(LanguageStage):
@@ -67,7 +67,14 @@ class Target(LanguageStage):
 
     def _admit(self, admission: Admission) -> None:
         super()._admit(admission)
-        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), _NOTHING))
+        known = replace(NOTHING, tokens=admission.tokens, masks=admission.masks)
+        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), known))
+
+    def _evict(self, least: int) -> None:
+        super()._evict(least)
+        for handle in [handle for handle in self._outboxes if handle < least]:
+            outbox = self._outboxes.pop(handle)
+            self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
 
     def release(self, handle: int) -> RowReport | None:
         """Forget a request and its answer; whoever waits for it is told."""

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from actors.adapter import AdapterVerifierStage
-from actors.controller import Controller, Stages
+from actors.controller import Controller
 from actors.drafter import Drafter
 from actors.encoder import EventEncoderStage
+from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.channels import ChannelSpec
