@@ -37,6 +37,7 @@ from cascade_runtime.emulation.loading import load_tokenizer
 from cascade_runtime.errors import (
     CapacityError,
     CascadeError,
+    ChannelError,
     DeadlineExceeded,
     FeaturesLost,
     InputError,
@@ -232,7 +233,7 @@ class Controller:
             except FeaturesLost as error:
                 course.prepared = False
                 self._await(course, error, renewals)
-            except (StageDied, DeadlineExceeded) as error:  # a call may be lost on its way
+            except (StageDied, ChannelError, DeadlineExceeded) as error:  # or a call was lost on its way
                 self._await(course, error, renewals)
 
     def _permit(self, course: Course, *stages: str) -> None:

@@ -39,7 +39,7 @@ from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.emulation.loading import load_level
-from cascade_runtime.errors import ChannelClosed, StageError
+from cascade_runtime.errors import ChannelClosed, StageDied, StageError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.from_recipe import policy_from_recipe, share_cores, window_of_row
@@ -158,9 +158,9 @@ class LanguageStage:
         self._command(lambda: self._evict(least))
 
     def pulse(self) -> Pulse:
-        """Asks nothing of the loop. Raises `StageError` where that has ended."""
+        """Asks nothing of the loop. Raises `StageDied` where that has ended."""
         if self._stopping.is_set():
-            raise StageError(self.name, "-", "its loop has ended")
+            raise StageDied(self.name, "-", "its loop has ended")
         upstream, downstream = epoch_of(self.links.upstream), epoch_of(self.links.downstream)
         return Pulse.here(self.clock.turning_s, upstream, downstream, len(self.rows))
 
@@ -183,7 +183,7 @@ class LanguageStage:
 
     def _command(self, action: Callable[[], object]) -> object:
         if self._thread is None or self._stopping.is_set():
-            raise StageError(self.name, "-", "the stage is not running")
+            raise StageDied(self.name, "-", "the stage is not running")
         return self._commands.ask(action, self.recipe.deadlines.control_s)
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -196,11 +196,14 @@ class LanguageStage:
                 self._turn()
         except Exception:
             log.exception("stage %s: the loop ended", self.name)
-            for one in list(self.rows.values()):
-                self._fail(one, "the stage's loop ended")
+        finally:
+            self._stopping.set()
             self.links.close()
-        self._stopping.set()
-        self._commands.refuse()
+            self._commands.refuse()
+            self._ended()
+
+    def _ended(self) -> None:
+        """The loop is over, as planned or not."""
 
     def _turn(self) -> None:
         start = self.clock.turn()
@@ -273,8 +276,10 @@ class LanguageStage:
             choices = decoder.extend([one.extension(task) for one, task in zip(batch, tasks, strict=True)])
         except Exception as error:
             log.exception("stage %s: a pass over %d rows failed", self.name, len(batch))
-            for one in batch:
-                self._fail(one, f"{type(error).__name__}: {error}")
+            if len(tasks) == 1:
+                self._fail(batch[0], f"{type(error).__name__}: {error}")
+            for task in tasks if len(tasks) > 1 else ():  # whoever spoilt it fails alone
+                self._pass([task])
             return
         end = time.monotonic_ns()
         self.clock.busy_ns += end - start

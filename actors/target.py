@@ -10,7 +10,7 @@ from actors.rows import ActiveRow, Admission, RowReport
 from actors.stage import LanguageStage
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
-from cascade_runtime.errors import StageError
+from cascade_runtime.errors import StageDied, StageError
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,23 @@ class Target(LanguageStage):
     def take(self, handle: int, seen: int, timeout_s: float) -> Progress:
         """The answer as soon as it holds more than `seen` tokens or has ended; as it is after `timeout_s` otherwise.
 
-        Raises `StageError` for a request this stage does not know.
+        Raises `StageError` for a request this stage does not know, `StageDied` where its loop has ended.
         """
         outbox = self._outboxes.get(handle)
         if outbox is None:
             raise StageError(self.name, str(handle), "unknown request (never admitted, or released)")
         with outbox.changed:
             outbox.changed.wait_for(
-                lambda: len(outbox.progress.tokens) > seen or outbox.progress.finish_reason or outbox.progress.problem,
+                lambda: (
+                    len(outbox.progress.tokens) > seen
+                    or outbox.progress.finish_reason
+                    or outbox.progress.problem
+                    or self._stopping.is_set()
+                ),
                 timeout_s,
             )
+            if self._stopping.is_set() and not outbox.progress.finish_reason:
+                raise StageDied(self.name, str(handle), "the stage was stopped")
             drafts = self.scheduler.policy.decision.speculate
             return replace(outbox.progress, said_at=time.monotonic(), drafts=drafts)
 
@@ -69,6 +76,10 @@ class Target(LanguageStage):
         super()._admit(admission)
         known = replace(NOTHING, tokens=admission.tokens, masks=admission.masks)
         self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), known))
+
+    def _ended(self) -> None:
+        for outbox in list(self._outboxes.values()):
+            self._show(outbox, outbox.progress)
 
     def _evict(self, least: int) -> None:
         super()._evict(least)

@@ -25,7 +25,14 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -40,7 +47,15 @@ from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec, choose_backend
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.decoding.level import check_one_vocabulary
-from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, FeaturesLost, StageDied, StageError
+from cascade_runtime.errors import (
+    CascadeError,
+    ChannelError,
+    ConfigError,
+    DeadlineExceeded,
+    FeaturesLost,
+    StageDied,
+    StageError,
+)
 from cascade_runtime.tracing import Trace
 from cluster.supervision.ray_crew import RayCrew
 from cluster.supervision.supervisor import Recovery, Supervisor
@@ -80,6 +95,8 @@ def plain_error(error: BaseException, stage: str) -> CascadeError:
         return cause if isinstance(cause, CascadeError) else StageError(stage, "-", f"{type(cause).__name__}: {cause}")
     if isinstance(error, GetTimeoutError):
         return DeadlineExceeded(f"stage {stage}: no answer in time")
+    if isinstance(error, ActorUnavailableError):
+        return ChannelError(f"stage {stage}: a call was lost on its way")
     if isinstance(error, RayActorError):
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
         return StageDied(stage, "-", f"its process has died: {reason}")

@@ -18,6 +18,7 @@ from cascade_runtime.errors import CascadeError, StageDied
 
 _HANDLES = 1 << 32  # how many requests one controller numbers
 _EVICT_S = 5.0
+_JOIN_S = 5.0
 
 
 class RayCrew:
@@ -88,8 +89,8 @@ class RayCrew:
         spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", epoch=epoch)
         spec = lighter.result(lighter.start("listen", spec), control_s)
         joins = [
-            (lighter, lighter.start("join_downstream", control_s)),
-            (heavier, heavier.start("join_upstream", spec, control_s)),
+            (lighter, lighter.start("join_downstream", _JOIN_S)),
+            (heavier, heavier.start("join_upstream", spec, _JOIN_S)),
         ]
         for stage, reference in joins:
             stage.result(reference, control_s)

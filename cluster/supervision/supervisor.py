@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from actors.handles import StageHandle
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
+from cascade_runtime.errors import CascadeError, ChannelError, ConfigError, DeadlineExceeded, StageError
 from cluster.supervision.watch import TICK_S, GiveUp, Ping, Restart, Rewire, Watch
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ _THREADS = 8
 
 
 class Crew(Protocol):
-    """Who lays hands on the stages. Each method waits for what it does, with a deadline, and may raise `CascadeError`."""
+    """Who lays hands on the stages. Each method waits for what it does, with a deadline; it raises `CascadeError`."""
 
     def kill(self, stage: str, pulse: Pulse | None) -> None:
-        """End a process that may hang. pulse: the last it gave."""
+        """End what there is of it. pulse: the last it gave, where its process may hang; None where that is gone."""
         ...
 
     def start(self, stage: str) -> None:
@@ -57,8 +57,8 @@ class Crew(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """One restart. noticed_at, up_at: when it was found out, and when the stage was whole again, links included; seconds
-    of the monotonic clock. load_s: of that, what starting a process and loading its model took.
+    """One restart. noticed_at, up_at: when it was found out, and when the stage was whole again, links included, in
+    seconds of the monotonic clock. load_s: of that, what starting a process and loading its model took.
     """
 
     stage: str
@@ -174,6 +174,9 @@ class Supervisor:
                 pulse = self._handles[stage].result(reference, 0.0)
             except DeadlineExceeded:
                 continue
+            except ChannelError:  # the call was lost, which says nothing of the stage
+                self._asked[stage] = incarnation, self._handles[stage].start("pulse")
+                continue
             except CascadeError as error:
                 self._watch.died(stage, incarnation, time.monotonic(), str(error))
             else:
@@ -184,13 +187,12 @@ class Supervisor:
     def _restart(self, order: Restart) -> None:
         stage, incarnation = order.stage, order.incarnation
         try:
-            if not order.died:
-                self._crew.kill(stage, self._pulses.get(stage))
+            self._crew.kill(stage, None if order.died else self._pulses.get(stage))
             begun = time.monotonic()
             self._crew.start(stage)
             load_s = time.monotonic() - begun
             self._crew.resume(stage, order.planned)
-        except Exception as error:  # whatever it is, the stage is not there
+        except Exception as error:  # noqa: BLE001  whatever it is, the stage is not there
             log.warning("stage %s was not started: %s", stage, error)
             problem = f"not started: {error}"
             self._events.put(lambda: self._watch.not_started(stage, incarnation, time.monotonic(), problem))
@@ -206,7 +208,7 @@ class Supervisor:
         edge = order.light, order.heavy, order.epoch
         try:
             self._crew.wire(*edge)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, they are not linked
             log.warning("%s and %s were not linked: %s", order.light, order.heavy, error)
             self._events.put(lambda: self._watch.not_wired(*edge, time.monotonic()))
         else:

@@ -8,6 +8,9 @@
 
 Times are seconds of any monotonic clock, given from outside and only compared: no jump of a wall clock is seen here. An
 event of an incarnation, or of a link's epoch, that is no longer the last one is ignored.
+
+A machine that is too busy makes all stages slow. So the more of them are silent at once, the longer each is waited for;
+and one is blamed only after it was looked for a few times, which a supervisor that is itself slow has not done.
 """
 
 from __future__ import annotations
@@ -171,15 +174,16 @@ class Watch:
 
     def decide(self, now: float) -> Iterator[Instruction]:
         """What is to be done now, each thing once."""
+        waits = [now - one.asked_at for one in self._stages.values() if one.asked_at is not None]
+        silent_s = self._config.silent_s * max(1, sum(wait >= 0.5 * self._config.silent_s for wait in waits))
         for name, one in self._stages.items():
             if one.phase == "up" and one.asked_at is None and now >= one.next_at:
                 one.asked_at, one.looks = now, 0
                 yield Ping(name, one.incarnation)
             elif one.phase == "up" and one.asked_at is not None:
-                one.looks += 1  # where this machine is too busy to look, no stage is blamed for being slow
-                silent_s = now - one.asked_at
-                if silent_s >= self._config.silent_s and one.looks * TICK_S >= 0.5 * self._config.silent_s:
-                    self._fail(one, name, now, f"silent for {silent_s:.1f} s")
+                one.looks += 1
+                if now - one.asked_at >= silent_s and one.looks * TICK_S >= 0.5 * self._config.silent_s:
+                    self._fail(one, name, now, f"silent for {now - one.asked_at:.1f} s")
             if one.phase == "down" and now >= one.due:
                 one.phase, one.incarnation = "starting", one.incarnation + 1
                 yield Restart(name, one.incarnation, one.reason, one.planned, one.died)
