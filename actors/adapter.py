@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_verifier
 from cascade_runtime.tracing import Moments, Trace, Tracer
@@ -74,6 +75,10 @@ class AdapterVerifierStage:
         call that is to be among it.
         """
         return self.tracer.of(handle)
+
+    def pulse(self) -> Pulse:
+        """That it is alive."""
+        return Pulse.here()
 
     def trace(self) -> Trace:
         """The recorded spans."""

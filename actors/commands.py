@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 
-from cascade_runtime.errors import CapacityError, DeadlineExceeded, StageError
+from cascade_runtime.errors import CapacityError, DeadlineExceeded, StageDied
 
 _WAITING = 256
 
@@ -53,4 +53,4 @@ class Commands:
         """Called when the loop has ended: whoever waits is told."""
         while not self._queue.empty():
             _, outcome = self._queue.get_nowait()
-            outcome.set_exception(StageError(self._stage, "-", "the stage was stopped"))
+            outcome.set_exception(StageDied(self._stage, "-", "the stage was stopped"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_branch
 from cascade_runtime.events import Events
@@ -34,6 +35,10 @@ class EventEncoderStage:
     def moments(self, handle: int) -> Moments:
         """What was done for a request: (what, start, end) in monotonic ns of this machine."""
         return self.tracer.of(handle)
+
+    def pulse(self) -> Pulse:
+        """That it is alive."""
+        return Pulse.here()
 
     def trace(self) -> Trace:
         """The recorded spans."""

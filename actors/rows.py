@@ -24,7 +24,8 @@ from cascade_runtime.vision.features import VisualFeatures
 class Admission:
     """One request at the door of one language stage. `handle` is its number inside the pipeline.
 
-    Without `expect_drafts` the row decodes alone and waits for nobody.
+    Without `expect_drafts` the row decodes alone and waits for nobody. tokens, masks: what of the answer the target has
+    said already, to a controller or a stage before this one: it goes on from there.
     """
 
     handle: int
@@ -33,9 +34,11 @@ class Admission:
     features: VisualFeatures
     sampling: SamplingParams
     expect_drafts: bool = True
+    tokens: tuple[int, ...] = ()
+    masks: tuple[int, ...] = ()
 
     def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None, slot: int) -> Standing:
-        """What stage number `stage` stands by at the start: nothing. slot: answer tokens that its KV slot holds."""
+        """What stage number `stage` stands by at the start. slot: answer tokens that its KV slot holds."""
         return Standing(
             request=self.handle,
             epoch=0,
@@ -45,6 +48,8 @@ class Admission:
             ends=frozenset() if self.sampling.ignore_eos else frozenset(ends),
             window=window,
             slot=slot,
+            prefix=list(self.tokens),
+            stages=list(self.masks),
         )
 
 

@@ -17,28 +17,30 @@ their outcome, with a deadline. Nothing in here knows Ray.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from actors.bell import Bell
 from actors.commands import Commands
-from actors.facts import facts_of
+from actors.facts import LoopClock, info, stats
 from actors.host import cores, step_back
+from actors.links import Links, epoch_of
 from actors.neighbour import Heard, Neighbour
 from actors.passes import Chosen, passes_of, shares
+from actors.pulse import Pulse
 from actors.rows import ActiveRow, Admission, News, RowReport
-from cascade_runtime.channels import ChannelSpec, Listener, connect, listen, wait_any
-from cascade_runtime.channels.local import pair
+from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.emulation.loading import load_level
-from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, DeadlineExceeded, StageError
+from cascade_runtime.errors import ChannelClosed, StageDied, StageError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.from_recipe import patience_s, policy_from_recipe, share_cores, window_of_row
@@ -78,14 +80,12 @@ class LanguageStage:
         self.rows: dict[int, ActiveRow] = {}
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
         self._released: OrderedDict[int, None] = OrderedDict()
-        self._upstream: Neighbour[DraftBlock] | None = None
-        self._downstream: Neighbour[Verdict] | None = None
-        self._refused = 0  # by neighbours that are gone
-        self._listener: Listener | None = None
-        self._commands = Commands(self.name, self._ring)
-        self._bell, self._ear = pair(ChannelSpec(backend="local", link="wake", capacity=1))
+        self.links = Links(recipe, index, self.tracer)
+        self._bell = Bell()
+        self._commands = Commands(self.name, self._bell.ring)
         self._stopping = threading.Event()
-        self._busy_ns = self._awake_ns = 0  # in passes; in turns of the loop, passes included
+        self.clock = LoopClock()
+        self._least = 0  # handles below it belong to a controller that is gone
         self._news = News()
         self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
@@ -95,27 +95,38 @@ class LanguageStage:
 
     def info(self) -> dict[str, Any]:
         """Facts about the stage that the launcher checks and prints."""
-        return facts_of(self.level)
+        return info(self.name, self.level)
 
     def listen(self, spec: ChannelSpec) -> ChannelSpec:
         """Open the link to the next stage and return where it can be reached."""
-        self._listener = listen(spec)
-        return self._listener.spec
+        return self.links.listen(spec)
 
     def link(self, upstream: ChannelSpec | None, timeout_s: float) -> None:
-        """Connect to the previous stage, accept the next one, start the loop. Raises `ChannelError` or
-        `DeadlineExceeded`.
+        """Connect to the previous stage, accept the next one, start the loop; one that replaces another starts without
+        either. Raises `ChannelError` or `DeadlineExceeded`.
         """
         if self._thread is not None:
             return
         if upstream is not None:
-            name = self.recipe.stages[self.index - 1].name
-            self._upstream = Neighbour(name, connect(upstream, timeout_s), DraftBlock, self.tracer)
-        if self._listener is not None:
-            name = self.recipe.stages[self.index + 1].name
-            self._downstream = Neighbour(name, self._listener.accept(timeout_s), Verdict, self.tracer)
+            self.links.upstream = self.links.connect(upstream, timeout_s)
+        if self.links.listens:
+            self.links.downstream = self.links.accept(timeout_s)
+        self.scheduler.upstream = self.links.upstream is not None
+        self.scheduler.downstream = self.links.downstream is not None
         self._thread = threading.Thread(target=self._run, name=f"stage-{self.name}", daemon=True)
         self._thread.start()
+
+    def join_upstream(self, spec: ChannelSpec, timeout_s: float) -> None:
+        """Link to the previous stage anew, in place of what link there is. A second call changes nothing.
+
+        Raises `ChannelError`, `DeadlineExceeded`.
+        """
+        if epoch_of(self.links.upstream) != spec.epoch:
+            self._command(partial(self.links.joined, self.scheduler, self.links.connect(spec, timeout_s), None))
+
+    def join_downstream(self, timeout_s: float) -> None:
+        """The same with the next stage, which comes to the address that `listen` gave."""
+        self._command(partial(self.links.joined, self.scheduler, None, self.links.accept(timeout_s)))
 
     def admit(
         self,
@@ -125,13 +136,15 @@ class LanguageStage:
         features: VisualFeatures,
         sampling: SamplingParams,
         expect_drafts: bool = True,
+        tokens: tuple[int, ...] = (),
+        masks: tuple[int, ...] = (),
     ) -> None:
         """Take a request in, see `Admission`. A second call with the same handle changes nothing; one after `release`
         is refused. The arguments stand side by side since Ray resolves references (`features`) only at the top level.
 
         Raises what is wrong with the request (`PromptTooLong`, `FeatureSpaceError`) or `CapacityError`.
         """
-        admission = Admission(handle, request_id, question, features, sampling, expect_drafts)
+        admission = Admission(handle, request_id, question, features, sampling, expect_drafts, tokens, masks)
         self._command(lambda: self._admit(admission))
 
     def revise(self, handle: int, features: VisualFeatures | None) -> None:
@@ -143,26 +156,20 @@ class LanguageStage:
         """Forget a request, finished, running or still to come; its slot is free when this returns."""
         return self._command(lambda: self._release(handle))  # type: ignore[return-value]
 
+    def evict(self, least: int) -> None:
+        """Forget every request whose handle is lower, and refuse those still to come: their controller is gone."""
+        self._command(lambda: self._evict(least))
+
+    def pulse(self) -> Pulse:
+        """Asks nothing of the loop. Raises `StageDied` where that has ended."""
+        if self._stopping.is_set():
+            raise StageDied(self.name, "-", "its loop has ended")
+        upstream, downstream = epoch_of(self.links.upstream), epoch_of(self.links.downstream)
+        return Pulse.here(self.clock.turning_s, upstream, downstream, len(self.rows))
+
     def stats(self) -> dict[str, Any]:
-        """Counters since the start; `busy_s` is time in passes, `awake_s` in turns of the loop, passes included."""
-        decoder, policy = self.level.decoder, self.scheduler.policy
-        return {
-            "name": self.name,
-            "emulated": self.config.emulated,
-            "passes": decoder.passes,
-            "tokens_fed": decoder.tokens_fed,
-            "busy_s": self._busy_ns / 1e9,
-            "awake_s": self._awake_ns / 1e9,
-            "active_rows": len(self.rows),
-            "free_slots": decoder.free_slots,
-            "slots": decoder.cache.slots,
-            "early_blocks": len(self.scheduler.early),
-            "refused_messages": self._refused + sum(each.refused for each in self._neighbours()),
-            "edge": self.totals.to_dict(),
-            "decision": policy.decision.to_dict(),
-            "upstream_alive": self._upstream is not None,
-            "downstream_alive": self._downstream is not None,
-        }
+        """Counters since the start, see `actors.facts`."""
+        return stats(self)
 
     def trace(self) -> Trace:
         """The recorded spans."""
@@ -171,24 +178,16 @@ class LanguageStage:
     def stop(self) -> None:
         """End the loop and close both links. Requests still inside fail at whoever waits for them."""
         self._stopping.set()
-        self._ring()
+        self._bell.ring()
         if self._thread is not None:
             self._thread.join(self.recipe.deadlines.control_s)
-        for closable in (self._listener, *(each.channel for each in self._neighbours()), self._bell, self._ear):
-            if closable is not None:
-                closable.close()
-
-    def _neighbours(self) -> list[Neighbour[Any]]:
-        return [each for each in (self._upstream, self._downstream) if each is not None]
+        self.links.close()
+        self._bell.close()
 
     def _command(self, action: Callable[[], object]) -> object:
         if self._thread is None or self._stopping.is_set():
-            raise StageError(self.name, "-", "the stage is not running")
+            raise StageDied(self.name, "-", "the stage is not running")
         return self._commands.ask(action, self.recipe.deadlines.control_s)
-
-    def _ring(self) -> None:
-        with contextlib.suppress(DeadlineExceeded, CapacityError, ChannelError):
-            self._bell.send(b"!", 0.0)  # it may be ringing already, or the loop may be gone
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -200,34 +199,35 @@ class LanguageStage:
                 self._turn()
         except Exception:
             log.exception("stage %s: the loop ended", self.name)
-            for one in list(self.rows.values()):
-                self._fail(one, "the stage's loop ended")
-            for neighbour in self._neighbours():
-                neighbour.channel.close()
-        self._stopping.set()
-        self._commands.refuse()
+        finally:
+            self._stopping.set()
+            self.links.close()
+            self._commands.refuse()
+            self._ended()
+
+    def _ended(self) -> None:
+        """The loop is over, as planned or not."""
 
     def _turn(self) -> None:
-        start = time.monotonic_ns()
+        start = self.clock.turn()
         obeyed, heard = self._commands.obey(), set[int]()
-        self._take(self._upstream, self._on_drafts, heard)
-        self._take(self._downstream, self._on_verdict, heard)
+        self._take(self.links.upstream, self._on_drafts, heard)
+        self._take(self.links.downstream, self._on_verdict, heard)
         self._slept = False
         if tasks := self.scheduler.next_batch(time.monotonic()):
             self._pass(tasks)
         for one in self._news.of(self.rows, heard, everything=obeyed or bool(tasks), now_ns=start):
             self._publish(one)
         self._flush()
-        self._awake_ns += time.monotonic_ns() - start
+        self.clock.rest()
         if not tasks:
             self._wait()
 
     def _wait(self) -> None:
         """Sleep until a message, a command or the earliest deadline."""
-        now, links = time.monotonic(), [each.channel for each in self._neighbours()]
-        wait_any([self._ear, *links], max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
-        while self._ear.recv(0.0) is not None:
-            pass
+        now, links = time.monotonic(), [each.channel for each in self.links]
+        wait_any([self._bell.ear, *links], max(0.0, self.scheduler.wake_at(now, _IDLE_S) - now))
+        self._bell.hush()
         self._slept = True
 
     def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None], heard: set[int]) -> None:
@@ -247,12 +247,9 @@ class LanguageStage:
     def _lost(self, neighbour: Neighbour[Any]) -> None:
         """Go on without it."""
         log.warning("stage %s: %s closed its link", self.name, neighbour.name)
-        neighbour.channel.close()
-        self._refused += neighbour.refused
-        if neighbour is self._upstream:
-            self._upstream, self.scheduler.upstream = None, False
-        else:
-            self._downstream, self.scheduler.downstream = None, False
+        self.links.drop(neighbour)
+        self.scheduler.upstream = self.links.upstream is not None
+        self.scheduler.downstream = self.links.downstream is not None
 
     def _on_drafts(self, message: DraftBlock) -> None:
         if message.request not in self._released:
@@ -274,11 +271,13 @@ class LanguageStage:
             tasks, choices = self.passes.run(batch, tasks)
         except Exception as error:
             log.exception("stage %s: a pass over %d rows failed", self.name, len(batch))
-            for one in batch:
-                self._fail(one, f"{type(error).__name__}: {error}")
+            if len(tasks) == 1:
+                self._fail(batch[0], f"{type(error).__name__}: {error}")
+            for task in tasks if len(tasks) > 1 else ():  # whoever spoilt it fails alone
+                self._pass([task])
             return
         end = time.monotonic_ns()
-        self._busy_ns += end - start
+        self.clock.busy_ns += end - start
         work_s = (time.thread_time() - worked) * max(1, self.config.threads)
         self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9, work_s)
         sound = [(task, chosen) for task, chosen in zip(tasks, choices, strict=True) if self._usable(task, chosen)]
@@ -326,12 +325,12 @@ class LanguageStage:
     def _publish(self, one: ActiveRow) -> None:
         """What is news, downstream and upstream: it leaves at the end of this turn."""
         for message in self.scheduler.outgoing(one.scheduled, time.monotonic()):
-            neighbour = self._downstream if isinstance(message, DraftBlock) else self._upstream
+            neighbour = self.links.downstream if isinstance(message, DraftBlock) else self.links.upstream
             if neighbour is not None:
                 neighbour.tell(message)
 
     def _flush(self) -> None:
-        for neighbour in self._neighbours():
+        for neighbour in self.links:
             try:
                 neighbour.flush()
             except ChannelClosed:
@@ -341,7 +340,7 @@ class LanguageStage:
 
     def _admit(self, admission: Admission) -> None:
         handle = admission.handle
-        if handle in self._released:
+        if handle in self._released or handle < self._least:
             raise StageError(self.name, admission.request_id, "was released before it was admitted")
         if handle in self.rows:
             return
@@ -349,6 +348,8 @@ class LanguageStage:
         window = window_of_row(self.recipe, self.index, admission.features.occupancy)
         room = self.level.decoder.room(row, 0)
         standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window, room)
+        standing.renew_upstream(epoch_of(self.links.upstream) or 0)
+        standing.renew_downstream(epoch_of(self.links.downstream) or 0)
         scheduled = self.scheduler.admit(
             standing,
             time.monotonic(),
@@ -368,12 +369,17 @@ class LanguageStage:
             one.scheduled.prompt_left, one.scheduled.prefix = one.row.prompt_left, one.row.prompt.prefix
 
     def _release(self, handle: int) -> RowReport | None:
-        self._take(self._downstream, self._on_verdict, set())  # its last verdict may lie there
+        self._take(self.links.downstream, self._on_verdict, set())  # its last verdict may lie there
         self._forget(handle)
         self._released[handle] = None
         while len(self._released) > _REPORTS:
             self._released.popitem(last=False)
         return self._reports.pop(handle, None)
+
+    def _evict(self, least: int) -> None:
+        self._least = least
+        for handle in [handle for handle in self.rows if handle < least]:
+            self._release(handle)
 
     def _forget(self, handle: int) -> None:
         self.scheduler.release(handle)

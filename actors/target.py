@@ -10,7 +10,7 @@ from actors.rows import ActiveRow, Admission, RowReport
 from actors.stage import LanguageStage
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
-from cascade_runtime.errors import StageError
+from cascade_runtime.errors import StageDied, StageError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class _Outbox:
         return len(progress.tokens) > seen or progress.finish_reason is not None or progress.problem is not None
 
 
-_NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
+NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
 
 
 class Target(LanguageStage):
@@ -62,21 +62,34 @@ class Target(LanguageStage):
     def take(self, handle: int, seen: int, timeout_s: float) -> Progress:
         """The answer as soon as it holds more than `seen` tokens or has ended; as it is after `timeout_s` otherwise.
 
-        Raises `StageError` for a request this stage does not know.
+        Raises `StageError` for a request this stage does not know, `StageDied` where its loop has ended.
         """
         outbox = self._outboxes.get(handle)
         if outbox is None:
             raise StageError(self.name, str(handle), "unknown request (never admitted, or released)")
         with outbox.changed:
             outbox.wanted.append(seen)
-            outbox.changed.wait_for(lambda: outbox.news_beyond(seen), timeout_s)
+            outbox.changed.wait_for(lambda: outbox.news_beyond(seen) or self._stopping.is_set(), timeout_s)
             outbox.wanted.remove(seen)
+            if self._stopping.is_set() and not outbox.progress.finish_reason:
+                raise StageDied(self.name, str(handle), "the stage was stopped")
             drafts = self.scheduler.policy.decision.speculate
             return replace(outbox.progress, said_at=time.monotonic(), drafts=drafts)
 
     def _admit(self, admission: Admission) -> None:
         super()._admit(admission)
-        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), _NOTHING))
+        known = replace(NOTHING, tokens=admission.tokens, masks=admission.masks)
+        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), known))
+
+    def _ended(self) -> None:
+        for outbox in list(self._outboxes.values()):
+            self._show(outbox, outbox.progress)
+
+    def _evict(self, least: int) -> None:
+        super()._evict(least)
+        for handle in [handle for handle in self._outboxes if handle < least]:
+            outbox = self._outboxes.pop(handle)
+            self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
 
     def release(self, handle: int) -> RowReport | None:
         """Forget a request and its answer; whoever waits for it is told."""
@@ -119,5 +132,5 @@ class Target(LanguageStage):
     def _show(self, outbox: _Outbox, progress: Progress) -> None:
         with outbox.changed:
             outbox.progress = progress
-            if outbox.wanted and outbox.news_beyond(min(outbox.wanted)):
+            if outbox.wanted and (self._stopping.is_set() or outbox.news_beyond(min(outbox.wanted))):
                 outbox.changed.notify_all()

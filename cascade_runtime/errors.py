@@ -12,6 +12,9 @@
     +-- ChannelError           a link between stages
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
     +-- StageError             a stage failed on a request (the request id is attached)
+    |   +-- StageDied          its process has died, or hung and was killed (retry later)
+    |   +-- FeaturesLost       what another stage had made for it is gone (retry later)
+    |   +-- Quarantined        a stage has crashed with this request in it, again and again
     +-- RemoteError            a server: not reached, broke off, or said what its contract does not allow
         +-- AccessError        it does not know this key, or the key may not do this
         +-- NotFound           it has no such thing: a model, a request
@@ -122,6 +125,22 @@ class StageError(CascadeError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.stage, self.request_id, self.problem))
+
+
+class StageDied(StageError):
+    """The stage's process has died, or hung and was killed; a supervised pipeline starts it anew."""
+
+    retryable = True
+
+
+class FeaturesLost(StageError):
+    """What another stage had computed for this one is gone with that stage or its machine."""
+
+    retryable = True
+
+
+class Quarantined(StageError):
+    """A stage has crashed with this request in it, again and again: it is not tried any more."""
 
 
 class RemoteError(CascadeError):

@@ -9,7 +9,8 @@
     driver -> controller actor -> encoder -> adapter -> light <-> mid <-> heavy      (<-> channels, -> actor calls)
 
 Control is actor calls with timeouts, features are objects of the store, token blocks go through channels. Actors are
-never restarted or retried by Ray: a silently repeated loop has lost its state.
+never restarted or retried by Ray: a silently repeated loop has lost its state. What dies or hangs is started anew by
+the supervisor (`cluster/supervision`), which also tells the controller.
 """
 
 from __future__ import annotations
@@ -20,25 +21,44 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.adapter import AdapterVerifierStage
-from actors.controller import MAX_WAITING, Controller, Stages
+from actors.controller import MAX_WAITING, Controller
 from actors.drafter import Drafter
 from actors.encoder import EventEncoderStage
+from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec, choose_backend
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.decoding.level import check_one_vocabulary
-from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
+from cascade_runtime.errors import (
+    CascadeError,
+    ChannelError,
+    ConfigError,
+    DeadlineExceeded,
+    FeaturesLost,
+    StageDied,
+    StageError,
+)
 from cascade_runtime.tracing import Trace
+from cluster.supervision.ray_crew import RayCrew
+from cluster.supervision.supervisor import Recovery, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +90,18 @@ def plain_error(error: BaseException, stage: str) -> CascadeError:
     """Ray's error as one of ours."""
     if isinstance(error, RayTaskError):
         cause = error.cause
+        if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):  # of what it was given
+            return FeaturesLost(stage, "-", f"what it was to work on is lost ({type(cause).__name__})")
         return cause if isinstance(cause, CascadeError) else StageError(stage, "-", f"{type(cause).__name__}: {cause}")
     if isinstance(error, GetTimeoutError):
         return DeadlineExceeded(f"stage {stage}: no answer in time")
+    if isinstance(error, ActorUnavailableError):
+        return ChannelError(f"stage {stage}: a call was lost on its way")
     if isinstance(error, RayActorError):
         reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
-        return StageError(stage, "-", f"its process has died: {reason}")
+        return StageDied(stage, "-", f"its process has died: {reason}")
+    if isinstance(error, ObjectLostError):
+        return FeaturesLost(stage, "-", f"what it had made is lost ({type(error).__name__})")
     return StageError(stage, "-", f"{type(error).__name__}: {error}")
 
 
@@ -89,7 +115,17 @@ class Pipeline:
     group: Any
     owns_ray: bool
     backends: tuple[str, ...] = field(default=())
+    supervisor: Supervisor | None = None  # None where the recipe wants no stage restarted
     closed: bool = False
+
+    def restart(self, *names: str) -> list[Recovery]:
+        """Start stages anew, one after the other, while requests go on: those named, or all. No request fails.
+
+        Raises `ConfigError`, `StageError`, `DeadlineExceeded`.
+        """
+        if self.supervisor is None:
+            raise ConfigError("supervision.restarts", 0, "more, where stages are to be restarted")
+        return [self.supervisor.restart(name, self.recipe.deadlines.start_s) for name in names or tuple(self.stages)]
 
     def stats(self) -> dict[str, Any]:
         """Counters of the controller and of every language stage; of one that has died, its `problem`."""
@@ -126,6 +162,8 @@ class Pipeline:
             self.controller.result(self.controller.start("drain", drain_s), drain_s + control_s)
         except CascadeError as error:
             log.warning("drain: %s", error)
+        if self.supervisor is not None:
+            self.supervisor.stop()
         stops = {name: stage.start("stop") for name, stage in self.stages.items()}
         for name, reference in stops.items():
             try:
@@ -162,7 +200,8 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
         controller = _start_controller(recipe, stages, group, actors)
         controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
-        return Pipeline(recipe, controller, stages, group, owns_ray, backends)
+        supervisor = _supervise(recipe, stages, controller, group) if recipe.supervision.restarts else None
+        return Pipeline(recipe, controller, stages, group, owns_ray, backends, supervisor)
     except BaseException:
         _tear_down(actors, group, owns_ray)
         raise
@@ -222,23 +261,28 @@ def _reserve(recipe: Recipe, deadline: float) -> Any:
 
 
 def _start_stages(recipe: Recipe, group: Any, actors: list[RayStage]) -> dict[str, RayStage]:
-    last = len(recipe.stages) - 1
     stages: dict[str, RayStage] = {}
-    for index, (name, place) in enumerate(_places(recipe).items()):
-        level = index - 2
-        if index < 2:
-            kind, arguments = (EventEncoderStage, AdapterVerifierStage)[index], (recipe,)
-        elif level == last:
-            kind, arguments = Target, (recipe,)
-        elif level == 0:
-            kind, arguments = Drafter, (recipe,)
-        else:
-            kind, arguments = MidVerifier, (recipe, level)
-        threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
-        actor = _remote(kind, group, index, threads, place).remote(*arguments)
-        stages[name] = RayStage(name, actor)
+    for name in _places(recipe):
+        stages[name] = RayStage(name, _create_stage(recipe, group, name))
         actors.append(stages[name])
     return stages
+
+
+def _create_stage(recipe: Recipe, group: Any, name: str) -> Any:
+    """The actor of one stage, in its own bundle."""
+    places, last = _places(recipe), len(recipe.stages) - 1
+    index = list(places).index(name)
+    level = index - 2
+    if index < 2:
+        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[index], (recipe,)
+    elif level == last:
+        kind, arguments = Target, (recipe,)
+    elif level == 0:
+        kind, arguments = Drafter, (recipe,)
+    else:
+        kind, arguments = MidVerifier, (recipe, level)
+    threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
+    return _remote(kind, group, index, threads, places[name]).remote(*arguments)
 
 
 def _remote(kind: type, group: Any, bundle: int, threads: int, place: StageConfig | None) -> Any:
@@ -253,13 +297,25 @@ def _remote(kind: type, group: Any, bundle: int, threads: int, place: StageConfi
 
 
 def _start_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, actors: list[RayStage]) -> RayStage:
+    controller = RayStage("controller", _create_controller(recipe, stages, group, 1))
+    actors.append(controller)
+    return controller
+
+
+def _create_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, first_handle: int) -> Any:
     *drafters, target = (stages[name] for name in recipe.cascade.levels)
     parts = Stages(stages["encoder"], stages["adapter"], drafters, target)
     threads = recipe.cascade.slots + MAX_WAITING + _CONTROL_THREADS
     bundle = len(_bundles(recipe)) - 1
-    controller = RayStage("controller", _remote(Controller, group, bundle, threads, None).remote(recipe, parts))
-    actors.append(controller)
-    return controller
+    return _remote(Controller, group, bundle, threads, None).remote(recipe, parts, first_handle)
+
+
+def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RayStage, group: Any) -> Supervisor:
+    handles = {**stages, "controller": controller}
+    crew = RayCrew(
+        recipe, handles, partial(_create_stage, recipe, group), partial(_create_controller, recipe, stages, group)
+    )
+    return Supervisor(recipe, handles, crew)
 
 
 def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, report: Report) -> dict[str, Any]:

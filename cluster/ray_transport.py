@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.controller import MAX_WAITING
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
+from cascade_runtime.errors import CascadeError, DeadlineExceeded, InputError, StageError
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 from cluster.launch import Pipeline, Report, launch, plain_error
+from cluster.told import Tell, Told
 
-Tell = Callable[[Piece | Answer | CascadeError], None]  # what is news of one request
+_PAUSE_S = 0.1  # between looks for another controller
 
 
 class RayTransport:
@@ -82,7 +83,34 @@ class RayTransport:
         tell(outcome)
 
     async def _ask(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> Answer:
-        controller: Any = self.pipeline.controller.actor
+        """Ask the controller; the next one, should it die meanwhile: the answer is the same. Nothing is told twice."""
+        told, again = Told(), False
+        while True:
+            controller: Any = self.pipeline.controller.actor
+            try:
+                return await self._ask_once(controller, request, timeout_s, stream, told.filtered(tell))
+            except RayActorError as error:
+                unreachable = isinstance(error, ActorUnavailableError)
+                if isinstance(error, RayTaskError) or not await self._other_controller(controller, unreachable):
+                    raise
+            except InputError as error:
+                if error.field != "request_id" or not again:
+                    raise
+                await asyncio.sleep(_PAUSE_S)  # the call that was lost is still at it
+            again = True
+
+    async def _other_controller(self, controller: Any, unreachable: bool) -> bool:
+        """Wait for the one that is started in place of this one; False where none will be."""
+        supervisor = self.pipeline.supervisor
+        while supervisor is not None and "controller" not in supervisor.given_up and not self.pipeline.closed:
+            await asyncio.sleep(_PAUSE_S)
+            if unreachable or self.pipeline.controller.actor is not controller:
+                return True
+        return False
+
+    async def _ask_once(
+        self, controller: Any, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell
+    ) -> Answer:
         if not stream:
             return await controller.generate.remote(request, timeout_s)
         answer: Answer | None = None

@@ -2,35 +2,63 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from actors.adapter import AdapterVerifierStage
-from actors.controller import Controller, Stages
+from actors.controller import Controller
 from actors.drafter import Drafter
 from actors.encoder import EventEncoderStage
+from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import DeadlineExceeded
+from cascade_runtime.errors import DeadlineExceeded, FeaturesLost, StageDied
 
 
 class ThreadStage:
-    """A `StageHandle` over an object and a thread pool; futures among the arguments are waited for, as Ray does."""
+    """A `StageHandle` over an object and a thread pool; futures among the arguments are waited for, as Ray does. `kill`
+    is what a dead process is to those who hold its handle: every call fails, those under way as well.
+    """
 
-    def __init__(self, stage: Any) -> None:
-        self.stage = stage
+    def __init__(self, stage: Any, name: str = "stage") -> None:
+        self.stage, self.name = stage, name
         self.pool = ThreadPoolExecutor(32)
+        self._lock = threading.Lock()
+        self._open: set[Future[Any]] = set()
+        self._dead = False
 
     def start(self, method: str, *args: Any) -> Future[Any]:
-        def call() -> Any:
-            return getattr(self.stage, method)(*(arg.result() if isinstance(arg, Future) else arg for arg in args))
+        outcome: Future[Any] = Future()
 
-        return self.pool.submit(call)
+        def call() -> None:
+            try:
+                try:
+                    given = [arg.result() if isinstance(arg, Future) else arg for arg in args]
+                except StageDied as error:
+                    raise FeaturesLost(self.name, "-", str(error)) from error
+                result = getattr(self.stage, method)(*given)
+            except BaseException as error:  # noqa: BLE001  it belongs to the caller
+                with suppress(InvalidStateError):  # it was killed meanwhile
+                    outcome.set_exception(error)
+            else:
+                with suppress(InvalidStateError):
+                    outcome.set_result(result)
+            self._open.discard(outcome)
+
+        with self._lock:
+            if self._dead:
+                outcome.set_exception(StageDied(self.name, "-", "its process has died"))
+                return outcome
+            self._open.add(outcome)
+        self.pool.submit(call)
+        return outcome
 
     def result(self, reference: Future[Any], timeout_s: float) -> Any:
         try:
@@ -38,34 +66,82 @@ class ThreadStage:
         except FutureTimeout:
             raise DeadlineExceeded("no answer in time") from None
 
+    def kill(self) -> None:
+        with self._lock:
+            self._dead = True
+            under_way, self._open = self._open, set()
+        for outcome in under_way:
+            with suppress(InvalidStateError):
+                outcome.set_exception(StageDied(self.name, "-", "its process has died"))
+        if hasattr(self.stage, "links"):
+            self.stage._stopping.set()
+            self.stage.links.close()
+            self.stage._bell.ring()
+
+
+class ThreadCrew:
+    """A `Crew` for `Supervisor` over such stages: a restart is a new object behind a new handle, as it is for Ray."""
+
+    def __init__(self, recipe: Recipe, handles: dict[str, ThreadStage], controller: Controller) -> None:
+        self.recipe, self.handles, self.controller = recipe, handles, controller
+
+    def kill(self, stage: str, pulse: object) -> None:
+        self.handles[stage].kill()
+
+    def start(self, stage: str) -> None:
+        self.handles[stage] = ThreadStage(make_stage(self.recipe, stage), stage)
+        if stage in self.recipe.cascade.levels:
+            self.handles[stage].stage.link(None, 1.0)
+
+    def resume(self, stage: str, planned: bool) -> None:
+        self.controller.renew(stage, self.handles[stage], planned)
+
+    def wire(self, light: str, heavy: str, epoch: int) -> None:
+        spec = ChannelSpec(backend="local", link=f"{light}-{heavy}", epoch=epoch)
+        spec = self.handles[light].stage.listen(spec)
+        joins = [
+            self.handles[light].start("join_downstream", 5.0),
+            self.handles[heavy].start("join_upstream", spec, 5.0),
+        ]
+        for join in joins:
+            join.result(10.0)
+
+    def give_up(self, stage: str, reason: str) -> None:
+        self.controller.give_up(stage, reason)
+
+
+def make_stage(recipe: Recipe, name: str) -> Any:
+    """The stage of this name."""
+    if name in ("encoder", "adapter"):
+        return EventEncoderStage(recipe) if name == "encoder" else AdapterVerifierStage(recipe)
+    index = recipe.cascade.levels.index(name)
+    if index == len(recipe.stages) - 1:
+        return Target(recipe)
+    return MidVerifier(recipe, index) if index else Drafter(recipe)
+
 
 @contextmanager
 def threaded_pipeline(
     recipe: Recipe, wrap_spec: Callable[[ChannelSpec], ChannelSpec] = lambda spec: spec
 ) -> Iterator[Any]:
-    """A running controller; `.language` holds its language stages, lightest first."""
-    last = len(recipe.stages) - 1
-    language: list[Any] = []
-    for index in range(last + 1):
-        if index == last:
-            language.append(Target(recipe))
-        else:
-            language.append(MidVerifier(recipe, index) if index else Drafter(recipe))
-    handles = [ThreadStage(stage) for stage in language]
-    specs = [
-        stage.listen(wrap_spec(ChannelSpec(backend="local", link=f"{k}-{k + 1}")))
-        for k, stage in enumerate(language[:-1])
-    ]
-    links = [handle.start("link", specs[k - 1] if k else None, 10.0) for k, handle in enumerate(handles)]
+    """A running controller; `.language` holds its language stages, lightest first, `.crew` who can restart them."""
+    levels = recipe.cascade.levels
+    handles = {name: ThreadStage(make_stage(recipe, name), name) for name in ("encoder", "adapter", *levels)}
+    language = [handles[name].stage for name in levels]
+    specs: list[ChannelSpec | None] = [None]
+    for light, heavy in itertools.pairwise(levels):
+        spec = wrap_spec(ChannelSpec(backend="local", link=f"{light}-{heavy}"))
+        specs.append(handles[light].stage.listen(spec))
+    links = [handles[name].start("link", spec, 10.0) for name, spec in zip(levels, specs, strict=True)]
     for link in links:
         link.result(10.0)
-    encoder, adapter = ThreadStage(EventEncoderStage(recipe)), ThreadStage(AdapterVerifierStage(recipe))
-    controller = Controller(recipe, Stages(encoder, adapter, handles[:-1], handles[-1]))
+    controller = Controller(recipe, Stages.of(dict(handles)))
     controller.language = language  # type: ignore[attr-defined]
+    controller.crew = ThreadCrew(recipe, handles, controller)  # type: ignore[attr-defined]
     try:
         yield controller
     finally:
-        for stage in language:
-            stage.stop()
-        for handle in (*handles, encoder, adapter):
+        for name in levels:
+            handles[name].stage.stop()
+        for handle in handles.values():
             handle.pool.shutdown(wait=False)

@@ -9,6 +9,7 @@
       .channels           how neighbouring stages are linked                            [channels]
       .policy             who decides how far to draft and when to verify               [policy]
       .deadlines          how long anything may wait                                    [deadlines]
+      .supervision        which stages hang, and how often one is started anew              [supervision]
       .tree               the tree that the lightest level drafts, or None for a chain  [tree]
       .emulation          what emulated devices say, or None where models run           [emulation]
       .acceptance         parameters of the rule that `cascade.acceptance` names        [acceptance]
@@ -34,6 +35,7 @@ from cascade_runtime.config.recipe import (
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
 from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.supervision import SupervisionConfig
 from cascade_runtime.config.tree import TreeConfig
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Sees",
     "StageConfig",
     "StepProfile",
+    "SupervisionConfig",
     "TreeConfig",
     "load_recipe",
     "recipe_from_dict",

@@ -14,6 +14,7 @@ from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.drafting import check_drafting, check_runs_apart
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.supervision import SupervisionConfig
 from cascade_runtime.config.tree import TreeConfig
 from cascade_runtime.errors import ConfigError
 
@@ -170,6 +171,7 @@ class Recipe:
     channels: ChannelConfig = field(default_factory=ChannelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     deadlines: DeadlineConfig = field(default_factory=DeadlineConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     emulation: EmulationConfig | None = None
     tree: TreeConfig | None = None
     acceptance: AcceptanceConfig | None = None  # the defaults of the cascade's rule
@@ -305,6 +307,7 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
         "channels": ChannelConfig,
         "policy": PolicyConfig,
         "deadlines": DeadlineConfig,
+        "supervision": SupervisionConfig,
         "emulation": EmulationConfig,
         "tree": TreeConfig,
         "acceptance": RULES[cascade.acceptance],

@@ -100,7 +100,9 @@ class Adaptive(Policy):
         self.together, self.apart = CostModel(prior), CostModel(prior)
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
-        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)} | ({"relay": _Trial(24, due=24)} if can_relay else {})
+        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)} | (
+            {"relay": _Trial(24, due=24)} if can_relay else {}
+        )
         self._trying: str | None = None
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None

@@ -95,6 +95,24 @@ class StageScheduler:
         self.early.pop(handle, None)
         return self.rows.pop(handle, None)
 
+    # -- links -------------------------------------------------------------------------------------------------------
+
+    def renew_upstream(self, epoch: int, now: float) -> None:
+        """A link to an upstream that knows nothing of what was said before."""
+        self.upstream = True
+        self.early.clear()
+        for row in self.rows.values():
+            row.standing.renew_upstream(epoch)
+            row.since, row.missed, row.restarted = now, 0, None
+
+    def renew_downstream(self, epoch: int, now: float) -> None:
+        """A link to a downstream that has said nothing yet."""
+        self.downstream = True
+        for row in self.rows.values():
+            row.standing.renew_downstream(epoch)
+            row.standing.grant = self.policy.first_grant()
+            row.heard, row.path, row.produced = now, 1.0, None
+
     # -- messages ----------------------------------------------------------------------------------------------------
 
     def on_drafts(self, block: DraftBlock, now: float, *, waited: bool = False) -> bool:

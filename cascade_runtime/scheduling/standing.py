@@ -33,9 +33,10 @@ _OUTSTANDING = 1024  # verdicts remembered while unacknowledged; older ones only
 class Standing:
     """One request at one stage.
 
-    stage: index from the lightest, 0. limit: the answer's max_tokens. window: how far the prefix may run ahead of what
-    downstream confirmed (None for the last stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence
-    ids. slot: how many tokens the stage's KV slot holds of this answer, drafts that branch among them.
+    epoch: of both links at first; a message of another is refused. stage: index from the lightest, 0. limit: the
+    answer's max_tokens. window: how far the prefix may run ahead of what downstream confirmed (None for the last
+    stage). vocab_size bounds tokens from outside; `ends` are end-of-sequence ids. slot: how many tokens the stage's KV
+    slot holds of this answer, drafts that branch among them.
     """
 
     request: int
@@ -69,6 +70,7 @@ class Standing:
         self._sent_blocked = False  # and told that no more can follow
         self._version = 0  # rises whenever the prefix changes
         self._told: tuple[int, bool, Grant] | None = None
+        self._up_epoch = self._down_epoch = self.epoch  # of the links to both sides
 
     # -- what to run -------------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class Standing:
 
     def on_drafts(self, block: DraftBlock) -> bool:
         """Take a block of hints. Returns whether it was of use; a useless one leaves everything as it was."""
-        if block.request != self.request or block.epoch != self.epoch or self.finished:
+        if block.request != self.request or block.epoch != self._up_epoch or self.finished:
             return False
         self._acknowledge(block.ack)
         self.cost_us = block.pace_us, block.work_us
@@ -253,7 +255,22 @@ class Standing:
         self._seq += 1
         self._outstanding.append((self._seq, len(self.prefix)))
         tokens, masks = tuple(self.prefix[base:]), tuple(self.stages[base:])
-        return Verdict(self.request, self.epoch, self._seq, base, tokens, masks, self.finished, grant)
+        return Verdict(self.request, self._up_epoch, self._seq, base, tokens, masks, self.finished, grant)
+
+    def renew_upstream(self, epoch: int) -> None:
+        """Another link leads upstream, perhaps to another process: what was said on the old one counts no more, and the
+        next verdict says everything.
+        """
+        self._up_epoch, self._known, self._correcting_seq = epoch, 0, 0
+        self._outstanding.clear()
+        self._told, self.upstream_waits = None, False
+
+    def renew_downstream(self, epoch: int) -> None:
+        """Another link leads downstream: nothing is confirmed there until its first verdict, which may be a short
+        one; the next block says everything.
+        """
+        self._down_epoch, self._taken_seq, self.confirmed = epoch, 0, 0
+        self._sent, self._sent_blocked, self.hesitates = 0, False, False
 
     def _acknowledge(self, seq: int) -> None:
         while self._outstanding and self._outstanding[0][0] <= seq:
@@ -280,17 +297,18 @@ class Standing:
         self._sent, self._sent_blocked = len(self.prefix), blocked
         if (tree := self.planted) is not None:
             masks, seq = (1 << self.stage,) * len(tree.tokens), self._taken_seq
-            base, told = len(self.prefix), (self.request, self.epoch)
+            base, told = len(self.prefix), (self.request, self._down_epoch)
             return DraftBlock(*told, base, tree.tokens, masks, seq, True, *cost_us, parents=tree.parents)
         tokens, masks = tuple(self.prefix[self.confirmed :]), tuple(self.stages[self.confirmed :])
-        return DraftBlock(self.request, self.epoch, self.confirmed, tokens, masks, self._taken_seq, blocked, *cost_us)
+        sent = self._down_epoch, self.confirmed, tokens, masks, self._taken_seq
+        return DraftBlock(self.request, *sent, blocked, *cost_us)
 
     def on_verdict(self, verdict: Verdict) -> bool:
         """Stand by what downstream stands by. Returns whether the prefix was corrected.
 
         Verdicts are ordered by number: an older one is ignored, a shorter one is not.
         """
-        if verdict.request != self.request or verdict.epoch != self.epoch or verdict.seq <= self._taken_seq:
+        if verdict.request != self.request or verdict.epoch != self._down_epoch or verdict.seq <= self._taken_seq:
             return False
         tokens, end = list(verdict.tokens), verdict.base + len(verdict.tokens)
         if verdict.base > len(self.prefix) or end > self.limit or any(token >= self.vocab_size for token in tokens):

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client import AsyncCascadeClient, CascadeClient
-from cascade_runtime.config import Recipe, SamplingParams, recipe_from_dict
+from cascade_runtime.config import Recipe, SamplingParams, SupervisionConfig, recipe_from_dict
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, ConfigError, InputError, PromptTooLong, StageError
 
@@ -151,7 +152,8 @@ def test_a_list_that_is_left_makes_room_for_the_next(client: CascadeClient) -> N
 def test_a_killed_drafter_costs_time_and_no_token(ray_cluster: None, family: Path) -> None:
     import ray
 
-    with CascadeClient("ray", recipe=ray_recipe(family, "stream")) as client:
+    unsupervised = replace(ray_recipe(family, "stream"), supervision=SupervisionConfig(restarts=0))
+    with CascadeClient("ray", recipe=unsupervised) as client:
         request = {"sampling": SamplingParams(max_tokens=40, temperature=0.7, seed=4)}
         before = client.generate(toy_events(), "What moves?", **request)
         ray.kill(pipeline(client).stages["level1"].actor)

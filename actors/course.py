@@ -1,0 +1,86 @@
+"""`Course`: what the controller knows about one request while it runs. `Telling`: what of its answer was told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.handles import StageHandle
+from actors.target import NOTHING, Progress
+from cascade_runtime.api import GenerateRequest, Piece
+from cascade_runtime.decoding.stopping import Stopper
+from cascade_runtime.errors import DeadlineExceeded, StageError
+
+
+@dataclass(eq=False)
+class Course:
+    """One request. References are those of `StageHandle.start`.
+
+    features: by stage, what it is admitted with, until the request ends: a stage that is started anew is told again.
+    target_at, target: the incarnation of the target that knows it, and its handle. progress: the last it said.
+    """
+
+    request: GenerateRequest
+    handle: int
+    started: float
+    deadline: float
+    drafts: bool  # drafters take part
+    features: dict[str, Any] = field(default_factory=dict)
+    own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
+    better: Any = None  # what drafters see once the gate has decided
+    drafting: dict[str, Any] = field(default_factory=dict)  # references of the drafters' admissions
+    decision: Any = None  # reference of the gate's decision, or None
+    seeing: dict[str, Any] = field(default_factory=dict)  # references of what encoder and adapter did when
+    progress: Progress = NOTHING
+    first_token_at: float = 0.0  # on the controller's clock; 0 while there is none
+    target_at: int = -1
+    target: StageHandle | None = None
+    prepared: bool = False  # encoder and adapter are through with it, as far as is known
+    notes: list[str] = field(default_factory=list)
+    entered: bool = False  # it has a slot
+    cancelled: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in line for a slot."""
+        return not self.entered and not self.cancelled
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline. Raises when it has passed or the request was cancelled."""
+        if self.cancelled:
+            raise self.cancellation()
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"request {self.request.request_id}: no answer before its deadline")
+        return left
+
+    def cancellation(self) -> StageError:
+        """What whoever waits for it gets once it is cancelled."""
+        return StageError("controller", self.request.request_id, "cancelled")
+
+    def heard(self, progress: Progress) -> None:
+        """The target said so much just now."""
+        self.progress = progress
+        if progress.tokens and not self.first_token_at:
+            self.first_token_at = progress.first_token_at + time.monotonic() - progress.said_at
+
+
+class Telling:
+    """An answer that is told piece by piece: each token once, whichever incarnation of the target says it."""
+
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper, self._detokenizer = stopper, stopper.detokenizer()
+        self.seen = self._shown = 0  # tokens, characters
+
+    def piece(self, progress: Progress) -> Piece | None:
+        """What is new in it; None where nothing is."""
+        if len(progress.tokens) <= self.seen:
+            return None
+        new, masks = progress.tokens[self.seen :], progress.masks[self.seen :]
+        self.seen, last = len(progress.tokens), progress.finish_reason is not None
+        text = self._stopper.text(progress.tokens) if last else self._stopper.shown(progress.tokens)
+        piece = Piece(text[self._shown :], new, masks, self._detokenizer.add(new, last=last))
+        self._shown = max(self._shown, len(text))
+        return piece

@@ -1,0 +1,103 @@
+"""`Links`: a language stage's links to its neighbours. Opened at the start; lost when a neighbour dies; opened again,
+under a higher epoch, when there is one again.
+
+    lighter stage   listen(spec) ---------.              accept() -> its downstream
+    heavier stage                         `--> connect(spec)      -> its upstream
+
+A link's epoch is its spec's. A peer of another epoch is refused by the handshake, and what still arrives with another
+one by `Standing`: whoever hung while the others went on speaks to nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from actors.neighbour import Neighbour
+from cascade_runtime.channels import ChannelSpec, Listener, connect, listen
+from cascade_runtime.config import Recipe
+from cascade_runtime.errors import ChannelError
+from cascade_runtime.messages import DraftBlock, Verdict
+from cascade_runtime.scheduling.stage_scheduler import StageScheduler
+from cascade_runtime.tracing import Tracer
+
+
+class Links:
+    """Both links of stage `index`. `upstream` and `downstream` are changed by the stage's loop alone once it runs."""
+
+    def __init__(self, recipe: Recipe, index: int, tracer: Tracer) -> None:
+        self._recipe, self._index, self._tracer = recipe, index, tracer
+        self.upstream: Neighbour[DraftBlock] | None = None
+        self.downstream: Neighbour[Verdict] | None = None
+        self._listener: Listener | None = None
+        self._refused = 0  # by neighbours that are gone
+
+    def __iter__(self) -> Iterator[Neighbour[Any]]:
+        """The neighbours that are there."""
+        return iter([each for each in (self.upstream, self.downstream) if each is not None])
+
+    @property
+    def refused(self) -> int:
+        """Messages that came to nothing, on all links so far."""
+        return self._refused + sum(each.refused for each in self)
+
+    def listen(self, spec: ChannelSpec) -> ChannelSpec:
+        """Wait for the next stage at an address that is returned; an earlier address is given up."""
+        former, self._listener = self._listener, listen(spec)
+        if former is not None:
+            former.close()
+        return self._listener.spec
+
+    def connect(self, spec: ChannelSpec, timeout_s: float) -> Neighbour[DraftBlock]:
+        """A link to the previous stage. Raises `ChannelError`, `DeadlineExceeded`."""
+        name = self._recipe.stages[self._index - 1].name
+        return Neighbour(name, connect(spec, timeout_s), DraftBlock, self._tracer)
+
+    @property
+    def listens(self) -> bool:
+        """Whether a next stage was ever waited for."""
+        return self._listener is not None
+
+    def accept(self, timeout_s: float) -> Neighbour[Verdict]:
+        """A link to the next stage, which comes to the address of `listen`. Raises `DeadlineExceeded`."""
+        if self._listener is None:
+            raise ChannelError(f"stage {self._recipe.stages[self._index].name} listens nowhere")
+        name = self._recipe.stages[self._index + 1].name
+        return Neighbour(name, self._listener.accept(timeout_s), Verdict, self._tracer)
+
+    def drop(self, neighbour: Neighbour[Any] | None) -> None:
+        """Close this link; it is neither neighbour's any more."""
+        if neighbour is None:
+            return
+        neighbour.channel.close()
+        self._refused += neighbour.refused
+        if neighbour is self.upstream:
+            self.upstream = None
+        elif neighbour is self.downstream:
+            self.downstream = None
+
+    def close(self) -> None:
+        """Both links, and the address."""
+        for neighbour in self:
+            neighbour.channel.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+def epoch_of(neighbour: Neighbour[Any] | None) -> int | None:
+    """The epoch of a link that is there."""
+    return None if neighbour is None else neighbour.channel.spec.epoch
+
+    def joined(
+        self, scheduler: StageScheduler, upstream: Neighbour[DraftBlock] | None, downstream: Neighbour[Verdict] | None
+    ) -> None:
+        """One of the two is there again; its rows stand by what they have, under the new link's epoch."""
+        if upstream is not None:
+            self.drop(self.upstream)
+            self.upstream = upstream
+            scheduler.renew_upstream(upstream.channel.spec.epoch, time.monotonic())
+        if downstream is not None:
+            self.drop(self.downstream)
+            self.downstream = downstream
+            scheduler.renew_downstream(downstream.channel.spec.epoch, time.monotonic())

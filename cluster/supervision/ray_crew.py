@@ -1,0 +1,102 @@
+"""`RayCrew`: how the supervisor lays hands on stages that are Ray actors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from actors.host import host
+from actors.pulse import Pulse
+from cascade_runtime.channels import ChannelSpec, choose_backend
+from cascade_runtime.config import Recipe
+from cascade_runtime.errors import CascadeError, StageDied
+
+_HANDLES = 1 << 32  # how many requests one controller numbers
+_EVICT_S = 5.0
+_JOIN_S = 5.0
+
+
+class RayCrew:
+    """handles: the pipeline's `RayStage`s and its controller, by name; a restart changes their `actor` in place.
+
+    create: makes the actor of a stage; create_controller: that of a controller whose first request gets this number.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        handles: Mapping[str, Any],
+        create: Callable[[str], Any],
+        create_controller: Callable[[int], Any],
+    ) -> None:
+        self._recipe, self._handles = recipe, handles
+        self._create, self._create_controller = create, create_controller
+        self._controllers = 1  # so far
+
+    def kill(self, stage: str, pulse: Pulse | None) -> None:
+        """Ray's way, and the system's where the process is of this machine: Ray lets one that is stopped hold its place
+        for five seconds.
+        """
+        ray.kill(self._handles[stage].actor, no_restart=True)
+        if pulse is not None and pulse.host == host():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pulse.pid, signal.SIGKILL)
+
+    def start(self, stage: str) -> None:
+        """In the same bundle of the placement group, which Ray moves to another node when its own is gone."""
+        handle, start_s = self._handles[stage], self._recipe.deadlines.start_s
+        if stage == "controller":
+            first = self._controllers * _HANDLES
+            self._controllers += 1
+            self._evict(first)
+            handle.actor = self._create_controller(first)
+            handle.result(handle.start("pulse"), start_s)
+            return
+        handle.actor = self._create(stage)
+        handle.result(handle.start("info"), start_s)
+        if stage in self._recipe.cascade.levels:
+            handle.result(handle.start("link", None, 1.0), self._recipe.deadlines.control_s)
+
+    def _evict(self, least: int) -> None:
+        """Every stage forgets the requests of the controller before; one that is down knows of none."""
+        levels = self._recipe.cascade.levels
+        references = {name: self._handles[name].start("evict", least) for name in levels}
+        for name, reference in references.items():
+            with contextlib.suppress(CascadeError):
+                self._handles[name].result(reference, _EVICT_S)
+
+    def resume(self, stage: str, planned: bool) -> None:
+        """The controller's requests are told to the stage; a new controller has none."""
+        if stage == "controller":
+            return
+        controller = self._handles["controller"]
+        told = controller.start("renew", stage, self._handles[stage], planned)
+        with contextlib.suppress(StageDied):  # the next controller begins with the stages as they are then
+            controller.result(told, self._recipe.deadlines.control_s)
+
+    def wire(self, light: str, heavy: str, epoch: int) -> None:
+        """The lighter stage listens at a new address, with a new secret."""
+        control_s = self._recipe.deadlines.control_s
+        lighter, heavier = self._handles[light], self._handles[heavy]
+        pulses = [stage.result(stage.start("pulse"), control_s) for stage in (lighter, heavier)]
+        same_node = pulses[0].host == pulses[1].host
+        backend = choose_backend(self._recipe.channels.backend, same_process=False, same_node=same_node)
+        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", epoch=epoch)
+        spec = lighter.result(lighter.start("listen", spec), control_s)
+        joins = [
+            (lighter, lighter.start("join_downstream", _JOIN_S)),
+            (heavier, heavier.start("join_upstream", spec, _JOIN_S)),
+        ]
+        for stage, reference in joins:
+            stage.result(reference, control_s)
+
+    def give_up(self, stage: str, reason: str) -> None:
+        """Requests that need the stage fail from now on."""
+        if stage != "controller":
+            controller = self._handles["controller"]
+            controller.result(controller.start("give_up", stage, reason), self._recipe.deadlines.control_s)

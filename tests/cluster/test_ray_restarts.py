@@ -1,0 +1,127 @@
+"""Stages that are Ray actors are killed and stopped in the middle of an answer, and the answer stays what it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.api import Answer, GenerateRequest, Piece
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import CascadeError
+from cluster.told import Told
+
+LEVELS = ("level0", "level1", "target")
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, family: Path) -> Iterator[CascadeClient]:
+    recipe = toy_recipe(family, ["noisy", "noisy"], [2, 4], supervision={"silent_s": 1.0, "restarts": 100})
+    with CascadeClient("ray", recipe=recipe) as client:
+        yield client
+
+
+def request(max_tokens: int = 60) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.7, seed=4, ignore_eos=True)
+    return GenerateRequest(events=toy_events(), question="What moves?", sampling=sampling)
+
+
+@pytest.fixture(scope="module")
+def expected(family: Path) -> Answer:
+    (answer,) = Engine.load(toy_recipe(family, [])).generate([request(150)])
+    assert isinstance(answer, Answer)
+    return answer
+
+
+def pipeline(client: CascadeClient) -> Any:
+    return client._async._transport.pipeline  # type: ignore[attr-defined]
+
+
+def recovered(client: CascadeClient, count: int, timeout_s: float = 60.0) -> tuple[Any, ...]:
+    end = time.monotonic() + timeout_s
+    while len(pipeline(client).supervisor.recoveries) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    return pipeline(client).supervisor.recoveries
+
+
+def signal_stage(client: CascadeClient, name: str, number: int) -> int:
+    pulses = pipeline(client).supervisor.pulses()
+    end = time.monotonic() + 30
+    while name not in pulses and time.monotonic() < end:
+        time.sleep(0.05)
+        pulses = pipeline(client).supervisor.pulses()
+    os.kill(pulses[name].pid, number)
+    return pulses[name].pid
+
+
+@pytest.mark.ray
+def test_every_stage_and_the_controller_may_be_killed_in_the_middle_of_an_answer(
+    client: CascadeClient, expected: Answer
+) -> None:
+    count = len(pipeline(client).supervisor.recoveries)
+    for names in (("target", "encoder"), ("level1", "level0"), ("controller", "adapter")):
+        stream = client.stream(request(150).events, "What moves?", sampling=request(150).sampling)
+        updates: list[Piece | Answer | str] = [next(stream)]
+        for name in names:
+            signal_stage(client, name, signal.SIGKILL)
+        updates += list(stream)
+        *pieces, answer = updates
+        assert isinstance(answer, Answer) and answer.token_ids == expected.token_ids
+        assert "".join(map(str, pieces)) == expected.text
+        count += len(names)
+        assert len(recovered(client, count)) == count
+    stats = pipeline(client).stats()
+    assert [stats[name]["free_slots"] for name in LEVELS] == [4, 4, 4]
+    assert all(stats[name]["upstream_alive"] for name in LEVELS[1:])
+    assert all(stats[name]["downstream_alive"] for name in LEVELS[:-1])
+
+
+@pytest.mark.ray
+def test_a_stopped_stage_is_replaced_and_the_others_go_on(client: CascadeClient, family: Path) -> None:
+    count = len(pipeline(client).supervisor.recoveries)
+    requests = toy_requests(16, seed=3)
+    reference = Engine.load(toy_recipe(family, [])).generate(requests)
+    stopped = [signal_stage(client, name, signal.SIGSTOP) for name in ("target", "level1")]
+
+    async def ask() -> list[Any]:
+        answers: dict[int, Any] = {}
+        async for index, update in client._async._transport.run(requests, 120.0, False):
+            answers[index] = update
+        return [answers[index] for index in range(len(requests))]
+
+    answers = client._wait(ask())
+    assert [getattr(a, "token_ids", a) for a in answers] == [r.token_ids for r in reference]  # type: ignore[union-attr]
+    after = recovered(client, count + 2)[count:]
+    assert {each.stage for each in after} == {"target", "level1"} and all("silent" in each.reason for each in after)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
+
+
+def test_a_stream_that_begins_anew_says_nothing_twice() -> None:
+    said: list[Piece | Answer | CascadeError] = []
+    told = Told()
+    tell = told.filtered(said.append)
+    tell(Piece("ab", (1, 2), (1, 1), ("a", "b")))
+    tell(Piece("c", (3,), (1,), ("c",)))
+    tell = told.filtered(said.append)
+    tell(Piece("a", (1,), (1,), ("a",)))
+    tell(Piece("bcd", (2, 3, 4), (1, 1, 1), ("b", "c", "d")))
+    tell(Piece("", (5,), (1,), ("",)))
+    assert [(str(p), p.tokens, p.words) for p in said if isinstance(p, Piece)] == [
+        ("ab", (1, 2), ("a", "b")),
+        ("c", (3,), ("c",)),
+        ("d", (4,), ("d",)),
+        ("", (5,), ("",)),
+    ]
