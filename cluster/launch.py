@@ -1,7 +1,7 @@
 """Where the stages run: the one place that makes Ray actors of the plain classes in `actors/`.
 
     launch(recipe) -> Pipeline
-        1. a placement group with what the recipe asks for, refused by name if the cluster cannot give it in time
+        1. a placement group with what the recipe asks for (placement.py), refused by name if the cluster has no room
         2. five kinds of actors: encoder, adapter, drafter, mid verifiers, target, and the controller in front of them
         3. the checks that need all of them: one vocabulary, one feature space
         4. links between neighbours, then the loops
@@ -19,12 +19,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.adapter import AdapterVerifierStage
@@ -35,10 +35,13 @@ from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec, choose_backend
-from cascade_runtime.config import Recipe, StageConfig
+from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.level import check_one_vocabulary
-from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
+from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
 from cascade_runtime.tracing import Trace
+from cluster.memory_check import check_memory
+from cluster.nodes import read_nodes
+from cluster.placement import CONTROLLER, Reserved, bundles, places, reserve
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,8 @@ class Pipeline:
     stages: dict[str, RayStage]
     group: Any
     owns_ray: bool
-    backends: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...]
+    reserved: Reserved
     closed: bool = False
 
     def stats(self) -> dict[str, Any]:
@@ -153,16 +157,18 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
     actors: list[RayStage] = []
     group = None
     try:
-        group = _reserve(recipe, deadline)
+        check_memory(recipe, read_nodes())
+        reserved = reserve(recipe, deadline)
+        group = reserved.group
         report("starting five stages and the controller")
-        stages = _start_stages(recipe, group, actors)
+        stages = _start_stages(recipe, reserved, actors)
         infos = _infos(recipe, stages, deadline, report)
         check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
-        backends = _link(recipe, stages, infos, deadline)
+        backends = _link(recipe, stages, reserved, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
-        controller = _start_controller(recipe, stages, group, actors)
+        controller = _start_controller(recipe, stages, reserved, actors)
         controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
-        return Pipeline(recipe, controller, stages, group, owns_ray, backends)
+        return Pipeline(recipe, controller, stages, group, owns_ray, backends, reserved)
     except BaseException:
         _tear_down(actors, group, owns_ray)
         raise
@@ -179,7 +185,8 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     if address is not None:
         ray.init(address=address, **quiet)
     else:
-        cpus = max(os.cpu_count() or 1, round(pipelines * sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
+        asked = sum(bundle.resources.get("CPU", 0.0) for bundle in bundles(recipe))
+        cpus = max(os.cpu_count() or 1, round(pipelines * asked + 1))
         ray.init(
             address="local",
             num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
@@ -191,40 +198,10 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     return True
 
 
-def _places(recipe: Recipe) -> dict[str, StageConfig]:
-    """Stage name -> what it asks of the cluster. Encoder and adapter default to the target's machine, on CPU."""
-    bare = StageConfig(name="encoder", checkpoint=recipe.target.checkpoint or "none")  # only its place is asked for
-    return {
-        "encoder": recipe.encoder or bare,
-        "adapter": recipe.adapter or bare,
-        **{stage.name: stage for stage in recipe.stages},
-    }
-
-
-def _bundles(recipe: Recipe) -> list[dict[str, float]]:
-    bundles = [
-        {"CPU": place.num_cpus, **({"GPU": place.num_gpus} if place.num_gpus else {})}
-        for place in _places(recipe).values()
-    ]
-    return [*bundles, {"CPU": 0.5}]  # the controller
-
-
-def _reserve(recipe: Recipe, deadline: float) -> Any:
-    bundles = _bundles(recipe)
-    labels = [dict(place.labels) for place in _places(recipe).values()] + [{}]
-    selectors: dict[str, Any] = {"bundle_label_selector": labels} if any(labels) else {}
-    group = placement_group(bundles, strategy="PACK", **selectors)
-    if not group.wait(max(1.0, deadline - time.monotonic())):
-        remove_placement_group(group)
-        have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-        raise ConfigError("recipe", {"bundles": bundles, "labels": labels}, f"what the cluster has free, of {have}")
-    return group
-
-
-def _start_stages(recipe: Recipe, group: Any, actors: list[RayStage]) -> dict[str, RayStage]:
+def _start_stages(recipe: Recipe, reserved: Reserved, actors: list[RayStage]) -> dict[str, RayStage]:
     last = len(recipe.stages) - 1
     stages: dict[str, RayStage] = {}
-    for index, (name, place) in enumerate(_places(recipe).items()):
+    for index, name in enumerate(places(recipe)):
         level = index - 2
         if index < 2:
             kind, arguments = (EventEncoderStage, AdapterVerifierStage)[index], (recipe,)
@@ -235,29 +212,31 @@ def _start_stages(recipe: Recipe, group: Any, actors: list[RayStage]) -> dict[st
         else:
             kind, arguments = MidVerifier, (recipe, level)
         threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
-        actor = _remote(kind, group, index, threads, place).remote(*arguments)
+        actor = _remote(kind, reserved, name, threads).remote(*arguments)
         stages[name] = RayStage(name, actor)
         actors.append(stages[name])
     return stages
 
 
-def _remote(kind: type, group: Any, bundle: int, threads: int, place: StageConfig | None) -> Any:
+def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
+    share, index = reserved.share(name), reserved.index(name)
     return ray.remote(kind).options(
-        num_cpus=place.num_cpus if place else 0.5,
-        num_gpus=place.num_gpus if place else 0,
+        num_cpus=share.num_cpus,
+        num_gpus=share.num_gpus,
         max_concurrency=threads,
         max_restarts=0,
         max_task_retries=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(reserved.group, placement_group_bundle_index=index),
     )
 
 
-def _start_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, actors: list[RayStage]) -> RayStage:
+def _start_controller(
+    recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, actors: list[RayStage]
+) -> RayStage:
     *drafters, target = (stages[name] for name in recipe.cascade.levels)
     parts = Stages(stages["encoder"], stages["adapter"], drafters, target)
     threads = recipe.cascade.slots + MAX_WAITING + _CONTROL_THREADS
-    bundle = len(_bundles(recipe)) - 1
-    controller = RayStage("controller", _remote(Controller, group, bundle, threads, None).remote(recipe, parts))
+    controller = RayStage(CONTROLLER, _remote(Controller, reserved, CONTROLLER, threads).remote(recipe, parts))
     actors.append(controller)
     return controller
 
@@ -274,14 +253,18 @@ def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, repo
     return infos
 
 
-def _link(recipe: Recipe, stages: Mapping[str, RayStage], infos: Mapping[str, Any], deadline: float) -> tuple[str, ...]:
-    """Connect neighbours: the lighter one listens. Returns the backends used, one per edge."""
+def _link(recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, deadline: float) -> tuple[str, ...]:
+    """Connect neighbours: the lighter one listens, on its node's address where the other is on another node. Returns
+    the backends used, one per edge.
+    """
     levels = recipe.cascade.levels
     specs: list[ChannelSpec] = []
     for light, heavy in itertools.pairwise(levels):
-        same_node = infos[light]["host"] == infos[heavy]["host"]
+        here = reserved.node(light)
+        same_node = here == reserved.node(heavy)
         backend = choose_backend(recipe.channels.backend, same_process=False, same_node=same_node)
-        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}")
+        address = f"tcp:{here.address}:0" if backend == "stream" and not same_node else ""
+        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", address=address)
         listening = stages[light].start("listen", spec)
         specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))
     left_s = max(0.1, deadline - time.monotonic())

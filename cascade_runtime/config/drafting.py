@@ -15,6 +15,10 @@ def check_drafting(recipe: Recipe) -> None:
     """Raise `ConfigError` naming the field that does not fit."""
     light, rule, tree = recipe.stages[0], recipe.cascade.acceptance, recipe.tree
     several = len(recipe.stages) > 1
+    if recipe.cascade.loading == "in_turns" and (rule != SHARED_NOISE or tree is not None or light.heads):
+        raise ConfigError("cascade.loading", "in_turns", "resident, with trees, heads or another rule of acceptance")
+    if recipe.cascade.loading == "in_turns" and (light.drafter == "lookup" or recipe.emulation is not None):
+        raise ConfigError("cascade.loading", "in_turns", "resident, where a stage has no weights")
     for stage in recipe.stages if several else ():
         if stage.heads:
             raise ConfigError(f"stages.{stage.name}.heads", stage.heads, "none, unless the target is the only level")
@@ -37,6 +41,8 @@ def check_drafting(recipe: Recipe) -> None:
 def check_runs_apart(recipe: Recipe) -> None:
     """Raise `ConfigError` where the stages cannot run apart from each other, as pipelines run them."""
     rule, heads = recipe.cascade.acceptance, recipe.target.heads
+    if recipe.cascade.loading != "resident":
+        raise ConfigError("cascade.loading", recipe.cascade.loading, "resident: stages take turns in one process only")
     if rule != SHARED_NOISE:
         allowed = f"{SHARED_NOISE}: the drafts of a pipeline are hints without laws; other rules run in one process"
         raise ConfigError("cascade.acceptance", rule, allowed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cascade_runtime.models.architectures import split_name
 
 MAX_JSON_BYTES = 64 << 20
 HASHED_BYTES_PER_TENSOR = 1 << 16
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -88,6 +90,18 @@ class Checkpoint:
             module.lm_head.weight = module.decoder.embed_tokens.weight  # type: ignore[union-attr]
         unique = {tensor.data_ptr(): tensor for tensor in module.state_dict().values()}
         return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
+    def part_bytes(self, part: str, dtype: torch.dtype | None) -> int:
+        """Bytes of a part's stored tensors as another type (None: as stored), by the headers alone."""
+        total = 0
+        for file in {file for file, _ in self.names[part].values()}:
+            with _open(file) as opened:
+                for at, stored in self.names[part].values():
+                    if at == file:
+                        view = opened.get_slice(stored)
+                        bits = _BITS.get(view.get_dtype(), 32)
+                        total += math.prod(view.get_shape()) * (dtype.itemsize if dtype else bits // 8)
+        return total
 
     def identity(self, part: str, kind: str, facts: object) -> str:
         """ "<kind>-<12 hex>" over a part's tensor names, shapes, stored types, first 64 KiB each, and `facts`.

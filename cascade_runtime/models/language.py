@@ -20,6 +20,7 @@ from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
+from cascade_runtime.models.room import check_room
 from cascade_runtime.models.slot_cache import Branches, SlotCache
 
 Cache = TypeVar("Cache", bound=SlotCache)
@@ -114,6 +115,7 @@ class LanguageModel:
 
     def new_cache(self, slots: int, max_len: int, kind: type[Cache] = SlotCache) -> Cache:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
+        check_room("cascade.slots", slots * max_len * self.kv_bytes_per_token, self.device)
         self.reach(max_len)
         return kind(
             layers=self.num_layers,

@@ -23,6 +23,7 @@ from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.pixels import PixelProcessor
 from cascade_runtime.models.projector import Projector, projector_module
 from cascade_runtime.models.prompts import Prompt, PromptBuilder
+from cascade_runtime.models.room import check_room
 from cascade_runtime.models.vision_tower import VisionTower, raw_shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -94,6 +95,7 @@ def load_checkpoint(
     weight_bytes: dict[str, int] = {}
     for part in dict.fromkeys(parts):
         module = _build(part, family, config)
+        check_room(f"{directory.name} [{part}]", checkpoint.part_bytes(part, kind), place)
         weight_bytes[part] = checkpoint.fill(module, part, device=place, dtype=kind)
         _compute_buffers(module, place)
         if part == "language":
