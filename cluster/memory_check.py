@@ -14,7 +14,7 @@ from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning import Need, device_kinds, needs
 from cluster.nodes import RayNode, known_kind
 from cluster.placement import Bundle, bundles
-from cluster.selectors import meets
+from cluster.label_selectors import meets
 
 
 def check_memory(recipe: Recipe, nodes: Sequence[RayNode]) -> None:

@@ -24,7 +24,7 @@ import ray
 
 from cascade_runtime.planning import Cluster, cluster_from_dict, device_kinds
 from cluster.probes import LinkSpeed, StepSpeed, probe_links, probe_steps
-from cluster.selectors import meets, one_of
+from cluster.label_selectors import meets, one_of
 
 NODE_ID = "ray.io/node-id"
 ACCELERATOR = "ray.io/accelerator-type"

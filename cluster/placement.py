@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.errors import ConfigError
-from cluster.selectors import meets
+from cluster.label_selectors import meets
 
 CONTROLLER = "controller"
 CONTROLLER_CPUS = 0.5

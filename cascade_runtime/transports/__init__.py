@@ -7,6 +7,7 @@ fields.py    JSON of somebody else's, field by field
 refusal.py   errors in that JSON as ours
 retries.py   when and how soon to ask again
 recent.py    what cascades started here remember of their last answers
+replicas.py  several cascades behind one front
 """
 
 from cascade_runtime.transports.base import (
@@ -19,11 +20,13 @@ from cascade_runtime.transports.base import (
     transport_names,
 )
 from cascade_runtime.transports.recent import RecentAnswers
+from cascade_runtime.transports.replicas import Replicas
 
 __all__ = [
     "MAX_CONCURRENCY",
     "RecentAnswers",
     "Remote",
+    "Replicas",
     "Transport",
     "Update",
     "is_remote",

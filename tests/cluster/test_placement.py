@@ -165,7 +165,7 @@ def sites(ray_cluster: None) -> Iterator[None]:
 
     head = ray._private.worker._global_node
     cluster = Cluster()
-    cluster.head_node, cluster.gcs_address, cluster.redis_address = head, head.gcs_address, head.gcs_address
+    cluster.head_node, cluster.redis_address, cluster.global_state = head, head.gcs_address, ray._private.state.state
     common = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
     nodes = [
         cluster.add_node(wait=True, labels={"tier": "edge", "cameras": "true"}, **common),
