@@ -160,11 +160,12 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         check_memory(recipe, read_nodes())
         reserved = reserve(recipe, deadline)
         group = reserved.group
+        backends = _backends(recipe, reserved)
         report("starting five stages and the controller")
         stages = _start_stages(recipe, reserved, actors)
         infos = _infos(recipe, stages, deadline, report)
         check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
-        backends = _link(recipe, stages, reserved, deadline)
+        _link(recipe, stages, reserved, backends, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
         controller = _start_controller(recipe, stages, reserved, actors)
         controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
@@ -253,17 +254,23 @@ def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, repo
     return infos
 
 
-def _link(recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, deadline: float) -> tuple[str, ...]:
-    """Connect neighbours: the lighter one listens, on its node's address where the other is on another node. Returns
-    the backends used, one per edge.
-    """
+def _backends(recipe: Recipe, reserved: Reserved) -> tuple[str, ...]:
+    """Which way token blocks go, one per edge. Raises `ConfigError` where the recipe's way does not reach."""
+    ends = itertools.pairwise([reserved.node(level) for level in recipe.cascade.levels])
+    wanted = recipe.channels.backend
+    return tuple(choose_backend(wanted, same_process=False, same_node=light == heavy) for light, heavy in ends)
+
+
+def _link(
+    recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, backends: tuple[str, ...], deadline: float
+) -> None:
+    """Connect neighbours: the lighter one listens, on its node's address where the other is on another node."""
     levels = recipe.cascade.levels
     specs: list[ChannelSpec] = []
-    for light, heavy in itertools.pairwise(levels):
+    for (light, heavy), backend in zip(itertools.pairwise(levels), backends, strict=True):
         here = reserved.node(light)
-        same_node = here == reserved.node(heavy)
-        backend = choose_backend(recipe.channels.backend, same_process=False, same_node=same_node)
-        address = f"tcp:{here.address}:0" if backend == "stream" and not same_node else ""
+        apart = here != reserved.node(heavy)
+        address = f"tcp:{here.address}:0" if backend == "stream" and apart else ""
         spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", address=address)
         listening = stages[light].start("listen", spec)
         specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))
@@ -274,7 +281,6 @@ def _link(recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, de
     }
     for name, reference in references.items():
         stages[name].result(reference, left_s)
-    return tuple(spec.backend for spec in specs)
 
 
 def _tear_down(actors: list[RayStage], group: Any, owns_ray: bool) -> None:

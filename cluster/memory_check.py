@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning import Need, device_kinds, needs
+from cluster.label_selectors import meets
 from cluster.nodes import RayNode, known_kind
 from cluster.placement import Bundle, bundles
-from cluster.label_selectors import meets
 
 
 def check_memory(recipe: Recipe, nodes: Sequence[RayNode]) -> None:
@@ -36,7 +36,7 @@ def _verdict(recipe: Recipe, bundle: Bundle, node: RayNode) -> tuple[bool, list[
         if kind is None or node.gpus < bundle.num_gpus:
             return None
         has = kind.usable_bytes * max(1, int(bundle.num_gpus))
-        words = f"nine tenths of {'the' if bundle.num_gpus > 1 else 'a'} {kind.name} of {node.address}"
+        words = f"nine tenths of {max(1, int(bundle.num_gpus))} x {kind.name} of {node.address}"
     else:
         kind, has = kinds["cpu_core"], node.memory_bytes
         words = f"what Ray has for workers on {node.address}"

@@ -23,8 +23,8 @@ from typing import Any
 import ray
 
 from cascade_runtime.planning import Cluster, cluster_from_dict, device_kinds
-from cluster.probes import LinkSpeed, StepSpeed, probe_links, probe_steps
 from cluster.label_selectors import meets, one_of
+from cluster.probes import LinkSpeed, StepSpeed, probe_links, probe_steps
 
 NODE_ID = "ray.io/node-id"
 ACCELERATOR = "ray.io/accelerator-type"

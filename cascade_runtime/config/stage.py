@@ -13,6 +13,7 @@ from cascade_runtime.config.sees import Sees
 from cascade_runtime.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
+_SEVERAL = re.compile(r"(cpu|cuda:\d{1,2})(\+(cpu|cuda:\d{1,2})){1,7}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,9 @@ class StageConfig:
     does not divide its memory. labels: of the node, as Ray's label selectors write them ("edge", "in(a, b)", "!x").
     beside: the stage whose node and device this one shares, with the labels and an equal part of the `num_gpus` of that
     one; it asks for none of its own.
+
+    device "cuda:0+cuda:1" splits a language model by layers over several devices, which then work one after the other:
+    for a model that is larger than each of them. The first also holds embeddings and head.
 
     device "emulated" or "emulated:<name>" computes nothing: it takes as long as `profile` says, and has no checkpoint.
     Stages that name the same emulated device take turns on it.
@@ -55,9 +59,12 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
-        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            allowed = "auto, cpu, cuda, cuda:<index>, emulated or emulated:<name>"
+        if not isinstance(self.device, str) or not (_DEVICE.fullmatch(self.device) or _SEVERAL.fullmatch(self.device)):
+            allowed = "auto, cpu, cuda, cuda:<index>, emulated, emulated:<name>, or several as in cuda:0+cuda:1"
             raise ConfigError(f"{where}.device", self.device, allowed)
+        whole = self.name in ("encoder", "adapter") or self.compile or self.heads or self.sees != "all"
+        if "+" in self.device and whole:
+            raise ConfigError(f"{where}.device", self.device, "one device, unless for a plain language model")
         self._check_source(where)
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")

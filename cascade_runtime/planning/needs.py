@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError
@@ -33,9 +33,13 @@ class Need:
 
 def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
     """Stage -> what it needs on a device of that kind; empty for emulated stages, and where a checkpoint is not known
-    here (the stage itself will say what it finds). The target's vision tower counts with the adapter, else with the
-    target.
+    here (the stage itself will say what it finds). A stage that looks words up needs nothing. The target's vision tower
+    counts with the adapter, else with the target.
     """
+    if recipe.stages[0].drafter == "lookup":
+        drafts = recipe.cascade.num_draft_tokens[1:]
+        cascade = replace(recipe.cascade, levels=recipe.cascade.levels[1:], num_draft_tokens=drafts)
+        recipe = replace(recipe, cascade=cascade, stages=recipe.stages[1:])
     try:
         parts = parts_of(recipe)
     except ConfigError:

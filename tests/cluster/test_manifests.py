@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from cascade_runtime.errors import ConfigError
-from cluster.placement import bundles
 from cluster.label_selectors import meets
+from cluster.placement import bundles
 from cluster.serving.settings import ServerSettings
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"

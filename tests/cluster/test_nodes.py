@@ -7,9 +7,9 @@ import tomllib
 import pytest
 
 from cascade_runtime.planning import cluster_from_dict, load_planned_recipe, plan, to_toml
+from cluster.label_selectors import meets
 from cluster.nodes import NODE_ID, RayNode, describe
 from cluster.probes import LinkSpeed, StepSpeed
-from cluster.label_selectors import meets
 
 GB = 10**9
 H100 = StepSpeed("NVIDIA H100 80GB HBM3", 85 * GB, {"float32": 4e13, "bfloat16": 6e14}, 2.5e12, 4e10)

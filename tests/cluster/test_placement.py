@@ -105,7 +105,7 @@ def test_every_setup_fits_the_machines_that_it_is_for(name: str) -> None:
     cluster = load_cluster(short)
     nodes = [gpu_node(accelerators[pool.kind], pool.devices, tier=pool.site) for pool in cluster.pools if pool.kind]
     check_memory(load_recipe(name), nodes)
-    with pytest.raises(ConfigError, match=r"at most 11\.6 GB"):
+    with pytest.raises(ConfigError, match=r"at most (11\.6|23\.2) GB, nine tenths of . x rtx3060"):
         check_memory(load_recipe(name), [replace(node, accelerator="GeForce-RTX-3060") for node in nodes])
 
 
