@@ -28,15 +28,18 @@ def add_nodes(commands: Any) -> None:
 
 def live_survey(address: str, timeout_s: float, *, probe: bool = True) -> Survey:
     """Survey the Ray at an address, "auto": that of RAY_ADDRESS or of this machine. Raises `CascadeError`."""
+    import logging
+
     import ray
+    from ray.exceptions import RayError
 
     from cluster.nodes import survey
 
     if ray.is_initialized():
         return survey(timeout_s, probe=probe)
     try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         hint = "is it running, and is RAY_AUTH_MODE=token exported where it asks for a token?"
         raise CascadeError(f"no Ray cluster at {address}: {error}; {hint}") from error
     try:

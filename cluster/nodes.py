@@ -171,7 +171,7 @@ def describe(
             continue
         if own:
             table["kinds"][kind] = own
-        name = _fresh(f"{pool[0].site}-{kind}", [each["name"] for each in table["pools"]])
+        name = _fresh(f"{pool[0].site}-{kind.partition('-')[0]}", [each["name"] for each in table["pools"]])
         entry = {"name": name, "kind": kind, "devices": sum(node.devices for node in pool), "site": pool[0].site}
         table["pools"].append(entry | {"cameras": pool[0].cameras, "labels": _selector(pool, nodes)})
     sites = {entry["site"] for entry in table["pools"]}

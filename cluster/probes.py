@@ -29,6 +29,7 @@ _PING = b"p" * 64
 _FRAME_BYTES, _FRAMES, _UNANSWERED = 1 << 18, 256, 8
 _SENDING_S = 0.5
 _LITTLE_GPU = 0.01
+_COPIED_BYTES = 1 << 26  # more than any cache holds
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,11 @@ def measure_step(gpu: bool) -> StepSpeed:
         square = torch.ones(size, size, dtype=dtype, device=device)
         seconds = _seconds(lambda square=square: torch.mm(square, square), finish)
         flops[str(dtype).removeprefix("torch.")] = 2 * size**3 / seconds
-    block = torch.ones((64 if device.type == "cuda" else 8) << 20, dtype=torch.uint8, device=device)
+    block = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device)
     other = torch.empty_like(block)
     copied = 2 * block.numel() / _seconds(lambda: other.copy_(block), finish)
-    host = torch.empty(64 << 20, dtype=torch.uint8, pin_memory=True) if device.type == "cuda" else block
-    loaded = host.numel() / _seconds(lambda: other[: host.numel()].copy_(host), finish)
+    host = torch.ones(_COPIED_BYTES, dtype=torch.uint8, pin_memory=True) if device.type == "cuda" else block
+    loaded = host.numel() / _seconds(lambda: other.copy_(host), finish)
     if device.type == "cpu":
         return StepSpeed("cpu", 0, flops, copied, loaded)
     facts = torch.cuda.get_device_properties(device)

@@ -177,12 +177,11 @@ class Replicas:
             until = until or self._clock() + (timeout_s or self._patience_s)  # counts from when it was first taken
             left_s = None if timeout_s is None else max(0.05, until - self._clock())
             told.begin()
-            outcome: Answer | CascadeError | None = None
             try:
                 outcome = await self._ask(replica, request, left_s, stream, told)
-            finally:
                 if isinstance(outcome, _ELSEWHERE):
                     replica.resting_until = self._clock() + _REST_S  # before its place is taken by the next
+            finally:
                 await self._free(replica, request)
             if not isinstance(outcome, _ELSEWHERE):
                 return outcome

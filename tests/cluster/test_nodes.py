@@ -26,7 +26,7 @@ def test_alike_nodes_are_one_pool_and_unlike_ones_are_not() -> None:
     steps = {"a": CORE, "bb": CORE, "ccc": CORE, "dddd": H100}
     table, notes = describe(nodes, steps, {("core", "edge"): LinkSpeed(20.0, 100.0)})
     pools = {pool["name"]: (pool["devices"], pool["site"]) for pool in table["pools"]}
-    assert pools == {"core-cpu_core": (8, "core"), "edge-cpu_core-2": (4, "edge"), "core-h100_80": (2, "core")}
+    assert pools == {"core-cpu_core": (8, "core"), "edge-cpu_core": (4, "edge"), "core-h100_80": (2, "core")}
     assert table["kinds"]["h100_80"]["memory_gib"] == pytest.approx(85 * GB / 2**30, rel=0.01)
     assert table["kinds"]["cpu_core"]["memory_gib"] == pytest.approx(8 * GB / 2**30, rel=0.01)
     assert table["links"] == [{"between": ["core", "edge"], "latency_ms": 20.0, "mbit_s": 100.0}]
