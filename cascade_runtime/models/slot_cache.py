@@ -90,8 +90,8 @@ class SlotCache:
         self.max_len = max_len
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self._queries_end = heads * head_dim
-        # What `place` says of the next pass. Positions in `_write_at` are counted over slots and positions. `_elsewhere`
-        # has both once more, on each further device.
+        # What `place` says of the next pass. Positions in `_write_at` are counted over slots and positions. Further
+        # devices have both once more.
         self._write_at = torch.zeros(0, dtype=torch.long)
         self._groups: list[_Group] = []
         self._elsewhere: dict[torch.device, tuple[torch.Tensor, list[_Group]]] = {}
