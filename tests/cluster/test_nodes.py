@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import pytest
 
 from cascade_runtime.planning import cluster_from_dict, load_planned_recipe, plan, to_toml
+from cluster import cli, cli_nodes
 from cluster.label_selectors import meets
-from cluster.nodes import NODE_ID, RayNode, describe
+from cluster.nodes import NODE_ID, RayNode, Survey, describe
 from cluster.probes import LinkSpeed, StepSpeed
 
 GB = 10**9
@@ -83,6 +85,33 @@ def test_the_description_survives_its_file_and_can_be_planned_with() -> None:
     assert again == table
     found = plan(load_planned_recipe("onevision_small"), cluster_from_dict(again))
     assert found.replicas[0].devices[0].kind == "h100_80"
+
+
+def test_a_survey_is_a_table_and_json() -> None:
+    nodes = (node("a", gpus=1, accelerator="H100"), node("bb", tier="edge", cameras="true"))
+    steps, links = {"a": H100}, {("core", "edge"): LinkSpeed(5.0, 50.0)}
+    table, notes = describe(nodes, steps, links)
+    found = Survey(nodes, steps, links, table, (*notes, "not probed within 15 s: 192.0.2.2"))
+    text = cli_nodes._text(found)
+    assert "1 NVIDIA H100 80GB HBM3  85 GB" in text and "core <-> edge: 5 ms, 50 Mbit/s" in text
+    assert "pool edge-cpu_core: 4 x cpu_core (edge)" in text and text.endswith(
+        "note: not probed within 15 s: 192.0.2.2"
+    )
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["schema"] == 1 and [each["speed"] is None for each in told["nodes"]] == [False, True]
+    assert cluster_from_dict(told["cluster"]) == found.cluster
+
+
+def test_no_cluster_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**options: object) -> None:
+        raise ConnectionError(f"nobody at {options['address']}")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    assert cli.main(["nodes", "--address", "192.0.2.1:6379"]) == 1
+    assert "no Ray cluster at 192.0.2.1:6379: nobody at 192.0.2.1:6379" in capsys.readouterr().err
 
 
 def test_toml_keeps_every_sort_of_value() -> None:

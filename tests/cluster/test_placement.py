@@ -15,6 +15,7 @@ from cascade_runtime.config import Recipe, load_recipe, recipe_from_dict, recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning import cluster_from_dict, load_cluster, load_planned_recipe, placed_recipes, plan
+from cluster import cli
 from cluster.memory_check import check_memory
 from cluster.nodes import RayNode
 from cluster.placement import bundles, refusal
@@ -147,6 +148,15 @@ def test_a_plan_of_turns_becomes_a_recipe_that_takes_turns() -> None:
     recipe = load_planned_recipe("onevision_small")
     (placed,) = placed_recipes(recipe, plan(recipe, cluster, assume=("sequential",)), cluster)
     assert (placed.cascade.loading, placed.target.device, placed.cascade.replicas) == ("in_turns", "cuda", 1)
+
+
+def test_the_command_writes_recipes_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "placed.toml"
+    assert cli.main(["plan", "three_level", "--cluster", "2x4090", "-o", str(out)]) == 0
+    assert str(out) in capsys.readouterr().err
+    placed = load_recipe(out)
+    assert placed.target.num_gpus == 1.0 and placed.adapter is not None and placed.adapter.beside == "heavy"
+    assert cli.main(["plan", "three_level", "--cluster", "2x4090", "-o", str(tmp_path / "placed.json")]) == 2
 
 
 # -- three nodes -----------------------------------------------------------------------------------------------------
