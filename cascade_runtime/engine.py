@@ -26,7 +26,7 @@ from typing import cast
 
 from cascade_runtime.api import Answer, GenerateRequest, Piece, Rejection, Timings, in_words
 from cascade_runtime.api.answer import MAX_REJECTIONS
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.config.acceptance import TRAVERSAL
 from cascade_runtime.decoding.acceptance.acceptance import Claims
 from cascade_runtime.decoding.acceptance.from_recipe import acceptance_from_recipe
@@ -132,6 +132,10 @@ class Engine:
         levels = [load_level(recipe, index, wait=False) for index in range(len(recipe.stages))]
         branch, verifier = load_branch(recipe, wait=False), load_verifier(recipe, wait=False)
         return cls(recipe, levels, FrontEnd(recipe, branch, verifier))
+
+    def stopper(self, sampling: SamplingParams) -> Stopper:
+        """What ends an answer of the target, and turns its tokens into text."""
+        return self.levels[-1].stopper(sampling)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Answer | CascadeError]:
         """Answer all requests, in order; a request that fails gives its error and harms no other."""

@@ -12,6 +12,7 @@ from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedMo
 from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
+from cascade_runtime.in_turns import InTurns
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 
 
@@ -19,7 +20,8 @@ class InProcess:
     """The engine behind the client's protocol."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.engine = Engine.load(recipe)
+        in_turns = recipe.cascade.loading == "in_turns"
+        self.engine: Engine | InTurns = InTurns(recipe) if in_turns else Engine.load(recipe)
         self._deadline_s = recipe.deadlines.request_s
         self._turn = threading.Lock()
         self._recent = RecentAnswers()
@@ -39,7 +41,7 @@ class InProcess:
 
         def work() -> None:
             try:
-                detokenizers = [self.engine.levels[-1].stopper(each.sampling).detokenizer() for each in requests]
+                detokenizers = [self.engine.stopper(each.sampling).detokenizer() for each in requests]
                 with self._turn:
                     for index, update in self.engine.run(requests, concurrency):
                         if abandoned.is_set():

@@ -9,6 +9,7 @@
     cascade trace -o FILE                 what every stage does when, as a picture or for Perfetto
     cascade serve RECIPE                  answer over HTTP
     cascade doctor                        what this machine can run
+    cascade nodes                         what a running Ray cluster offers, as a cluster file for `plan`
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
     cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
@@ -27,7 +28,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
 from cluster.cli_edge import add_edge
 from cluster.cli_heads import add_heads
+from cluster.cli_nodes import add_nodes
+from cluster.cli_plan import add_plan
 from cluster.cli_serve import add_serve
 
 if TYPE_CHECKING:
@@ -148,28 +150,6 @@ def _doctor(args: argparse.Namespace) -> int:
     report = examine()
     print(json.dumps(report.to_dict()) if args.json else report.text())
     return OK if report.healthy else FAILED
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from cascade_runtime.planning import check_assumptions, draw, edge_cuts, load_cluster, load_planned_recipe, plan
-
-    if args.picture and args.picture.suffix != ".svg":
-        raise ConfigError("--picture", str(args.picture), "a file that ends in .svg")
-    recipe, cluster = load_planned_recipe(args.recipe, args.set), load_cluster(args.cluster)
-    given = {key: getattr(args, key) for key in ("streams", "prompt", "tokens", "frames")}
-    load = replace(cluster.load, **{key: value for key, value in given.items() if value is not None})
-    found = plan(recipe, cluster, load=load, assume=check_assumptions(args.assume))
-    if args.picture:
-        try:
-            args.picture.write_text(draw(found), encoding="utf-8")
-        except OSError as error:
-            raise CascadeError(f"{args.picture}: {error.strerror or error}") from error
-    cuts = edge_cuts(recipe, cluster, args.edge_link)
-    if args.json:
-        print(json.dumps(found.to_dict() | ({"edge": cuts.to_dict()} if cuts else {})))
-    else:
-        print("\n\n".join([found.text(), *([cuts.text()] if cuts else [])]))
-    return OK
 
 
 # -- what they share -------------------------------------------------------------------------------------------------
@@ -284,7 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     add_serve(commands)
-    _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
+    add_plan(commands)
+    add_nodes(commands)
     add_batch(commands)
     add_dashboards(commands)
     add_edge(commands, _read)
@@ -302,25 +283,6 @@ def _add_events(events: argparse.ArgumentParser) -> None:
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png")
     render.add_argument("--quiet", action="store_true", help="no preview in the terminal")
     render.set_defaults(run=_events_render)
-
-
-def _add_plan(plan: argparse.ArgumentParser) -> None:
-    from cascade_runtime.planning import cluster_names, planned_recipe_names
-
-    plan.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(planned_recipe_names())}, or a .toml file")
-    plan.add_argument("--cluster", required=True, metavar="NAME|FILE.toml", help=f"one of {', '.join(cluster_names())}")
-    plan.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
-    plan.add_argument(
-        "--assume", action="append", default=[], metavar="WHAT", help="int8, int4 or sequential; repeatable"
-    )
-    plan.add_argument("--streams", type=int, metavar="N", help="requests at a time; 0 fills every slot")
-    plan.add_argument("--prompt", type=int, metavar="N", help="positions of a request; 0: by its frames")
-    plan.add_argument("--tokens", type=int, metavar="N", help="of an answer")
-    plan.add_argument("--frames", type=int, metavar="N", help="of a request")
-    plan.add_argument("--edge-link", metavar="MBIT,MS", help="an edge box so far away: what crosses, and break-evens")
-    plan.add_argument("--picture", type=Path, metavar="FILE.svg")
-    plan.add_argument("--json", action="store_true")
-    plan.set_defaults(run=_plan)
 
 
 def _add_setup(command: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def _serve(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr, flush=True)
 
     stop = threading.Event()
-    owns_ray = connect(recipe, args.address, report, pipelines=settings.replicas)
+    owns_ray = connect(recipe, args.address, report, pipelines=max(settings.replicas, recipe.cascade.replicas))
     try:
         http = {"host": args.host, "port": args.port}
         tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}

@@ -1,7 +1,7 @@
 """Where the stages run: the one place that makes Ray actors of the plain classes in `actors/`.
 
     launch(recipe) -> Pipeline
-        1. a placement group with what the recipe asks for, refused by name if the cluster cannot give it in time
+        1. a placement group with what the recipe asks for (placement.py), refused by name if the cluster has no room
         2. five kinds of actors: encoder, adapter, drafter, mid verifiers, target, and the controller in front of them
         3. the checks that need all of them: one vocabulary, one feature space
         4. links between neighbours, then the loops
@@ -20,7 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.adapter import AdapterVerifierStage
@@ -44,8 +44,8 @@ from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
-from cascade_runtime.channels import ChannelSpec, choose_backend
-from cascade_runtime.config import Recipe, StageConfig
+from cascade_runtime.channels import ChannelSpec
+from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import (
     CascadeError,
@@ -57,6 +57,9 @@ from cascade_runtime.errors import (
     StageError,
 )
 from cascade_runtime.tracing import Trace
+from cluster.memory_check import check_memory
+from cluster.nodes import read_nodes
+from cluster.placement import CONTROLLER, Reserved, bundles, edge_between, places, reserve
 from cluster.supervision.ray_crew import RayCrew
 from cluster.supervision.supervisor import Recovery, Supervisor
 
@@ -114,7 +117,8 @@ class Pipeline:
     stages: dict[str, RayStage]
     group: Any
     owns_ray: bool
-    backends: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...]
+    reserved: Reserved
     supervisor: Supervisor | None = None  # None where the recipe wants no stage restarted
     closed: bool = False
 
@@ -191,17 +195,21 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
     actors: list[RayStage] = []
     group = None
     try:
-        group = _reserve(recipe, deadline)
+        check_memory(recipe, read_nodes())
+        reserved = reserve(recipe, deadline)
+        group = reserved.group
+        edges = _edges(recipe, reserved)
+        backends = tuple(spec.backend for spec in edges)
         report("starting five stages and the controller")
-        stages = _start_stages(recipe, group, actors)
+        stages = _start_stages(recipe, reserved, actors)
         infos = _infos(recipe, stages, deadline, report)
         check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
-        backends = _link(recipe, stages, infos, deadline)
+        _link(recipe, stages, edges, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
-        controller = _start_controller(recipe, stages, group, actors)
+        controller = _start_controller(recipe, stages, reserved, actors)
         controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
-        supervisor = _supervise(recipe, stages, controller, group) if recipe.supervision.restarts else None
-        return Pipeline(recipe, controller, stages, group, owns_ray, backends, supervisor)
+        supervisor = _supervise(recipe, stages, controller, reserved) if recipe.supervision.restarts else None
+        return Pipeline(recipe, controller, stages, group, owns_ray, backends, reserved, supervisor)
     except BaseException:
         _tear_down(actors, group, owns_ray)
         raise
@@ -218,7 +226,8 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     if address is not None:
         ray.init(address=address, **quiet)
     else:
-        cpus = max(os.cpu_count() or 1, round(pipelines * sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
+        asked = sum(bundle.resources.get("CPU", 0.0) for bundle in bundles(recipe))
+        cpus = max(os.cpu_count() or 1, round(pipelines * asked + 1))
         ray.init(
             address="local",
             num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
@@ -230,51 +239,19 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     return True
 
 
-def _places(recipe: Recipe) -> dict[str, StageConfig]:
-    """Stage name -> what it asks of the cluster. Encoder and adapter default to the target's machine, on CPU."""
-    bare = StageConfig(name="encoder", checkpoint=recipe.target.checkpoint or "none")  # only its place is asked for
-    return {
-        "encoder": recipe.encoder or bare,
-        "adapter": recipe.adapter or bare,
-        **{stage.name: stage for stage in recipe.stages},
-    }
-
-
-def _bundles(recipe: Recipe) -> list[dict[str, float]]:
-    bundles = [
-        {"CPU": place.num_cpus, **({"GPU": place.num_gpus} if place.num_gpus else {})}
-        for place in _places(recipe).values()
-    ]
-    return [*bundles, {"CPU": 0.5}]  # the controller
-
-
-def _reserve(recipe: Recipe, deadline: float) -> Any:
-    bundles = _bundles(recipe)
-    labels = [dict(place.labels) for place in _places(recipe).values()] + [{}]
-    selectors: dict[str, Any] = {"bundle_label_selector": labels} if any(labels) else {}
-    group = placement_group(bundles, strategy="PACK", **selectors)
-    if not group.wait(max(1.0, deadline - time.monotonic())):
-        remove_placement_group(group)
-        have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
-        raise ConfigError("recipe", {"bundles": bundles, "labels": labels}, f"what the cluster has free, of {have}")
-    return group
-
-
-def _start_stages(recipe: Recipe, group: Any, actors: list[RayStage]) -> dict[str, RayStage]:
+def _start_stages(recipe: Recipe, reserved: Reserved, actors: list[RayStage]) -> dict[str, RayStage]:
     stages: dict[str, RayStage] = {}
-    for name in _places(recipe):
-        stages[name] = RayStage(name, _create_stage(recipe, group, name))
+    for name in places(recipe):
+        stages[name] = RayStage(name, _create_stage(recipe, reserved, name))
         actors.append(stages[name])
     return stages
 
 
-def _create_stage(recipe: Recipe, group: Any, name: str) -> Any:
+def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
     """The actor of one stage, in its own bundle."""
-    places, last = _places(recipe), len(recipe.stages) - 1
-    index = list(places).index(name)
-    level = index - 2
-    if index < 2:
-        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[index], (recipe,)
+    level, last = list(places(recipe)).index(name) - 2, len(recipe.stages) - 1
+    if level < 0:
+        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[level + 2], (recipe,)
     elif level == last:
         kind, arguments = Target, (recipe,)
     elif level == 0:
@@ -282,39 +259,40 @@ def _create_stage(recipe: Recipe, group: Any, name: str) -> Any:
     else:
         kind, arguments = MidVerifier, (recipe, level)
     threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
-    return _remote(kind, group, index, threads, places[name]).remote(*arguments)
+    return _remote(kind, reserved, name, threads).remote(*arguments)
 
 
-def _remote(kind: type, group: Any, bundle: int, threads: int, place: StageConfig | None) -> Any:
+def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
+    share, index = reserved.share(name), reserved.index(name)
     return ray.remote(kind).options(
-        num_cpus=place.num_cpus if place else 0.5,
-        num_gpus=place.num_gpus if place else 0,
+        num_cpus=share.num_cpus,
+        num_gpus=share.num_gpus,
         max_concurrency=threads,
         max_restarts=0,
         max_task_retries=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(reserved.group, placement_group_bundle_index=index),
     )
 
 
-def _start_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, actors: list[RayStage]) -> RayStage:
-    controller = RayStage("controller", _create_controller(recipe, stages, group, 1))
+def _start_controller(
+    recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, actors: list[RayStage]
+) -> RayStage:
+    controller = RayStage(CONTROLLER, _create_controller(recipe, stages, reserved, 1))
     actors.append(controller)
     return controller
 
 
-def _create_controller(recipe: Recipe, stages: Mapping[str, RayStage], group: Any, first_handle: int) -> Any:
+def _create_controller(recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, first_handle: int) -> Any:
     *drafters, target = (stages[name] for name in recipe.cascade.levels)
     parts = Stages(stages["encoder"], stages["adapter"], drafters, target)
     threads = recipe.cascade.slots + MAX_WAITING + _CONTROL_THREADS
-    bundle = len(_bundles(recipe)) - 1
-    return _remote(Controller, group, bundle, threads, None).remote(recipe, parts, first_handle)
+    return _remote(Controller, reserved, CONTROLLER, threads).remote(recipe, parts, first_handle)
 
 
-def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RayStage, group: Any) -> Supervisor:
-    handles = {**stages, "controller": controller}
-    crew = RayCrew(
-        recipe, handles, partial(_create_stage, recipe, group), partial(_create_controller, recipe, stages, group)
-    )
+def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RayStage, reserved: Reserved) -> Supervisor:
+    handles = {**stages, CONTROLLER: controller}
+    new_stage = partial(_create_stage, recipe, reserved)
+    crew = RayCrew(recipe, reserved, handles, new_stage, partial(_create_controller, recipe, stages, reserved))
     return Supervisor(recipe, handles, crew)
 
 
@@ -330,14 +308,17 @@ def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, repo
     return infos
 
 
-def _link(recipe: Recipe, stages: Mapping[str, RayStage], infos: Mapping[str, Any], deadline: float) -> tuple[str, ...]:
-    """Connect neighbours: the lighter one listens. Returns the backends used, one per edge."""
+def _edges(recipe: Recipe, reserved: Reserved) -> list[ChannelSpec]:
+    """Which way token blocks go, one per edge. Raises `ConfigError` where the recipe's way does not reach."""
+    pairs = itertools.pairwise(recipe.cascade.levels)
+    return [edge_between(reserved, light, heavy, recipe.channels.backend) for light, heavy in pairs]
+
+
+def _link(recipe: Recipe, stages: Mapping[str, RayStage], edges: list[ChannelSpec], deadline: float) -> None:
+    """Connect neighbours: the lighter one listens."""
     levels = recipe.cascade.levels
     specs: list[ChannelSpec] = []
-    for light, heavy in itertools.pairwise(levels):
-        same_node = infos[light]["host"] == infos[heavy]["host"]
-        backend = choose_backend(recipe.channels.backend, same_process=False, same_node=same_node)
-        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}")
+    for light, spec in zip(levels, edges, strict=False):
         listening = stages[light].start("listen", spec)
         specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))
     left_s = max(0.1, deadline - time.monotonic())
@@ -347,7 +328,6 @@ def _link(recipe: Recipe, stages: Mapping[str, RayStage], infos: Mapping[str, An
     }
     for name, reference in references.items():
         stages[name].result(reference, left_s)
-    return tuple(spec.backend for spec in specs)
 
 
 def _tear_down(actors: list[RayStage], group: Any, owns_ray: bool) -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -137,8 +138,9 @@ def app(args: dict[str, Any]) -> serve.Application:
 
 
 def application(settings: ServerSettings) -> serve.Application:
-    """The application of these settings."""
+    """The application of these settings. Serve runs the replicas; a recipe that asks for several is given as many."""
     recipe = settings.load_recipe()
+    settings = replace(settings, replicas=max(settings.replicas, recipe.cascade.replicas))
     stop_s = recipe.deadlines.drain_s + recipe.deadlines.control_s
     deployment: Any = serve.deployment(
         serve.ingress()(Cascade),

@@ -21,7 +21,7 @@ ROWS = {
     8: ("cluster",),
     7: ("actors",),
     6: ("training", "evaluation", "batch"),
-    5: ("engine", "in_process", "client", "planning", "edge"),
+    5: ("engine", "in_process", "in_turns", "client", "planning", "edge"),
     4: ("vision", "decoding", "transports", "simulation", "emulation"),
     3: ("events", "models", "scheduling", "channels", "api"),
     2: ("config", "messages", "metrics", "proto", "tracing"),

@@ -31,7 +31,9 @@ from cascade_runtime.config.recipe import (
     load_recipe,
     recipe_from_dict,
     recipe_names,
+    setup_names,
 )
+from cascade_runtime.config.recipe_table import recipe_to_dict
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
 from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
@@ -59,4 +61,6 @@ __all__ = [
     "load_recipe",
     "recipe_from_dict",
     "recipe_names",
+    "recipe_to_dict",
+    "setup_names",
 ]

@@ -15,6 +15,10 @@ def check_drafting(recipe: Recipe) -> None:
     """Raise `ConfigError` naming the field that does not fit."""
     light, rule, tree = recipe.stages[0], recipe.cascade.acceptance, recipe.tree
     several = len(recipe.stages) > 1
+    if recipe.cascade.loading == "in_turns" and (rule != SHARED_NOISE or tree is not None or light.heads):
+        raise ConfigError("cascade.loading", "in_turns", "resident, with trees, heads or another rule of acceptance")
+    if recipe.cascade.loading == "in_turns" and (light.drafter == "lookup" or recipe.emulation is not None):
+        raise ConfigError("cascade.loading", "in_turns", "resident, where a stage has no weights")
     for stage in recipe.stages if several else ():
         if stage.heads:
             raise ConfigError(f"stages.{stage.name}.heads", stage.heads, "none, unless the target is the only level")
@@ -49,6 +53,8 @@ def check_runs_apart(recipe: Recipe) -> None:
     ones let drafts into the answer, which then would depend on when messages come.
     """
     rule = recipe.cascade.acceptance
+    if recipe.cascade.loading != "resident":
+        raise ConfigError("cascade.loading", recipe.cascade.loading, "resident: stages take turns in one process only")
     if rule != SHARED_NOISE:
         allowed = (
             f"{SHARED_NOISE}: drafts of a pipeline may be lost or late, which biases other rules; run in one process"

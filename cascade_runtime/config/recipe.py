@@ -34,7 +34,9 @@ class CascadeConfig:
     held at once by each stage; max_len: positions in each slot, prompt and answer together. prefill_tokens: positions
     of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows. acceptance:
     the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process only, and those named
-    lossy do not give the target's answer.
+    lossy do not give the target's answer. replicas: whole pipelines of this kind on Ray, which share the requests.
+    loading: "resident" keeps every stage's weights where they are, "in_turns" has one model's at a time in a device's
+    memory, in one process: each drafts `window` tokens for all requests before the next is loaded.
     """
 
     name: str
@@ -46,6 +48,8 @@ class CascadeConfig:
     max_len: int = 1024
     prefill_tokens: int = 512
     acceptance: str = SHARED_NOISE
+    replicas: int = 1
+    loading: str = "resident"
 
     def __post_init__(self) -> None:
         where = "cascade"
@@ -77,6 +81,8 @@ class CascadeConfig:
         integer(ConfigError, f"{where}.max_len", self.max_len, 16, 1_048_576)
         integer(ConfigError, f"{where}.prefill_tokens", self.prefill_tokens, 1, 1_048_576)
         choice(f"{where}.acceptance", self.acceptance, tuple(RULES))
+        integer(ConfigError, f"{where}.replicas", self.replicas, 1, 1000)
+        choice(f"{where}.loading", self.loading, ("resident", "in_turns"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +191,7 @@ class Recipe:
         if self.cascade.mode == "aligned" and self.encoder is None:
             raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
         self._check_emulation()
+        self._check_neighbours()
         for place in [*self.stages[-1:], *self.stages[1:], *filter(None, (self.encoder, self.adapter))]:
             if place.drafter == "lookup":
                 raise ConfigError(
@@ -209,6 +216,15 @@ class Recipe:
     def check_runs_apart(self) -> None:
         """Raise `ConfigError` where the stages cannot run apart from each other, as pipelines run them."""
         check_runs_apart(self)
+
+    def _check_neighbours(self) -> None:
+        """A stage lives beside one that has a place of its own."""
+        places = [*self.stages, *filter(None, (self.encoder, self.adapter))]
+        own = [place.name for place in places if not place.beside]
+        for place in places:
+            if place.beside:
+                where = place.name if place.name in ("encoder", "adapter") else f"stages.{place.name}"
+                choice(f"{where}.beside", place.beside, own)
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""
@@ -257,6 +273,11 @@ def recipe_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _BUILT_IN.glob("*.toml")))
 
 
+def setup_names() -> tuple[str, ...]:
+    """The recipes of common machines that come with the package; their checkpoints do not."""
+    return tuple(sorted(f"setups/{path.stem}" for path in (_BUILT_IN / "setups").glob("*.toml")))
+
+
 def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe: a built-in name, or the path of a TOML file (anything that ends in .toml).
 
@@ -265,8 +286,8 @@ def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = (
     """
     path = Path(source)
     if path.suffix != ".toml":
-        if str(source) not in recipe_names():
-            raise ConfigError("recipe", str(source), f"a .toml file, or one of {', '.join(recipe_names())}")
+        if str(source) not in (names := (*recipe_names(), *setup_names())):
+            raise ConfigError("recipe", str(source), f"a .toml file, or one of {', '.join(names)}")
         path = _BUILT_IN / f"{source}.toml"
     try:
         with path.expanduser().open("rb") as file:

@@ -13,6 +13,7 @@ from cascade_runtime.config.sees import Sees
 from cascade_runtime.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
+_SEVERAL = re.compile(r"(cpu|cuda:\d{1,2})(\+(cpu|cuda:\d{1,2})){1,7}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,12 @@ class StageConfig:
     sees: how much of the recording a drafting stage is given, see `Sees`. max_len: positions in each of its KV slots,
     where they are fewer than the cascade's (0): what a stage does not see takes no memory.
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
-    does not divide its memory.
+    does not divide its memory. labels: of the node, as Ray's label selectors write them ("edge", "in(a, b)", "!x").
+    beside: the stage whose node and device this one shares, with the labels and an equal part of the `num_gpus` of that
+    one; it asks for none of its own.
+
+    device "cuda:0+cuda:1" splits a language model by layers over several devices, which then work one after the other:
+    for a model that is larger than each of them. The first also holds embeddings and head.
 
     device "emulated" or "emulated:<name>" computes nothing: it takes as long as `profile` says, and has no checkpoint.
     Stages that name the same emulated device take turns on it.
@@ -43,6 +49,7 @@ class StageConfig:
     num_gpus: float = 0.0
     num_cpus: float = 1.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
     profile: Profile | None = None
     compile: bool = False
     drafter: str = "model"
@@ -52,9 +59,12 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
-        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            allowed = "auto, cpu, cuda, cuda:<index>, emulated or emulated:<name>"
+        if not isinstance(self.device, str) or not (_DEVICE.fullmatch(self.device) or _SEVERAL.fullmatch(self.device)):
+            allowed = "auto, cpu, cuda, cuda:<index>, emulated, emulated:<name>, or several as in cuda:0+cuda:1"
             raise ConfigError(f"{where}.device", self.device, allowed)
+        whole = self.name in ("encoder", "adapter") or self.compile or self.heads or self.sees != "all"
+        if "+" in self.device and whole:
+            raise ConfigError(f"{where}.device", self.device, "one device, unless for a plain language model")
         self._check_source(where)
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
@@ -72,11 +82,16 @@ class StageConfig:
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
+        if not isinstance(self.beside, str) or (self.beside and not NAME.fullmatch(self.beside)):
+            raise ConfigError(f"{where}.beside", self.beside, "the name of another stage")
+        if self.beside and (self.num_gpus or self.labels):
+            asked = {"num_gpus": self.num_gpus, "labels": dict(self.labels or {})}
+            raise ConfigError(f"{where}.beside", asked, f"neither num_gpus nor labels: those of {self.beside} count")
         if not isinstance(self.labels, Mapping) or len(self.labels) > 16:
             raise ConfigError(f"{where}.labels", self.labels, "a table of at most 16 strings")
         for key, value in self.labels.items():
-            if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 256:
-                raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 256 characters")
+            if not isinstance(key, str) or not isinstance(value, str) or not 1 <= len(value) <= 4096:
+                raise ConfigError(f"{where}.labels.{key}", value, "a string of 1 to 4096 characters")
         object.__setattr__(self, "labels", dict(self.labels))
 
     def _check_source(self, where: str) -> None:

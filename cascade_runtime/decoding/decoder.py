@@ -247,7 +247,7 @@ def _shortcut(language: LanguageModel, cache: SlotCache, *, compiled: bool) -> A
         from cascade_runtime.models.compiled import Compiled
 
         return Compiled(language, cache)
-    if str(language.device).startswith("cuda"):
+    if str(language.device).startswith("cuda") and len(language.devices) == 1:
         from cascade_runtime.models.replay import Replays
 
         return Replays(language, cache)

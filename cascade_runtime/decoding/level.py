@@ -23,7 +23,7 @@ from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.compressor import load_compressor
-from cascade_runtime.models.stage_source import checkpoint_path, pick_device
+from cascade_runtime.models.stage_source import checkpoint_path, layer_devices, pick_device
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.vision.features import VisualFeatures
 
@@ -48,6 +48,7 @@ class Level:
             parts=("language", "projector"),
             device=pick_device(stage.device),
             dtype=stage.dtype,
+            layer_devices=layer_devices(stage.device),
         )
         assert model.language is not None  # it was asked for
         max_len = stage.max_len or cascade.max_len

@@ -62,6 +62,11 @@ class Block:
         gate, up = self.gate_up(after(x_ND)).chunk(2, -1)
         return self.down.added(F.silu(gate) * up, x_ND)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.norms[0].weight.device
+
     def _rotate(self, mixed: torch.Tensor, turns: torch.Tensor) -> None:
         pairs = mixed[:, : self._rotated].unflatten(-1, (-1, self.head_dim // 2, 2))
         if mixed.dtype in (torch.float32, torch.float64):

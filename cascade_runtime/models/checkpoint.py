@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from cascade_runtime.models.architectures import split_name
 
 MAX_JSON_BYTES = 64 << 20
 HASHED_BYTES_PER_TENSOR = 1 << 16
+DeviceOf = Callable[[str], torch.device]  # of a tensor, by its name within its part
+_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -60,8 +64,9 @@ class Checkpoint:
         if unknown:
             raise ConfigError(str(directory), _some(unknown), f"only tensors of a {family} model")
 
-    def fill(self, module: nn.Module, part: str, *, device: torch.device, dtype: torch.dtype | None) -> int:
-        """Give a module built on the meta device its weights; return their bytes. dtype None keeps the stored one.
+    def fill(self, module: nn.Module, part: str, *, device: DeviceOf, dtype: torch.dtype | None) -> int:
+        """Give a module built on the meta device its weights, each on the `device` of its name; return their bytes.
+        dtype None keeps the stored one.
 
         Raises ConfigError listing tensors that are missing, unexpected, of another shape or not floating.
         """
@@ -79,7 +84,7 @@ class Checkpoint:
                 here = {name: at[1] for name, at in stored.items() if at[0] == file}
                 self._check_shapes(opened, here, wanted, part)
                 for name, stored_name in here.items():
-                    tensors[name] = self._read(opened, stored_name, device, dtype)
+                    tensors[name] = self._read(opened, stored_name, device(name), dtype)
         if tied and "lm_head.weight" not in tensors:
             tensors["lm_head.weight"] = tensors["decoder.embed_tokens.weight"]
         module.load_state_dict(tensors, strict=True, assign=True)
@@ -88,6 +93,18 @@ class Checkpoint:
             module.lm_head.weight = module.decoder.embed_tokens.weight  # type: ignore[union-attr]
         unique = {tensor.data_ptr(): tensor for tensor in module.state_dict().values()}
         return sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
+    def part_bytes(self, part: str, dtype: torch.dtype | None, device: DeviceOf) -> dict[torch.device, int]:
+        """Device -> bytes of a part's stored tensors there as another type (None: as stored), by the headers alone."""
+        totals: dict[torch.device, int] = {}
+        for file in {file for file, _ in self.names[part].values()}:
+            with _open(file) as opened:
+                for name, (at, stored) in self.names[part].items():
+                    if at == file:
+                        view = opened.get_slice(stored)
+                        size = dtype.itemsize if dtype else _BITS.get(view.get_dtype(), 32) // 8
+                        totals[device(name)] = totals.get(device(name), 0) + math.prod(view.get_shape()) * size
+        return totals
 
     def identity(self, part: str, kind: str, facts: object) -> str:
         """ "<kind>-<12 hex>" over a part's tensor names, shapes, stored types, first 64 KiB each, and `facts`.

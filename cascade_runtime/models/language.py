@@ -20,6 +20,7 @@ from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
+from cascade_runtime.models.room import check_room
 from cascade_runtime.models.slot_cache import Branches, SlotCache
 
 Cache = TypeVar("Cache", bound=SlotCache)
@@ -87,6 +88,11 @@ class LanguageModel:
         return self.lm_head.weight.device
 
     @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where its layers are, in order; several for a model that is split."""
+        return tuple(dict.fromkeys(block.device for block in self.blocks))
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.lm_head.weight.dtype
 
@@ -114,6 +120,9 @@ class LanguageModel:
 
     def new_cache(self, slots: int, max_len: int, kind: type[Cache] = SlotCache) -> Cache:
         """A cache of `slots` rows of at most `max_len` positions for this model."""
+        for device in self.devices:
+            layers = sum(block.device == device for block in self.blocks)
+            check_room("cascade.slots", slots * max_len * self.kv_bytes_per_token * layers // self.num_layers, device)
         self.reach(max_len)
         return kind(
             layers=self.num_layers,
@@ -123,7 +132,7 @@ class LanguageModel:
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             dtype=self.dtype,
-            device=self.device,
+            device=[block.device for block in self.blocks],
         )
 
     def reach(self, positions: int) -> None:
@@ -166,10 +175,12 @@ class LanguageModel:
         cache.place(slots, starts, counts, groups, branches)
         turns, hidden = self._turned(positions), embeds_ND
         for block in self.blocks:
+            if hidden.device != block.device:  # a model that is split by layers
+                hidden, turns = moved(hidden, block.device), moved(turns, block.device)
             hidden = block(hidden, turns, cache)
             if keep is not None:
                 keep[block.index] = hidden
-        return self.norm(hidden)
+        return self.norm(moved(hidden, self.device))
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -187,3 +198,8 @@ class LanguageModel:
         cos, sin = self.decoder.rotary_emb(exact, positions)
         half = self.head_dim // 2
         return torch.complex(cos[0, :, :half].float(), sin[0, :, :half].float())[:, None]
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device, itself where it is there already."""
+    return tensor if tensor.device == device else tensor.to(device)

@@ -20,9 +20,11 @@ from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.architectures import PARTS, LanguagePart, family_of, read_config, vision_module
 from cascade_runtime.models.checkpoint import Checkpoint, check_size, read_json
 from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.layer_split import split_layers
 from cascade_runtime.models.pixels import PixelProcessor
 from cascade_runtime.models.projector import Projector, projector_module
 from cascade_runtime.models.prompts import Prompt, PromptBuilder
+from cascade_runtime.models.room import check_room
 from cascade_runtime.models.vision_tower import VisionTower, raw_shape
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -65,8 +67,11 @@ def load_checkpoint(
     parts: Sequence[str] = PARTS,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = "auto",
+    layer_devices: Sequence[torch.device | str] = (),
 ) -> VisionLanguageModel:
     """Load the asked-for parts of a directory saved by `save_pretrained` (the families of architectures.py).
+
+    layer_devices: spread the language part's layers over these, in order (`layer_split.py`), `device` the first.
 
     dtype "auto" is float32 on a CPU (bfloat16 is emulated on most) and the stored type elsewhere.
     Raises ConfigError naming the file and what is wrong with it; never reads a pickle, runs their code or goes to a
@@ -94,7 +99,10 @@ def load_checkpoint(
     weight_bytes: dict[str, int] = {}
     for part in dict.fromkeys(parts):
         module = _build(part, family, config)
-        weight_bytes[part] = checkpoint.fill(module, part, device=place, dtype=kind)
+        where = split_layers(module, [torch.device(each) for each in layer_devices]) if part == "language" else None
+        for there, share in checkpoint.part_bytes(part, kind, where or (lambda name: place)).items():
+            check_room(f"{directory.name} [{part}]", share, there)
+        weight_bytes[part] = checkpoint.fill(module, part, device=where or (lambda name: place), dtype=kind)
         _compute_buffers(module, place)
         if part == "language":
             loaded[part] = _language(module, config, tokenizer, ends, family)

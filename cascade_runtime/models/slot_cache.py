@@ -51,6 +51,12 @@ class _Group:
     real: torch.Tensor | None
     mask: torch.Tensor | None
 
+    def on(self, device: torch.device) -> _Group:
+        """The same on another device."""
+        rows = self.rows if isinstance(self.rows, slice) else self.rows.to(device)
+        pad, real, mask = (None if each is None else each.to(device) for each in (self.pad, self.real, self.mask))
+        return _Group(self.tokens, rows, self.width, self.queries, pad, real, mask)
+
 
 class SlotCache:
     """Keys and values of `slots` rows of at most `max_len` positions each, for every layer of one text model with
@@ -67,7 +73,7 @@ class SlotCache:
         kv_heads: int,
         head_dim: int,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Sequence[torch.device] = "cpu",
     ) -> None:
         for field, value in (("layers", layers), ("slots", slots), ("max_len", max_len)):
             if value < 1:
@@ -77,14 +83,18 @@ class SlotCache:
         shape = (slots, max_len, 2, kv_heads, head_dim)
         # One position stands unused before them: a compiler takes an offset of 0 for another case than all others.
         size = (1 + slots * max_len, 2, kv_heads, head_dim)
-        self.held = [torch.zeros(size, dtype=dtype, device=device)[1:].view(shape) for _ in range(layers)]
+        each = [device] * layers if isinstance(device, torch.device | str) else device
+        self.held = [torch.zeros(size, dtype=dtype, device=at)[1:].view(shape) for at in each]
+        self._devices = tuple(dict.fromkeys(held.device for held in self.held))
         self.slots = slots
         self.max_len = max_len
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self._queries_end = heads * head_dim
-        # What `place` says of the next pass. Positions in `_write_at` are counted over slots and positions.
+        # What `place` says of the next pass. Positions in `_write_at` are counted over slots and positions. Further
+        # devices have both once more.
         self._write_at = torch.zeros(0, dtype=torch.long)
         self._groups: list[_Group] = []
+        self._elsewhere: dict[torch.device, tuple[torch.Tensor, list[_Group]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -121,13 +131,15 @@ class SlotCache:
             for slot, start, count in zip(slots, starts, counts, strict=True)
             for position in range(start, start + count)
         ]
-        self._write_at = torch.tensor(at, device=self.held[0].device)
+        self._write_at = torch.tensor(at, device=self._devices[0])
         self._groups, row, token = [], 0, 0
         for size in groups or [len(slots)]:
             part = slice(row, row + size)
             trees = (branches or [None] * len(slots))[part]
             self._groups.append(self._group(slots[part], starts[part], counts[part], trees, token))
             row, token = row + size, token + sum(counts[part])
+        for other in self._devices[1:]:
+            self._elsewhere[other] = (self._write_at.to(other), [group.on(other) for group in self._groups])
 
     def _group(
         self,
@@ -164,10 +176,11 @@ class SlotCache:
         and values of the pass's tokens, rotated. Returns what each token attends to, (N, heads * head_dim).
         """
         held, end = self.held[layer], self._queries_end
-        held.view(-1, mixed.shape[1] - end).index_copy_(0, self._write_at, mixed[:, end:])
-        if len(self._groups) == 1:
-            return self._look(held, self._groups[0], mixed[:, :end])
-        return torch.cat([self._look(held, group, mixed[group.tokens, :end]) for group in self._groups])
+        write_at, groups = self._elsewhere.get(held.device, (self._write_at, self._groups))
+        held.view(-1, mixed.shape[1] - end).index_copy_(0, write_at, mixed[:, end:])
+        if len(groups) == 1:
+            return self._look(held, groups[0], mixed[:, :end])
+        return torch.cat([self._look(held, group, mixed[group.tokens, :end]) for group in groups])
 
     def _look(self, held: torch.Tensor, group: _Group, queries: torch.Tensor) -> torch.Tensor:
         seen = held[:, : group.width]
@@ -187,7 +200,7 @@ class SlotCache:
         """Give positions target, target + 1, .. of a slot what lies at these others of it."""
         at = torch.tensor(positions, device=self.held[0].device)
         for each in self.held:
-            each[slot, target : target + len(positions)] = each[slot].index_select(0, at)
+            each[slot, target : target + len(positions)] = each[slot].index_select(0, at.to(each.device))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give one slot the first `length` positions of another."""

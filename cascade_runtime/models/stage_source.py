@@ -17,10 +17,15 @@ def checkpoint_path(stage: StageConfig) -> str:
 
 
 def pick_device(device: str) -> str:
-    """A recipe's device; "auto" is the first GPU if there is one."""
+    """A recipe's device, the first where it names several; "auto" is the first GPU if there is one."""
     if device != "auto":
-        return device
+        return device.partition("+")[0]
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def layer_devices(device: str) -> tuple[str, ...]:
+    """The devices over which a recipe splits a model's layers, in order; none where it names one."""
+    return tuple(device.split("+")) if "+" in device else ()
 
 
 def load_front(stage: StageConfig) -> Any:

@@ -4,6 +4,7 @@
     plan(recipe, cluster) -> Plan       planner.py; plan.py: what it says, as text and JSON
     draw(plan) -> SVG                   picture.py
     edge_cuts(recipe, cluster, link)    edge_cuts.py: raw events, frames or features from an edge box, by its link
+    placed_recipes(recipe, plan, ..)    placed.py: the recipes that run as the plan says
 
 Torch and Ray are not needed: sizes come from config.json files, costs from data sheets or profiles, and what the stages
 would do from the schedulers and policies that they run.
@@ -13,34 +14,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cascade_runtime.config import Recipe, load_recipe, recipe_names
+from cascade_runtime.config import Recipe, load_recipe, recipe_names, setup_names
 from cascade_runtime.planning.cluster import (
     Cluster,
     Load,
     check_assumptions,
     cluster_from_dict,
     cluster_names,
+    device_kinds,
     load_cluster,
 )
 from cascade_runtime.planning.edge_cuts import EdgeCuts, edge_cuts
+from cascade_runtime.planning.needs import Need, needs
 from cascade_runtime.planning.picture import draw
+from cascade_runtime.planning.placed import placed_recipes
 from cascade_runtime.planning.plan import Plan
 from cascade_runtime.planning.planner import plan
+from cascade_runtime.planning.toml_text import to_toml
 
 __all__ = [
     "Cluster",
     "EdgeCuts",
     "Load",
+    "Need",
     "Plan",
     "check_assumptions",
     "cluster_from_dict",
     "cluster_names",
+    "device_kinds",
     "draw",
     "edge_cuts",
     "load_cluster",
     "load_planned_recipe",
+    "needs",
+    "placed_recipes",
     "plan",
     "planned_recipe_names",
+    "to_toml",
 ]
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -48,7 +58,7 @@ _RECIPES = Path(__file__).parent / "recipes"
 
 def planned_recipe_names() -> tuple[str, ...]:
     """Recipes that can be planned: those that run here, and those of published models."""
-    return tuple(sorted((*recipe_names(), *(path.stem for path in _RECIPES.glob("*.toml")))))
+    return tuple(sorted((*recipe_names(), *setup_names(), *(path.stem for path in _RECIPES.glob("*.toml")))))
 
 
 def load_planned_recipe(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:

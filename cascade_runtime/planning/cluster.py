@@ -1,11 +1,11 @@
 """`Cluster`: pools of equal devices, the links between their sites, and what is known of the load, read from TOML.
 
-    [[pools]]      name, kind (of device_kinds.toml or [kinds.<name>]), devices, site, cameras
+    [[pools]]      name, kind (of device_kinds.toml or [kinds.<name>]), devices, site, cameras, labels
     [[links]]      between two sites: latency_ms, mbit_s. Sites without a link cannot work on one answer
     [[profiles]]   measured cost of a stage on a kind, in place of the roofline
     [agreement]    "light->mid" = 0.8: the chance that a draft of one stage is what the next would say
     [load]         streams, prompt, tokens, frames of a request
-    assume         what a plan may suppose beyond what the runtime does: "int8", "int4", "sequential"
+    assume         what a plan may do: "int8", "int4", which the runtime does not, and "sequential", taking turns
 
 Unknown keys raise, numbers are bounded, every error is a `ConfigError` that names the key.
 """
@@ -82,13 +82,14 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Equal devices of one site. cameras: recordings come in here."""
+    """Equal devices of one site. cameras: recordings come in here. labels: by which Ray finds its nodes."""
 
     name: str
     kind: str
     devices: int = 1
     site: str = "core"
     cameras: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _name("pools.name", self.name)
@@ -96,6 +97,9 @@ class Pool:
         integer(ConfigError, f"pools.{self.name}.devices", self.devices, 1, MAX_DEVICES)
         if not isinstance(self.cameras, bool):
             raise ConfigError(f"pools.{self.name}.cameras", self.cameras, "true or false")
+        labels = self.labels
+        if not isinstance(labels, Mapping) or len(labels) > 16 or not all(isinstance(v, str) for v in labels.values()):
+            raise ConfigError(f"pools.{self.name}.labels", labels, "a table of at most 16 strings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +222,7 @@ def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
     """Build a cluster from the nested tables of its TOML form. Raises `ConfigError`."""
     _known("cluster", table, ("name", "pools", "kinds", "links", "profiles", "agreement", "load", "assume"))
     _name("name", table.get("name"))
-    kinds = dict(_catalogue())
+    kinds = dict(device_kinds())
     own = table.get("kinds", {})
     _known("kinds", own, own if isinstance(own, Mapping) and len(own) <= MAX_POOLS else ())
     for name, fields_ in own.items():
@@ -266,7 +270,8 @@ def check_assumptions(names: object) -> tuple[str, ...]:
 
 
 @cache
-def _catalogue() -> dict[str, Kind]:
+def device_kinds() -> Mapping[str, Kind]:
+    """The kinds of device that are known by their data sheets, by name."""
     table = tomllib.loads(_KINDS.read_text())
     return {name: Kind(name=name, **item) for name, item in table.items()}
 

@@ -105,5 +105,6 @@ def _in_turns(problem: Problem, count: int, turns: Turns) -> Replica:
         ttft_s=turns.ttft_s,
         simulated_ttft_s=None,
         bottleneck=max(turns.busy, key=lambda name: turns.busy[name]),
-        overrides=(),
+        overrides=("cascade.loading=in_turns",) if levels == problem.recipe.cascade.levels else (),
+        drafts=turns.drafts,
     )

@@ -47,6 +47,7 @@ class DevicePlan:
 class Replica:
     """`count` equal pipelines. slots: requests at a time of one; slots_that_fit: for which there would be memory.
     tokens_per_s of one as predicted; simulated_tokens_per_s: None where it was not simulated. overrides: for `--set`.
+    drafts: where stages take turns, how many a drafter makes for each request.
     """
 
     count: int
@@ -62,6 +63,7 @@ class Replica:
     simulated_ttft_s: float | None
     bottleneck: str
     overrides: tuple[str, ...]
+    drafts: int = 0
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
             for i, pool in enumerate(cluster.pools)
             if pool.devices > used[i]
         ),
-        assumptions=_assumptions(problem, chosen),
+        assumptions=_assumptions(problem),
         defaults=_defaults(problem),
     )
 
@@ -254,13 +254,8 @@ def _one_more(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[
 # -- what is said besides --------------------------------------------------------------------------------------------
 
 
-def _assumptions(problem: Problem, chosen: Sequence[Chosen]) -> tuple[str, ...]:
-    said: list[str] = []
-    if problem.quantise:
-        said.append(f"weights on GPUs in {problem.quantise}")
-    if any(each.turns for each in chosen):
-        said.append("sequential loading: stages take turns in a device's memory")
-    return tuple(said)
+def _assumptions(problem: Problem) -> tuple[str, ...]:
+    return (f"weights on GPUs in {problem.quantise}",) if problem.quantise else ()
 
 
 def _defaults(problem: Problem) -> tuple[str, ...]:

@@ -110,17 +110,9 @@ def problem_of(recipe: Recipe, cluster: Cluster, load: Load) -> Problem:
     """Resolve every stage. Raises `ConfigError` for a checkpoint without a configuration, an edge or profile that the
     recipe does not have, and a request that does not fit a slot.
     """
-    configs = [config for config in (*recipe.stages, recipe.encoder, recipe.adapter) if config is not None]
-    sizes = {config.name: size_of(config) for config in configs}
+    parts = parts_of(recipe)
+    sizes = {part.name: part.size for part in parts}
     target = sizes[recipe.target.name]
-    parts = []
-    for config in configs:
-        size = sizes[config.name]
-        level = recipe.cascade.levels.index(config.name) if config.name in recipe.cascade.levels else None
-        numbers = size.language + size.projector if level is not None else size.vision
-        if config.name == "adapter" or (recipe.adapter is None and config is recipe.target):
-            numbers += target.vision
-        parts.append(Part(config.name, config, size, numbers, level))
     names = recipe.cascade.levels
     edges = [f"{a}->{b}" for i, a in enumerate(names) for b in names[i + 1 :]]
     for edge, value in cluster.agreement.items():
@@ -134,4 +126,19 @@ def problem_of(recipe: Recipe, cluster: Cluster, load: Load) -> Problem:
     if prompt > room:
         allowed = f"at most {room}: cascade.max_len {recipe.cascade.max_len} less an answer of {load.tokens}"
         raise ConfigError("load.prompt", prompt, allowed)
-    return Problem(recipe, cluster, load, tuple(parts), prompt)
+    return Problem(recipe, cluster, load, parts, prompt)
+
+
+def parts_of(recipe: Recipe) -> tuple[Part, ...]:
+    """Everything of a recipe that has weights. Raises `ConfigError` for a checkpoint without a configuration."""
+    configs = [config for config in (*recipe.stages, recipe.encoder, recipe.adapter) if config is not None]
+    sizes = {config.name: size_of(config) for config in configs}
+    parts = []
+    for config in configs:
+        size = sizes[config.name]
+        level = recipe.cascade.levels.index(config.name) if config.name in recipe.cascade.levels else None
+        numbers = size.language + size.projector if level is not None else size.vision
+        if config.name == "adapter" or (recipe.adapter is None and config is recipe.target):
+            numbers += sizes[recipe.target.name].vision
+        parts.append(Part(config.name, config, size, numbers, level))
+    return tuple(parts)

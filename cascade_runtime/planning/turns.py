@@ -2,8 +2,8 @@
 
     load tower, encode all | (load drafter, draft once for all | ...) | load target, prefill, verify, decode the rest
 
-An assumption of a plan ("sequential"): the runtime keeps its stages resident. Weights come from the host's memory at
-the speed of PCIe, or as measured (`load_s` of a profile); throwing them away costs nothing.
+A plan does so where "sequential" is allowed, and a recipe with `cascade.loading = "in_turns"` runs so. Weights come
+from the host's memory at the speed of PCIe, or as measured (`load_s` of a profile); throwing them away costs nothing.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ grpc.py      the cascade behind an address that speaks cascade.proto;  grpc_wire
 side_by_side.py  many requests to one server;  retries.py  when and how soon to ask again
 session.py   one question about window after window of a live source;  windows.py  of those that wait, the newest
 recent.py    what cascades started here remember of their last answers
+replicas.py  several cascades behind one front
 """
 
 from cascade_runtime.transports.base import (
@@ -21,6 +22,7 @@ from cascade_runtime.transports.base import (
     transport_names,
 )
 from cascade_runtime.transports.recent import RecentAnswers
+from cascade_runtime.transports.replicas import Replicas
 from cascade_runtime.transports.session import SessionTerms, SessionTransport, Window, answer_windows
 from cascade_runtime.transports.windows import NewestWindows
 
@@ -29,6 +31,7 @@ __all__ = [
     "NewestWindows",
     "RecentAnswers",
     "Remote",
+    "Replicas",
     "SessionTerms",
     "SessionTransport",
     "Transport",

@@ -40,14 +40,15 @@ class AdapterVerifier:
     @classmethod
     def load(cls, recipe: Recipe) -> AdapterVerifier:
         """Load every distinct tower of the recipe's levels and, where the recipe has one, the adapter."""
-        place = recipe.adapter or recipe.target
+        device = (recipe.adapter or recipe.target).device
+        device = "auto" if "+" in device else device  # whatever this process has: the target's own are full of layers
         by_space: dict[str, tuple[Any, Any]] = {}
         towers = []
         for stage in recipe.stages:
             space = load_front(stage).space
             if space not in by_space:
                 model = load_checkpoint(
-                    checkpoint_path(stage), parts=("vision",), device=pick_device(place.device), dtype=stage.dtype
+                    checkpoint_path(stage), parts=("vision",), device=pick_device(device), dtype=stage.dtype
                 )
                 by_space[space] = (model.pixels, model.vision)
             towers.append(by_space[space])

@@ -6,15 +6,16 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.host import host
 from actors.pulse import Pulse
-from cascade_runtime.channels import ChannelSpec, choose_backend
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError, StageDied
+from cluster.placement import Reserved, edge_between
 
 _HANDLES = 1 << 32  # how many requests one controller numbers
 _EVICT_S = 5.0
@@ -30,11 +31,12 @@ class RayCrew:
     def __init__(
         self,
         recipe: Recipe,
+        reserved: Reserved,
         handles: Mapping[str, Any],
         create: Callable[[str], Any],
         create_controller: Callable[[int], Any],
     ) -> None:
-        self._recipe, self._handles = recipe, handles
+        self._recipe, self._reserved, self._handles = recipe, reserved, handles
         self._create, self._create_controller = create, create_controller
         self._controllers = 1  # so far
 
@@ -83,10 +85,8 @@ class RayCrew:
         """The lighter stage listens at a new address, with a new secret."""
         control_s = self._recipe.deadlines.control_s
         lighter, heavier = self._handles[light], self._handles[heavy]
-        pulses = [stage.result(stage.start("pulse"), control_s) for stage in (lighter, heavier)]
-        same_node = pulses[0].host == pulses[1].host
-        backend = choose_backend(self._recipe.channels.backend, same_process=False, same_node=same_node)
-        spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", epoch=epoch)
+        edge = edge_between(self._reserved.present(), light, heavy, self._recipe.channels.backend)
+        spec = replace(edge, epoch=epoch)
         spec = lighter.result(lighter.start("listen", spec), control_s)
         joins = [
             (lighter, lighter.start("join_downstream", _JOIN_S)),

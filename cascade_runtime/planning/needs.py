@@ -1,0 +1,58 @@
+"""`needs`: what each stage of a recipe asks of a device's memory, from config.json files alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cascade_runtime.config import Recipe
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.planning.cluster import Cluster, Kind, Load, Pool
+from cascade_runtime.planning.plan import byte_words
+from cascade_runtime.planning.problem import Problem, parts_of
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one stage's weights and of all its KV slots on a device."""
+
+    stage: str
+    dtype: str
+    weight_bytes: int
+    kv_bytes: int
+
+    @property
+    def total(self) -> int:
+        """Of both."""
+        return self.weight_bytes + self.kv_bytes
+
+    def text(self) -> str:
+        """For people."""
+        kv = f" and {byte_words(self.kv_bytes)} of KV" if self.kv_bytes else ""
+        return f"{self.stage} {byte_words(self.weight_bytes)} of {self.dtype} weights{kv}"
+
+
+def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
+    """Stage -> what it needs on a device of that kind; empty for emulated stages, and where a checkpoint is not known
+    here (the stage itself will say what it finds). A stage that looks words up needs nothing. The target's vision tower
+    counts with the adapter, else with the target.
+    """
+    if recipe.stages[0].drafter == "lookup":
+        drafts = recipe.cascade.num_draft_tokens[1:]
+        cascade = replace(recipe.cascade, levels=recipe.cascade.levels[1:], num_draft_tokens=drafts)
+        recipe = replace(recipe, cascade=cascade, stages=recipe.stages[1:])
+    try:
+        parts = parts_of(recipe)
+    except ConfigError:
+        return {}
+    cluster = Cluster(recipe.name, (Pool(name="any", kind=kind.name),), {kind.name: kind})
+    problem = Problem(recipe, cluster, Load(), parts, prompt=0)
+    slots = recipe.cascade.slots
+    return {
+        part.name: Need(
+            part.name,
+            problem.dtype(part, kind),
+            problem.weight_bytes(part, kind),
+            slots * problem.slot_bytes(part, kind),
+        )
+        for part in parts
+    }

@@ -1,0 +1,189 @@
+"""The manifests: against Ray's own schemas where the installed Ray has them, and KubeRay's fields as its API documents
+them (docs/reference/api.md of ray.io/v1, read by hand: its resource definitions are a megabyte and not part of Ray).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cascade_runtime.errors import ConfigError
+from cluster.label_selectors import meets
+from cluster.placement import bundles
+from cluster.serving.settings import ServerSettings
+
+FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+COUNT = {"type": "integer", "minimum": 0}
+AMOUNT = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
+
+
+def closed(required: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+AMOUNTS = {"type": "object", "additionalProperties": AMOUNT}
+VARIABLE = closed("name", name={"type": "string"}, value={"type": "string"}, valueFrom={"type": "object"})
+PORT = closed("containerPort", name={"type": "string", "maxLength": 15}, containerPort={"type": "integer"})
+MOUNT = closed("name mountPath", name={"type": "string"}, mountPath={"type": "string"}, readOnly={"type": "boolean"})
+CONTAINER = closed(
+    "name image resources",
+    name={"type": "string"},
+    image={"type": "string"},
+    env={"type": "array", "items": VARIABLE},
+    ports={"type": "array", "items": PORT},
+    resources=closed("limits", limits=AMOUNTS, requests=AMOUNTS),
+    volumeMounts={"type": "array", "items": MOUNT},
+)
+VOLUME = closed(
+    "name",
+    name={"type": "string"},
+    secret=closed("secretName", secretName={"type": "string"}),
+    persistentVolumeClaim=closed("claimName", claimName={"type": "string"}),
+)
+POD = closed(
+    "spec",
+    spec=closed(
+        "containers",
+        containers={"type": "array", "items": CONTAINER, "minItems": 1},
+        volumes={"type": "array", "items": VOLUME},
+    ),
+)
+HEAD = closed("template", template=POD, labels=TEXTS, resources=TEXTS, rayStartParams=TEXTS)
+WORKERS = closed(
+    "groupName template",
+    groupName={"type": "string"},
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    labels=TEXTS,
+    resources=TEXTS,
+    rayStartParams=TEXTS,
+    template=POD,
+)
+AUTH = closed("mode secretName", mode={"enum": ["token"]}, secretName={"type": "string"})  # never "disabled"
+CLUSTER = closed(
+    "headGroupSpec authOptions rayVersion",
+    rayVersion={"type": "string"},
+    authOptions=AUTH,
+    headGroupSpec=HEAD,
+    workerGroupSpecs={"type": "array", "items": WORKERS},
+)
+META = closed("name", name={"type": "string"})
+SERVICE = closed("serveConfigV2 rayClusterConfig", serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER)
+JOB = closed(
+    "entrypoint rayClusterSpec",
+    entrypoint={"type": "string"},
+    submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+    shutdownAfterJobFinishes={"type": "boolean"},
+    ttlSecondsAfterFinished=COUNT,
+    backoffLimit=COUNT,
+    rayClusterSpec=CLUSTER,
+)
+KINDS = {"RayService": SERVICE, "RayJob": JOB}
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def check(manifest: dict[str, Any]) -> None:
+    kinds = {"enum": list(KINDS)}
+    spec = KINDS.get(manifest["kind"], {})
+    whole = closed(
+        "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind=kinds, metadata=META, spec=spec
+    )
+    jsonschema.validate(manifest, whole)
+
+
+@pytest.mark.parametrize("name", ["rayservice.yaml", "rayjob.yaml"])
+def test_kuberay_manifests_have_the_fields_of_its_api_and_ask_for_a_token(name: str) -> None:
+    manifest = read(name)
+    check(manifest)
+    spec = manifest["spec"]
+    cluster = spec.get("rayClusterConfig") or spec["rayClusterSpec"]
+    pods = [cluster["headGroupSpec"]["template"], *(group["template"] for group in cluster["workerGroupSpecs"])]
+    for pod in pods:
+        mounted = {mount["name"] for each in pod["spec"]["containers"] for mount in each["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]}
+    open_door = copy.deepcopy(manifest)
+    (open_door["spec"].get("rayClusterConfig") or open_door["spec"]["rayClusterSpec"])["authOptions"]["mode"] = (
+        "disabled"
+    )
+    with pytest.raises(jsonschema.ValidationError):
+        check(open_door)
+
+
+def test_rays_version_is_the_one_that_is_pinned() -> None:
+    pinned = next(
+        line.partition("==")[2].strip()
+        for line in (FOLDER.parents[1] / "constraints.txt").read_text().splitlines()
+        if line.startswith("ray==")
+    )
+    assert read("rayservice.yaml")["spec"]["rayClusterConfig"]["rayVersion"] == pinned
+    assert read("rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pinned
+
+
+def test_the_service_is_one_that_serve_and_the_server_accept(tmp_path: Path) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    manifest = read("rayservice.yaml")
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    deploy = ServeDeploySchema.model_validate(config)
+    assert deploy.applications[0].import_path == "cluster.serve_app:app"
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-of-twenty-letters\n")
+    args = {**config["applications"][0]["args"], "api_key_file": str(keys)}
+    settings = ServerSettings.from_args(args)
+    settings.check_address(config["http_options"]["host"])
+    with pytest.raises(ConfigError, match="API key"):
+        ServerSettings.from_args({"recipe": "three_level"}).check_address(config["http_options"]["host"])
+
+
+def test_the_services_nodes_have_room_for_its_stages() -> None:
+    manifest = read("rayservice.yaml")
+    config = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    args = dict(config["applications"][0]["args"])
+    del args["api_key_file"]
+    recipe = ServerSettings.from_args(args).load_recipe()
+    cluster = manifest["spec"]["rayClusterConfig"]
+    groups = [(cluster["headGroupSpec"], 1), *((group, group["replicas"]) for group in cluster["workerGroupSpecs"])]
+    left = []
+    for group, replicas in groups:
+        cpus = float(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+        left += [[group["labels"], cpus - 0.2] for _ in range(replicas)]  # a Serve replica and a proxy may be there
+    for bundle in sorted(bundles(recipe), key=lambda bundle: not bundle.labels):
+        home = next(node for node in left if meets(bundle.labels, node[0]) and node[1] >= bundle.resources["CPU"])
+        home[1] -= bundle.resources["CPU"]
+
+
+def test_the_job_runs_a_command_that_exists() -> None:
+    from cluster import cli
+
+    command = read("rayjob.yaml")["spec"]["entrypoint"].split()
+    assert command[0] == "cascade"
+    args = cli._parser().parse_args(command[1:])
+    assert (args.target, args.recipe) == ("ray", "three_level")
+
+
+def test_ray_up_takes_the_cluster_and_every_node_asks_for_a_token() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = read("ray_up.yaml")
+    validate_config(prepare_config(copy.deepcopy(config)))
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        started = [command for command in config[name] if "ray start" in command]
+        assert len(started) == 1 and "export RAY_AUTH_MODE=token" in started[0]
+    assert any(remote.endswith(".ray/auth_token") for remote in config["file_mounts"])
+    tiers = {name: node["labels"]["tier"] for name, node in config["available_node_types"].items()}
+    assert tiers == {"head": "control", "core_gpu": "core", "edge": "edge"}

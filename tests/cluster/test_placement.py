@@ -1,0 +1,265 @@
+"""Where stages go: bundles, refusals in words, memory; and, on a cluster of three nodes, where they really are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_family import toy_recipe, toy_requests, write_toy_family
+
+from cascade_runtime.client import CascadeClient
+from cascade_runtime.config import Recipe, load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, setup_names
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import ConfigError
+from cascade_runtime.planning import cluster_from_dict, load_cluster, load_planned_recipe, placed_recipes, plan
+from cluster import cli
+from cluster.memory_check import check_memory
+from cluster.nodes import RayNode
+from cluster.placement import bundles, refusal
+
+GB = 10**9
+
+
+def table(**stages: dict[str, Any]) -> dict[str, Any]:
+    levels = list(stages)
+    return {
+        "cascade": {"name": "t", "levels": levels, "num_draft_tokens": [4] * (len(levels) - 1)},
+        "stages": {name: {"checkpoint": "family:light", **more} for name, more in stages.items()},
+    }
+
+
+def gpu_node(accelerator: str, gpus: float = 1, **labels: str) -> RayNode:
+    return RayNode("n", "192.0.2.9", 8, gpus, accelerator, 64 * GB, GB, labels)
+
+
+# -- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def test_stages_beside_each_other_share_a_bundle_and_one_gpu() -> None:
+    recipe = recipe_from_dict(
+        table(light={"beside": "heavy"}, mid={"num_gpus": 1}, heavy={"num_gpus": 1, "labels": {"tier": "core"}})
+    )
+    encoder, mid, heavy, controller = bundles(recipe)
+    assert set(heavy.shares) == {"heavy", "light", "adapter"}  # the adapter holds the target's vision tower
+    assert {share.num_gpus for share in heavy.shares.values()} == {0.3333}
+    assert heavy.resources == {"CPU": 3.0, "GPU": 1} and heavy.labels == {"tier": "core"}
+    assert (set(mid.shares), mid.resources) == ({"mid"}, {"CPU": 1.0, "GPU": 1})
+    assert encoder.resources == {"CPU": 1.0} and controller.resources == {"CPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("light", "field"),
+    [({"beside": "nobody"}, "beside"), ({"beside": "light"}, "beside"), ({"beside": "heavy", "num_gpus": 1}, "beside")],
+)
+def test_a_stage_lives_beside_one_that_has_a_place(light: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        recipe_from_dict(table(light=light, heavy={}))
+    assert refused.value.field == f"stages.light.{field}"
+
+
+def test_a_refusal_names_the_stage_and_what_nodes_have() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}, "Labels": {"tier": "core"}}]
+    edge = recipe_from_dict(table(heavy={"labels": {"tier": "edge"}}))
+    assert str(refusal(bundles(edge), nodes)).startswith("heavy, adapter.labels: got {'tier': 'edge'}")
+    assert "tier=core" in str(refusal(bundles(edge), nodes))
+    gpus = recipe_from_dict(table(heavy={"num_gpus": 2}))
+    assert "at most {'CPU': 4.0, 'GPU': 0}" in str(refusal(bundles(gpus), nodes))
+    assert "of {'CPU': 4.0, 'GPU': 0}" in str(refusal(bundles(recipe_from_dict(table(heavy={}))), nodes))
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_with_bytes_needed_and_there() -> None:
+    recipe = load_recipe("setups/1x4090")
+    check_memory(recipe, [gpu_node("GeForce-RTX-4090")])
+    with pytest.raises(ConfigError) as refused:
+        check_memory(recipe, [gpu_node("GeForce-RTX-3060")])
+    assert refused.value.field == "stages.heavy"
+    text = str(refused.value)
+    assert "heavy 16.1 GB of bfloat16 weights and 1.88 GB of KV" in text and "at most 11.6 GB" in text
+
+
+def test_memory_counts_on_the_nodes_that_a_stage_may_go_to() -> None:
+    recipe = load_recipe("setups/edge_and_core")
+    big, small = gpu_node("H100", tier="edge"), gpu_node("GeForce-RTX-3060", tier="core")
+    with pytest.raises(ConfigError, match="rtx3060"):
+        check_memory(recipe, [big, small])
+    check_memory(recipe, [replace(big, labels={"tier": "core"}), replace(small, labels={"tier": "edge"})])
+    check_memory(recipe, [gpu_node("Nova-9", tier="core")])  # what is not known is not refused here
+
+
+def test_a_cpu_node_is_held_to_its_memory() -> None:
+    recipe = load_recipe("setups/1x4090", ["stages.heavy.num_gpus=0"])
+    with pytest.raises(ConfigError, match="of float32 weights"):
+        check_memory(recipe, [RayNode("n", "192.0.2.9", 8, 0, "", 16 * GB, GB, {})])
+
+
+@pytest.mark.parametrize("name", setup_names())
+def test_every_setup_fits_the_machines_that_it_is_for(name: str) -> None:
+    short = name.removeprefix("setups/")
+    accelerators = {"rtx4090": "GeForce-RTX-4090", "a100_80": "A100-80G", "h100_80": "H100", "h200": "H200"}
+    accelerators["orin_64"] = "Orin"
+    cluster = load_cluster(short)
+    nodes = [gpu_node(accelerators[pool.kind], pool.devices, tier=pool.site) for pool in cluster.pools if pool.kind]
+    check_memory(load_recipe(name), nodes)
+    with pytest.raises(ConfigError, match=r"at most (11\.6|23\.2) GB, nine tenths of . x rtx3060"):
+        check_memory(load_recipe(name), [replace(node, accelerator="GeForce-RTX-3060") for node in nodes])
+
+
+# -- a plan as a recipe ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*recipe_names(), *setup_names()])
+def test_a_recipe_survives_its_own_tables(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def test_a_plan_becomes_labels_gpus_and_neighbours() -> None:
+    kinds = {
+        "big": {"memory_gib": 40, "bandwidth_gb_s": 1000, "tflops": {"bfloat16": 200, "float32": 20}},
+        "small": {"memory_gib": 4, "bandwidth_gb_s": 400, "tflops": {"bfloat16": 60, "float32": 10}},
+    }
+    pools = [
+        {"name": "p", "kind": "big", "devices": 2, "labels": {"rack": "1"}},
+        {"name": "q", "kind": "small", "devices": 2, "labels": {"rack": "2"}},
+    ]
+    cluster = cluster_from_dict({"name": "c", "kinds": kinds, "pools": pools, "agreement": {"light->heavy": 0.9}})
+    recipe = load_planned_recipe("onevision_small")
+    found = plan(recipe, cluster)
+    (placed,) = placed_recipes(recipe, found, cluster)
+    assert placed.cascade.replicas == found.replicas[0].count == 2
+    assert placed.cascade.slots == found.replicas[0].slots
+    assert dict(placed.target.labels) == {"rack": "1"} and placed.target.num_gpus == 1.0
+    assert dict(placed.stage("light").labels) == {"rack": "2"} and placed.stage("light").num_gpus == 1.0
+    (alone,) = placed_recipes(recipe, plan(recipe, load_cluster("1x4090")), load_cluster("1x4090"))
+    assert [bundle.num_gpus for bundle in bundles(alone)] == [0.0, 1.0, 0.0]
+    with pytest.raises(ConfigError, match="int8"):
+        placed_recipes(recipe, plan(recipe, load_cluster("one_small"), assume=("int8",)), load_cluster("one_small"))
+
+
+def test_a_plan_of_turns_becomes_a_recipe_that_takes_turns() -> None:
+    kinds = {"k": {"memory_gib": 17, "bandwidth_gb_s": 1000, "tflops": {"bfloat16": 200, "float32": 20}}}
+    cluster = cluster_from_dict({"name": "c", "kinds": kinds, "pools": [{"name": "p", "kind": "k"}]})
+    recipe = load_planned_recipe("onevision_small")
+    (placed,) = placed_recipes(recipe, plan(recipe, cluster, assume=("sequential",)), cluster)
+    assert (placed.cascade.loading, placed.target.device, placed.cascade.replicas) == ("in_turns", "cuda", 1)
+
+
+def test_the_command_writes_recipes_that_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "placed.toml"
+    assert cli.main(["plan", "three_level", "--cluster", "2x4090", "-o", str(out)]) == 0
+    assert str(out) in capsys.readouterr().err
+    placed = load_recipe(out)
+    assert placed.target.num_gpus == 1.0 and placed.adapter is not None and placed.adapter.beside == "heavy"
+    assert cli.main(["plan", "three_level", "--cluster", "2x4090", "-o", str(tmp_path / "placed.json")]) == 2
+
+
+# -- three nodes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module")
+def sites(ray_cluster: None) -> Iterator[None]:
+    """Two more nodes for the session's cluster: an edge box, and a lab machine; gone again afterwards."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = ray._private.worker._global_node
+    cluster = Cluster()
+    cluster.head_node, cluster.redis_address, cluster.global_state = head, head.gcs_address, ray._private.state.state
+    common = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
+    nodes = [
+        cluster.add_node(wait=True, labels={"tier": "edge", "cameras": "true"}, **common),
+        cluster.add_node(wait=True, labels={"tier": "lab"}, **common),
+    ]
+    yield
+    for node in nodes:
+        cluster.remove_node(node, allow_graceful=True)
+
+
+def nodes_of(client: CascadeClient) -> dict[str, str]:
+    """Stage -> tier of the node that its process really is on, by Ray's own books."""
+    import ray
+
+    pipeline: Any = client._async._transport.pipeline  # type: ignore[attr-defined]
+    tiers = {node["NodeID"]: node["Labels"].get("tier", "head") for node in ray.nodes()}
+    actors = ray._private.state.actors()
+    stages = {**pipeline.stages, "controller": pipeline.controller}
+    return {name: tiers[actors[each.actor._actor_id.hex()]["Address"]["NodeID"]] for name, each in stages.items()}
+
+
+def on_tiers(family: Path, **tiers: str) -> Recipe:
+    kinds = {"level0": "noisy", "target": "target"}
+    stages = {
+        name: {"checkpoint": str(family / kind), "num_cpus": 0.2, "labels": {"tier": tiers[name]}}
+        for name, kind in kinds.items()
+    }
+    return toy_recipe(family, ["noisy"], stages=stages)
+
+
+@pytest.mark.ray
+def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Path) -> None:
+    from cluster.nodes import survey
+
+    found = survey(60.0)
+    pools = {pool["site"]: pool for pool in found.table["pools"]}
+    assert set(pools) == {"core", "edge", "lab"} and pools["edge"]["cameras"]
+    assert {pool["devices"] for pool in (pools["edge"], pools["lab"])} == {2}
+    assert set(found.links) == {("core", "edge"), ("core", "lab"), ("edge", "lab")}
+    assert all(0 < link.latency_ms < 1000 and link.mbit_s > 10 for link in found.links.values())
+    assert all(speed.flops["float32"] > 1e8 for speed in found.steps.values()) and len(found.steps) == 3
+
+    recipe = toy_recipe(family, ["noisy"], event_branch=False)
+    kind_at = {site: pool["kind"] for site, pool in pools.items()}
+    fast = {("level0", "edge"): 0.2, ("target", "lab"): 20.0}
+    profiles = [
+        {"stage": stage, "kind": kind, "base_ms": fast.get((stage, site), 500.0), "request_ms": 0.0}
+        for stage in ("level0", "target")
+        for site, kind in kind_at.items()
+    ]
+    kinds = {site: {**found.table["kinds"][kind]} for site, kind in kind_at.items()}
+    told = {
+        **found.table,
+        "kinds": kinds,
+        "pools": [{**pool, "kind": pool["site"], "devices": 1} for pool in found.table["pools"]],
+        "profiles": [{**each, "kind": next(s for s, k in kind_at.items() if k == each["kind"])} for each in profiles],
+        "agreement": {"level0->target": 0.95},
+        "load": {"tokens": 20, "prompt": 50, "streams": 4},
+    }
+    cluster = cluster_from_dict(told)
+    planned = plan(recipe, cluster)
+    (placed,) = placed_recipes(recipe, planned, cluster)
+    assert {d.site for d in planned.replicas[0].devices} == {"edge", "lab"}
+    requests = toy_requests(12, seed=2, max_tokens=12)
+    expected = Engine.load(toy_recipe(family, [])).generate(requests)
+    with CascadeClient("ray", recipe=placed) as client:
+        where = nodes_of(client)
+        assert (where["level0"], where["target"], where["adapter"]) == ("edge", "lab", "lab")
+        assert client._async._transport.pipeline.backends == ("stream",)  # type: ignore[attr-defined]
+        answers = [update for _, update in sorted(_run(client, requests))]
+    assert [a.token_ids for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
+    assert sum(a.edges[0].num_draft_tokens for a in answers) > 0
+
+
+@pytest.mark.ray
+def test_object_store_links_do_not_reach_another_node(sites: None, family: Path) -> None:
+    recipe = on_tiers(family, level0="edge", target="lab")
+    with pytest.raises(ConfigError, match="between nodes"):
+        CascadeClient("ray", recipe=replace(recipe, channels=replace(recipe.channels, backend="object_store")))
+
+
+def _run(client: CascadeClient, requests: list[Any]) -> list[tuple[int, Any]]:
+    async def ask() -> list[tuple[int, Any]]:
+        updates = client._async._transport.run(requests, 120.0, False)
+        return [(index, update) async for index, update in updates if not isinstance(update, str)]
+
+    return client._wait(ask())
