@@ -77,18 +77,6 @@ class Links:
         elif neighbour is self.downstream:
             self.downstream = None
 
-    def close(self) -> None:
-        """Both links, and the address."""
-        for neighbour in self:
-            neighbour.channel.close()
-        if self._listener is not None:
-            self._listener.close()
-
-
-def epoch_of(neighbour: Neighbour[Any] | None) -> int | None:
-    """The epoch of a link that is there."""
-    return None if neighbour is None else neighbour.channel.spec.epoch
-
     def joined(
         self, scheduler: StageScheduler, upstream: Neighbour[DraftBlock] | None, downstream: Neighbour[Verdict] | None
     ) -> None:
@@ -101,3 +89,15 @@ def epoch_of(neighbour: Neighbour[Any] | None) -> int | None:
             self.drop(self.downstream)
             self.downstream = downstream
             scheduler.renew_downstream(downstream.channel.spec.epoch, time.monotonic())
+
+    def close(self) -> None:
+        """Both links, and the address."""
+        for neighbour in self:
+            neighbour.channel.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+def epoch_of(neighbour: Neighbour[Any] | None) -> int | None:
+    """The epoch of a link that is there."""
+    return None if neighbour is None else neighbour.channel.spec.epoch
