@@ -37,7 +37,7 @@ _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _TRIAL_SHARE = 0.01  # of the passes so far since the last trial: what trials of being alone may cost
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
-_WORTH_A_WAIT = 0.97  # of the best rate
+_WORTH_A_WAIT = 0.99  # of the best rate
 _SETTLED = 4  # passes after which a drafter that was told to stop has stopped
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
@@ -100,7 +100,9 @@ class Adaptive(Policy):
         self.together, self.apart = CostModel(prior), CostModel(prior)
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
-        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)} | ({"relay": _Trial(24, due=24)} if can_relay else {})
+        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)}
+        if can_relay:
+            self._trials["relay"] = _Trial(24, due=24)
         self._trying: str | None = None
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None

@@ -44,7 +44,7 @@ class Seats:
         return self.worth[drafts] > 0
 
     def wait(self, others: Iterable[int], need: int) -> bool:
-        """Whether the pass had better wait until these rows, with so many drafts now, have some more: `need` at most."""
+        """Whether the pass had better wait until these rows, with so many drafts each, have more: up to `need`."""
         here = list(others)
         now = sum(max(0.0, self.worth[h]) for h in here)
         for more in range(1, need + self._lag + 1):
