@@ -239,10 +239,10 @@ class LanguageStage:
                 newest[message.request] = message  # it says all: messages are cumulative, and links keep order
         except ChannelClosed:
             self._lost(neighbour)
-            heard |= self.rows.keys()
+            heard.update(self.rows)
         for message in newest.values():
             on_message(message)
-        heard |= newest.keys()
+        heard.update(newest)
 
     def _lost(self, neighbour: Neighbour[Any]) -> None:
         """Go on without it."""

@@ -5,9 +5,9 @@
 In the simulator, over agreement, speed ratio and streams, two stages on devices of their own, and two ways in which a
 pass grows with its tokens (a device bound by its memory, and one bound by its arithmetic): tokens per second of the
 adaptive policy over the best of all fixed (m, W), each run for the same requests. `change`: the agreement drops or
-rises in the middle of the run; the best fixed policy is the best over the whole run. Passes vary by 5 % either way: where all take the same time
-and the ratio is a whole number, stages fall into step, and a window of 6 loses 4 % to 5 and to 7 (agreement .5, ratio 3,
-one stream); with as little as that they do not. One JSON line last.
+rises in the middle of the run; the best fixed policy is the best over the whole run. Passes vary by 5 % either way:
+where all take the same time and the ratio is a whole number, stages fall into step, and a window of 6 loses 4 % to 5
+and to 7 (agreement .5, ratio 3, one stream); with as little as that they do not. One JSON line last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ from cascade_runtime.simulation.tokens import uniform
 MS = (0, 1, 2, 4, 8)
 WINDOWS = (8, 32)
 STEP_S = 2e-3  # of the drafter
+SEEDS = 3  # one run of a dozen answers says a ratio to 2 % only
 VARIES = 0.05  # of a pass's time, either way
 
 
@@ -43,8 +44,8 @@ class Fixed(Policy):
 class Changing(Agreement):
     """Agreement that changes from one request on."""
 
-    def __init__(self, before: float, after: float, at: int) -> None:
-        super().__init__([before])
+    def __init__(self, before: float, after: float, at: int, seed: int) -> None:
+        super().__init__([before], seed)
         self.before, self.after, self.at = before, after, at
 
     def choice(self, stage: int, request: int, prefix: tuple[int, ...]) -> int:
@@ -83,25 +84,34 @@ class Point:
         light, heavy = (Varying(*self.coefficients(step_s)) for step_s in (STEP_S, self.ratio * STEP_S))
         return [Stage("light", Policy(0), light), Stage("heavy", policy, heavy)]
 
-    def run(self, policy: Policy, requests: int) -> float:
+    def run(self, policy: Policy, requests: int, seed: int) -> float:
         """Tokens per second."""
-        tokens = Agreement([self.agreement])
+        tokens = Agreement([self.agreement], seed)
         if self.after is not None:
-            tokens = Changing(self.agreement, self.after, requests // 2)
+            tokens = Changing(self.agreement, self.after, requests // 2, seed)
         load = Load(self.streams, requests, 96)
         return simulate(self.stages(policy), tokens, load, [Link(1e-4)], upstream_s=1.0, window=32).tokens_per_s
+
+    def mean(self, policy: Callable[[], Policy], requests: int) -> float:
+        """Tokens per second, over the answers of all seeds, with a policy that begins anew at each."""
+        return statistics.harmonic_mean([self.run(policy(), requests, seed) for seed in range(SEEDS)])
 
 
 def compare(point: Point, requests: int) -> dict[str, object]:
     """The adaptive policy beside every fixed one and beside the target alone."""
     fixed = {
-        (m, window): point.run(Fixed(m, window), requests)
+        (m, window): point.mean(lambda: Fixed(m, window), requests)  # noqa: B023
         for m, window in itertools.product(MS, WINDOWS)
         if m <= window
     }
     best = max(fixed, key=lambda each: fixed[each])
-    policy = Adaptive(StepCost(*point.coefficients(point.ratio * STEP_S)), most=32)
-    adaptive = point.run(policy, requests)
+    begun: list[Adaptive] = []
+
+    def anew() -> Adaptive:
+        begun.append(Adaptive(StepCost(*point.coefficients(point.ratio * STEP_S)), most=32))
+        return begun[-1]
+
+    adaptive, decision = point.mean(anew, requests), begun[-1].decision
     load = Load(point.streams, requests, 96, speculate=False)
     apart = simulate(point.stages(Policy(0)), Agreement([0.0]), load).tokens_per_s
     return {
@@ -109,7 +119,7 @@ def compare(point: Point, requests: int) -> dict[str, object]:
         "adaptive_vs_best_fixed": round(adaptive / fixed[best], 3),
         "adaptive_vs_alone": round(adaptive / apart, 3),
         "best_fixed": best,
-        "decided": (policy.decision.min_drafts, policy.decision.window, policy.decision.speculate),
+        "decided": (decision.min_drafts, decision.window, decision.speculate),
     }
 
 

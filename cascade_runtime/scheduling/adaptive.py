@@ -30,14 +30,14 @@ from cascade_runtime.scheduling.seats import Seats
 
 _REPLAN = 32  # passes between two looks at the figures, less at the beginning
 _BETTER = 1.03  # what another mode must promise to be taken
-_FINER = 1.01  # and other figures of the same mode
+_FINER = 1.01  # and other figures of the same mode, or drafting over being alone
 _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _TRIAL_WINDOW = 4
 _TRIAL_SHARE = 0.01  # of the passes so far since the last trial: what trials of being alone may cost
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
-_WORTH_A_WAIT = 0.97  # of the best rate
+_WORTH_A_WAIT = 0.99  # of the best rate
 _SETTLED = 4  # passes after which a drafter that was told to stop has stopped
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
@@ -100,14 +100,14 @@ class Adaptive(Policy):
         self.together, self.apart = CostModel(prior), CostModel(prior)
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
-        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)} | (
-            {"relay": _Trial(24, due=24)} if can_relay else {}
-        )
+        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)}
+        if can_relay:
+            self._trials["relay"] = _Trial(24, due=24)
         self._trying: str | None = None
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None
         self._restart_s = self._rows = self._context = 0.0
-        self._tried = 0  # blocks verified in this trial
+        self._tried = 0  # blocks verified in this trial, and waits in vain
         self._other_way = False
         self._looked = 0
         self._pass_s = 0.0
@@ -126,8 +126,12 @@ class Adaptive(Policy):
         return self.decision.relay != (self._trying == "relay" or (self._trying == "draft" and self._other_way))
 
     def need(self, row: ScheduledRow) -> int:
-        """Drafts to wait for: none where nobody drafts, or where every token counts at once."""
-        return self.decision.min_drafts if self._patient and self.drafting else 0
+        """Drafts to wait for: none where nobody drafts, or where every token counts at once. A row that tries drafts
+        waits for one: those that come while it runs are refused unseen, and nothing is learnt.
+        """
+        if not self.drafting:
+            return 1 if row.handle == self._trial_row else 0
+        return self.decision.min_drafts if self._patient else 0
 
     def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
         """Those who are ready, and others for whom a seat in this pass is worth its price; or nobody, where waiting for
@@ -135,7 +139,7 @@ class Adaptive(Policy):
         are known.
         """
         self._rows = _FORGET * self._rows + (1 - _FORGET) * (len(ready) + len(others))
-        self._choose_trial_row(ready)
+        self._choose_trial_row(ready, others)
         if not others or not self.drafting or not self._patient or not self.decision.tokens_per_s:
             return [(row, self.limit(row)) for row in ready]
         seats, there = self._seats(), [self._looks(row) for row in others]
@@ -191,6 +195,7 @@ class Adaptive(Policy):
         """A row waited so long for drafts, and none came: that is a pace, too."""
         silent = self._drafts[self.relaying]
         silent.came(seconds, silent.work_s)
+        self._tried += 1
 
     def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
         """After a refusal, the first `drafts` new ones took so long."""
@@ -265,7 +270,7 @@ class Adaptive(Policy):
         cost = (self.apart if self.apart.observations else self.together).fit
         best = replace(best, tokens_per_s_alone=alone(replace(self._conditions(best.relay), cost=cost)))
         held = self.decision
-        if best.tokens_per_s < best.tokens_per_s_alone * (1.0 if held.speculate else _BETTER):
+        if best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
         self._adopt(best)
 
@@ -329,8 +334,8 @@ class Adaptive(Policy):
         untried = name == "draft" and not self._tried  # nobody was there who could have drafted
         self._trials[name].over(self._passes, changed=changed or untried)
 
-    def _choose_trial_row(self, ready: Sequence[ScheduledRow]) -> None:
-        if self._trying != "draft" or any(row.handle == self._trial_row for row in ready):
+    def _choose_trial_row(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> None:
+        if self._trying != "draft" or any(row.handle == self._trial_row for row in (*ready, *others)):
             return
         long = [row for row in ready if row.expect_drafts and row.standing.room > 16]
         self._trial_row = long[0].handle if long else None

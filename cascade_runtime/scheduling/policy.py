@@ -10,10 +10,8 @@ A policy steers speed and never a token. It has no clock and does no I/O; it may
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import mode
 from typing import Any
 
 from cascade_runtime.messages import MAX_WINDOW, Grant
@@ -21,7 +19,6 @@ from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 
 Picked = list[tuple[ScheduledRow, int]]
 _PACE_FORGET = 0.95
-_GRANTS = 32  # the last of them say what a new row may do
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ class Policy:
         self.decision = Decision(min_drafts, window, min_drafts)
         self._grant = Grant(window, block)
         self._first = Grant(MAX_WINDOW, sends)
-        self._granted: deque[Grant] = deque(maxlen=_GRANTS)
         self._seconds = self._tokens = self._work_s = self._worked_for = 0.0
 
     def need(self, row: ScheduledRow) -> int:
@@ -77,10 +73,10 @@ class Policy:
         return self._grant
 
     def first_grant(self) -> Grant:
-        """What a row may do before its downstream has spoken: what rows have mostly been granted lately. One that has
-        no use for drafts does not get any from a new row either, and no prompt is fed for them.
+        """What a row may do before its downstream has spoken: what was granted last, to whichever row. Where nobody
+        wants drafts a new row makes none either, and its prompt is not even read here.
         """
-        return mode(self._granted) if self._granted else self._first
+        return self._first
 
     @property
     def pace_us(self) -> int:
@@ -122,7 +118,7 @@ class Policy:
 
     def observe_grant(self, grant: Grant) -> None:
         """Downstream has granted this to some row."""
-        self._granted.append(grant)
+        self._first = grant
 
 
 class LockStep(Policy):
@@ -138,9 +134,8 @@ class LockStep(Policy):
         """Nobody before everybody is ready."""
         return [] if others else super().pick(ready, others)
 
-    def first_grant(self) -> Grant:
-        """A block."""
-        return self._first
+    def observe_grant(self, grant: Grant) -> None:
+        """A new row drafts a block, whatever the others do."""
 
     def grant(self, row: ScheduledRow) -> Grant:
         """Draft a block, unless this stage itself waits for its downstream."""

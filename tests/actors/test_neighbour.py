@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from actors.neighbour import Neighbour
+from actors.stage import LanguageStage
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.channels.local import pair
 from cascade_runtime.errors import ChannelClosed
@@ -64,3 +68,20 @@ def test_what_finds_no_room_or_is_not_for_this_end_is_counted_and_lost() -> None
     down.tell(block(1))
     with pytest.raises(ChannelClosed):
         down.flush()
+
+
+def test_a_stage_looks_at_the_newest_of_what_was_said_of_a_request_even_as_the_link_closes() -> None:
+    down, up, _, heavy = ends()
+    for tokens in (1, 2, 3):
+        down.tell(block(0, tokens))
+        down.tell(block(1, tokens + 1))
+        down.flush()
+    down.channel.close()
+    lost: list[object] = []
+    stage: Any = SimpleNamespace(rows={7: None}, _lost=lost.append)
+    taken: list[DraftBlock] = []
+    heard: set[int] = set()
+    LanguageStage._take(stage, up, taken.append, heard)
+    assert taken == [block(0, 3), block(1, 4)]
+    assert (lost, heard) == ([up], {0, 1, 7})
+    assert len(heavy.snapshot().messages) == 6

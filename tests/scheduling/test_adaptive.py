@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from cascade_runtime.messages import Grant
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.scheduling.policy import LockStep, Policy
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.simulation import Agreement, Link, Load, Stage, simulate
 
 COST = StepCost(base=0.05, per_token=0.0005)
 
@@ -81,3 +84,70 @@ def test_a_prompt_is_not_held_back_for_drafts() -> None:
     assert policy.pick([ready], [waiting]) == []
     policy.decision = replace(policy.decision, tokens_per_s=0.0)
     assert policy.pick([ready], [waiting])
+
+
+def run_useless(policy: Adaptive, ready: list[ScheduledRow]) -> None:
+    """One pass while nothing that is drafted is right."""
+    policy.pick(ready, [])
+    if policy.drafting:
+        policy.observe_hints(1000, relayed=False)
+        for _ in ready:
+            policy.observe_settled(6, 0, relayed=False)
+    policy.observe_pass(len(ready), 4 * len(ready), 64 * len(ready), 0.06)
+    policy.passed()
+
+
+def test_one_row_tries_drafts_again_and_waits_for_one_so_that_a_few_passes_tell() -> None:
+    policy, ready = Adaptive(COST, most=16), [row(0), row(1)]
+    while policy.drafting:
+        run_useless(policy, ready)
+    while not any(map(policy.need, ready)):
+        run_useless(policy, ready)
+    trying, other = sorted(ready, key=policy.need, reverse=True)
+    assert (policy.need(trying), policy.need(other)) == (1, 0)
+    assert (policy.grant(trying).window, policy.grant(other).window) == (4, 0)
+    policy.pick([other], [trying])  # it waits, and stays the one
+    assert policy.need(trying) == 1
+    for _ in range(4):
+        policy.observe_silence(0.05)
+    policy.observe_pass(1, 1, 64, 0.05)
+    assert (policy.need(trying), policy.grant(trying).window) == (0, 0)
+
+
+def test_being_alone_is_tried_once_it_costs_a_hundredth_of_what_has_passed() -> None:
+    policy = Adaptive(COST, most=16)
+    ready = [row(0)]
+    alone = []
+    for number in range(1200):
+        policy.pick(ready, [])
+        policy.observe_hints(10_000, relayed=False)
+        policy.observe_settled(2, number % 2, relayed=False)
+        policy.observe_pass(1, 3 if policy.drafting else 1, 64, COST.seconds(1, 3 if policy.drafting else 1))
+        policy.passed()
+        if not policy.drafting:
+            alone.append(number)
+    held = policy.decision
+    assert held.speculate
+    lost = 1 - held.tokens_per_s_alone / held.tokens_per_s
+    assert 0.1 < lost < 0.5
+    assert 0 < len(alone) * lost <= 0.012 * 1200
+    assert alone[0] * 0.01 > 0.8 * 8 * lost
+
+
+def test_a_new_row_may_do_what_was_granted_last_but_in_lock_step_always_a_block() -> None:
+    free, lock = Policy(0, sends=3), LockStep(4, sends=3)
+    assert (free.first_grant().block, lock.first_grant()) == (3, Grant(3, 3))
+    for policy in (free, lock):
+        policy.observe_grant(Grant(0))
+    assert (free.first_grant(), lock.first_grant()) == (Grant(0), Grant(3, 3))
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_a_useless_drafter_that_is_known_makes_next_to_no_drafts(streams: int) -> None:
+    stages = [
+        Stage("light", Policy(0), StepCost(0.001)),
+        Stage("heavy", Adaptive(StepCost(0.02), most=32), StepCost(0.02)),
+    ]
+    load = Load(streams, 24, 64, prompt=100)
+    result = simulate(stages, Agreement([0.0]), load, [Link(1e-4)])
+    assert result.drafted[0] < 0.3 * result.tokens  # one for every token and more while every new row drafted at first
