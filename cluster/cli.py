@@ -11,6 +11,7 @@
     cascade doctor                        what this machine can run
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
+    cascade bench chaos                   load while stages are killed and stopped; every answer compared
     cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
 
 Exit codes: 0 done; 1 it failed; 2 a wrong option, recipe or request; 3 an input file that cannot be read. An error of
@@ -33,6 +34,7 @@ import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
 from cluster.cli_batch import add_batch
+from cluster.cli_bench import add_bench
 from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
 from cluster.cli_heads import add_heads
@@ -279,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     add_serve(commands)
     _add_plan(commands.add_parser("plan", help="which stage on which device of a cluster, and what that should bring"))
     add_batch(commands)
+    add_bench(commands)
     add_dashboards(commands)
     return parser
 
