@@ -115,7 +115,7 @@ class _Run:
         clean: list[Answer],
         calm: list[Sent],
         sent: list[Sent],
-        left: dict[str, int],
+        left: dict[str, Any],
     ) -> Outcome:
         supervisor, done = self._pipeline.supervisor, self._injection.done
         assert supervisor is not None
