@@ -131,7 +131,9 @@ class _Run:
             **counted,
             retried=self._transport.retried,
             faults=len(done),
-            faults_by_kind=dict(Counter(f"{fault.kind} {fault.stage}".strip() for fault, _ in done)),
+            faults_by_kind=dict(
+                Counter(" ".join(dict.fromkeys((fault.kind, fault.stage))).strip() for fault, _ in done)
+            ),
             faults_skipped=len(self._injection.skipped),
             restarts=len(supervisor.recoveries),
             recovery_p50_s=round(quantile(without, 0.5), 3),
