@@ -80,8 +80,8 @@ class RayCrew:
             controller.result(told, self._recipe.deadlines.control_s)
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
-        """The lighter stage listens at a new address, with a new secret. Where any backend will do it is a socket: slots
-        of the object store that were shared with a process which has died stay unused, 4 MB of them each time.
+        """The lighter stage listens at a new address, with a new secret. Where any backend will do, it is a socket:
+        slots of the object store that were shared with a process that died stay unused, 4 MB of them each time.
         """
         control_s = self._recipe.deadlines.control_s
         lighter, heavier = self._handles[light], self._handles[heavy]
