@@ -12,6 +12,7 @@
     cascade nodes                         what a running Ray cluster offers, as a cluster file for `plan`
     cascade plan RECIPE --cluster FILE    which stage on which device of a cluster, and what that should bring
     cascade batch -i FILE -o FILE         the questions of a file, each answered once, whatever stops the run
+    cascade bench chaos                   load while stages are killed and stopped; every answer compared
     cascade dashboards -o DIR             a Grafana dashboard and a Prometheus scrape configuration
     cascade edge FILE --server HOST:PORT  ask a core far away about every window of a recording, as it is replayed
     cascade edge-server RECIPE            the core
@@ -35,6 +36,7 @@ import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
 from cluster.cli_batch import add_batch
+from cluster.cli_bench import add_bench
 from cluster.cli_dashboards import add_dashboards
 from cluster.cli_distil import add_distil
 from cluster.cli_edge import add_edge
@@ -267,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_nodes(commands)
     add_batch(commands)
+    add_bench(commands)
     add_dashboards(commands)
     add_edge(commands, _read)
     return parser

@@ -122,6 +122,11 @@ class Pipeline:
     supervisor: Supervisor | None = None  # None where the recipe wants no stage restarted
     closed: bool = False
 
+    @property
+    def mending(self) -> set[str]:
+        """Stages that are down, and are being started or linked anew."""
+        return set() if self.supervisor is None else self.supervisor.down - self.supervisor.given_up.keys()
+
     def restart(self, *names: str) -> list[Recovery]:
         """Start stages anew, one after the other, while requests go on: those named, or all. No request fails.
 

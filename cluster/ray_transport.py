@@ -29,6 +29,7 @@ class RayTransport:
         # whoever asks, so that control calls still find one.
         self._room = asyncio.Semaphore(MAX_WAITING)
         self._recent = RecentAnswers()
+        self.retried = 0  # requests that a second controller was asked
 
     async def run(
         self,
@@ -97,6 +98,7 @@ class RayTransport:
                 if error.field != "request_id" or not again:
                     raise
                 await asyncio.sleep(_PAUSE_S)  # the call that was lost is still at it
+            self.retried += not again
             again = True
 
     async def _other_controller(self, controller: Any, unreachable: bool) -> bool:

@@ -68,10 +68,11 @@ class Cascade:
 
     async def check_health(self) -> None:
         """Raises `StageError` where no answer can be made any more: after three times Serve starts another replica. A
-        stage that is only slow to answer has more patience here than elsewhere.
+        stage that is only slow to answer has more patience here than elsewhere, and one that is being started anew is
+        waited for: requests inside go on then.
         """
-        gone = await self.gone(_PATIENCE_S)
-        vital = {"controller", "encoder", "adapter", self._pipeline.recipe.target.name} & set(gone)
+        gone = set(await self.gone(_PATIENCE_S)) - self._pipeline.mending
+        vital = {"controller", "encoder", "adapter", self._pipeline.recipe.target.name} & gone
         if vital:
             raise StageError(min(vital), "-", "silent or dead")
 
@@ -97,6 +98,13 @@ class Cascade:
     async def canary(self) -> dict[str, Any]:
         """One token through all stages."""
         return await self._canary.sing()
+
+    async def restart(self, *stages: str) -> list[float]:
+        """Start these stages of this replica anew, one after the other, or all of them, while requests go on; how many
+        seconds each took. For whoever holds the deployment's handle, not for callers of the API.
+        """
+        recoveries = await asyncio.to_thread(self._pipeline.restart, *stages)
+        return [each.up_at - each.noticed_at for each in recoveries]
 
     async def recall(self, caller: str, request_id: str, what: str) -> dict[str, Any] | None:
         """What this replica knows of a request; see `cluster.serving.routes.recall`."""

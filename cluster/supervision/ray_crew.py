@@ -82,11 +82,14 @@ class RayCrew:
             controller.result(told, self._recipe.deadlines.control_s)
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
-        """The lighter stage listens at a new address, with a new secret."""
+        """The lighter stage listens at a new address, with a new secret. Where any backend will do, it is a socket:
+        slots of the object store that were shared with a process that died stay unused, 4 MB of them each time.
+        """
         control_s = self._recipe.deadlines.control_s
         lighter, heavier = self._handles[light], self._handles[heavy]
-        edge = edge_between(self._reserved.present(), light, heavy, self._recipe.channels.backend)
-        spec = replace(edge, epoch=epoch)
+        backend = self._recipe.channels.backend
+        backend = "stream" if backend == "auto" else backend
+        spec = replace(edge_between(self._reserved.present(), light, heavy, backend), epoch=epoch)
         spec = lighter.result(lighter.start("listen", spec), control_s)
         joins = [
             (lighter, lighter.start("join_downstream", _JOIN_S)),

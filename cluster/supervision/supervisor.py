@@ -99,6 +99,11 @@ class Supervisor:
         with self._changed:
             return dict(self._given_up)
 
+    @property
+    def down(self) -> set[str]:
+        """Stages that are not there, or not linked to a neighbour that is; those given up included."""
+        return {stage for stage in self._handles if not self._watch.whole(stage)}
+
     def pulses(self) -> dict[str, Pulse]:
         """The last pulse of every stage that has given one."""
         return dict(self._pulses)

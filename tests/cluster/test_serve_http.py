@@ -45,6 +45,8 @@ max_len = 1024
 mode = "fixed"
 [deadlines]
 start_s = 300.0
+[supervision]
+restarts = 0  # a drafter that was killed is to stay dead
 [stages.light]
 checkpoint = "{family}/noisy"
 num_cpus = 0.2

@@ -80,7 +80,9 @@ def any_policy(rng: random.Random, stage: int, adaptive: float = 0.1) -> Policy:
 
 @dataclass(frozen=True)
 class Faults:
-    """Chances per message (per turn for `spoilt`), and whether a stage may die and requests be cancelled."""
+    """Chances per message (per turn for `spoilt`), whether a stage may die, requests be cancelled, and who died be
+    started anew; then the target may die as well.
+    """
 
     lost: float = 0.0
     repeated: float = 0.0
@@ -91,12 +93,14 @@ class Faults:
     spoilt: float = 0.0
     dies: bool = False
     cancels: bool = False
+    revives: bool = False
 
     @staticmethod
     def drawn(rng: random.Random) -> Faults:
         """Any mixture."""
         heavy = [rng.choice((0.0, 0.0, 0.1, 0.4)) for _ in range(6)]
-        return Faults(*heavy, rng.choice((0.0, 0.3)), rng.random() < 0.25, rng.random() < 0.4)
+        spoilt, dies, cancels = rng.choice((0.0, 0.3)), rng.random() < 0.35, rng.random() < 0.4
+        return Faults(*heavy, spoilt, dies, cancels, revives=rng.random() < 0.6)
 
 
 @dataclass(eq=False)
@@ -108,6 +112,7 @@ class Request:
     seed: int
     expected: list[int]
     said: list[int] | None = None
+    so_far: tuple[int, ...] = ()  # what the controller has heard
     cancelled: bool = False
 
 
@@ -140,6 +145,8 @@ class Schedule:
         self.released: list[set[int]] = [set() for _ in policies]
         self.dead: int | None = None
         self.dies_at = rng.randint(1, 40) if faults.dies else 0
+        self.revives_at = self.dies_at + rng.randint(1, 60)
+        self.epochs = [1] * self.levels  # of the link from each stage to the next
         self.cancels_at = rng.randint(1, 40) if faults.cancels else 0
 
     def _request(self, number: int, limit: int) -> Request:
@@ -167,20 +174,39 @@ class Schedule:
         """Time passes, and one stage has its turn."""
         self.now += self.rng.choice(_TICKS_S)
         if turn == self.dies_at and self.faults.dies:
-            self.die(self.rng.randrange(self.levels - 1), told=self.rng.random() < 0.5)
+            self.die(self.rng.randrange(self.levels - (not self.faults.revives)), told=self.rng.random() < 0.5)
+        if turn == self.revives_at and self.faults.revives and self.dead is not None:
+            self.revive(self.dead)
         if turn == self.cancels_at and self.faults.cancels:
             self.cancel(self.rng.choice(self.requests))
         if k != self.dead:
             self.turn(k)
 
     def die(self, k: int, *, told: bool) -> None:
-        """A stage stops for good. told: the neighbours' links say so."""
+        """A stage stops. told: the neighbours' links say so."""
         self.dead = k
         self.seen["died"] += 1
-        if told:
+        if told and k < self.levels - 1:
             self.stages[k + 1].upstream = False
-            if k:
-                self.stages[k - 1].downstream = False
+        if told and k:
+            self.stages[k - 1].downstream = False
+
+    def revive(self, k: int) -> None:
+        """Another takes its place, knows nothing, and is told of every request that is not over. What the first said
+        still lies in the links.
+        """
+        self.dead = None
+        self.seen["revived"] += 1
+        self.seen["target revived"] += k == self.levels - 1
+        self.stages[k] = StageScheduler(k, self.levels, self.stages[k].policy, UPSTREAM_S, prefill_tokens=4)
+        for edge in {k - 1, k} & set(range(self.levels - 1)):
+            self.epochs[edge] += 1
+            self.stages[edge].renew_downstream(self.epochs[edge], self.now)
+            self.stages[edge + 1].renew_upstream(self.epochs[edge], self.now)
+        waiting = {request.number for verb, request in self.commands[k] if verb == "admit"}
+        for request in self.requests:
+            if request.said is None and request.number not in waiting:
+                self.commands[k].append(("admit", request))
 
     def cancel(self, request: Request) -> None:
         """Release it everywhere, admitted or not."""
@@ -228,7 +254,11 @@ class Schedule:
                 ends=frozenset({END}),
                 window=None if k == self.levels - 1 else self.window,
                 slot=request.limit + (self.rng.choice((0, 3, 64)) if self.trees else 0),
+                prefix=list(request.so_far),
+                stages=[1 << self.levels - 1] * len(request.so_far),
             )
+            standing.renew_upstream(self.epochs[k - 1])
+            standing.renew_downstream(self.epochs[k])
             drafts = self.rng.random() < 0.95
             stage.admit(standing, self.now, expect_drafts=drafts, prompt=self.rng.choice((0, 0, 3, 9)))
         del self.commands[k][which]
@@ -286,6 +316,8 @@ class Schedule:
         """The target has grown: compare, and where it is done, release the request everywhere."""
         request, standing = self.by_number[row.handle], row.standing
         self.compare(request, standing.prefix)
+        if self.rng.random() < 0.5:
+            request.so_far = tuple(standing.prefix[: request.limit - 1])
         if standing.prefix[-1] != END and len(standing.prefix) < request.limit:
             return
         assert len(standing.prefix) == len(request.expected), "an answer of another length"

@@ -1,0 +1,98 @@
+"""`Load`: requests at a steady rate, each of a kind whose clean answer is known."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import SamplingParams
+from cascade_runtime.errors import CascadeError
+from cluster.ray_transport import RayTransport
+from cluster.traced_run import QUESTIONS
+
+SCENES = 6
+
+
+@dataclass(eq=False)
+class Sent:
+    """One request: which kind, when it was sent, and every last word that came of it."""
+
+    kind: int
+    at: float
+    outcomes: list[Answer | CascadeError] = field(default_factory=list)
+    ended: float = 0.0
+
+    @property
+    def answer(self) -> Answer | None:
+        return next((each for each in self.outcomes if isinstance(each, Answer)), None)
+
+
+def kinds_of_request(seed: int, max_tokens: int) -> list[GenerateRequest]:
+    """Questions about simulated scenes, half of them greedy, half sampled."""
+    from cascade_runtime.training.scenes import simulate_scene
+
+    requests: list[GenerateRequest] = []
+    for number in range(SCENES):
+        events = simulate_scene(seed + number).events
+        for temperature in (0.0, 0.8):
+            sampling = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed + number)
+            question = QUESTIONS[number % len(QUESTIONS)]
+            requests.append(GenerateRequest(events=events, question=question, sampling=sampling))
+    return requests
+
+
+class Load:
+    """Requests of these kinds over one transport."""
+
+    def __init__(self, transport: RayTransport, kinds: Sequence[GenerateRequest], seed: int) -> None:
+        self._transport, self.kinds = transport, kinds
+        self._rng = random.Random(seed)
+
+    async def once_each(self) -> list[Answer]:
+        """One answer of each kind, one after the other. Raises whatever one of them raises."""
+        answers: list[Answer] = []
+        for kind in range(len(self.kinds)):
+            sent = await self._send(kind)
+            if sent.answer is None:
+                assert isinstance(sent.outcomes[0], CascadeError)
+                raise sent.outcomes[0]
+            answers.append(sent.answer)
+        return answers
+
+    async def capacity(self, streams: int, seconds: float) -> float:
+        """Answers a second while so many ask all the time."""
+        end, answered = time.monotonic() + seconds, 0
+
+        async def ask() -> None:
+            nonlocal answered
+            while time.monotonic() < end:
+                answered += (await self._send(self._kind())).answer is not None
+
+        began = time.monotonic()
+        await asyncio.gather(*(ask() for _ in range(streams)))
+        return answered / (time.monotonic() - began)
+
+    async def steady(self, rate: float, seconds: float) -> list[Sent]:
+        """So many requests a second at random times, whatever becomes of those before; then all their ends."""
+        began, tasks = time.monotonic(), list[asyncio.Task[Sent]]()
+        at = began
+        while (at := at + self._rng.expovariate(rate)) < began + seconds:
+            await asyncio.sleep(max(0.0, at - time.monotonic()))
+            tasks.append(asyncio.create_task(self._send(self._kind())))
+        return list(await asyncio.gather(*tasks))
+
+    def _kind(self) -> int:
+        return self._rng.randrange(len(self.kinds))
+
+    async def _send(self, kind: int) -> Sent:
+        sent = Sent(kind, time.monotonic())
+        request = replace(self.kinds[kind], request_id=f"chaos-{self._rng.getrandbits(64):x}")
+        async for _, update in self._transport.run([request], None, False):
+            if not isinstance(update, str):
+                sent.outcomes.append(update)
+        sent.ended = time.monotonic()
+        return sent

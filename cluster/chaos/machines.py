@@ -1,0 +1,45 @@
+"""`Machines`: a Ray cluster of several nodes on this machine, whose nodes may be removed."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from cascade_runtime.config import Recipe
+from cluster.launch import FOREGROUND
+
+_STORE_BYTES = 200_000_000
+_HEAD_CPUS = 0.5  # the controller's
+_QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+
+
+class Machines:
+    """A head that holds driver and controller, and `count` nodes that can hold the stages even when one is missing."""
+
+    def __init__(self, recipe: Recipe, count: int, seed: int) -> None:
+        places = [*recipe.stages, *filter(None, (recipe.encoder, recipe.adapter))]
+        self._cpus = -(-int(sum(place.num_cpus for place in places) + 1) // (count - 1)) + 1
+        self._rng = random.Random(seed)
+        head = {"num_cpus": _HEAD_CPUS, "object_store_memory": _STORE_BYTES, "_system_config": {**FOREGROUND, **_QUICK}}
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes = [self._add() for _ in range(count)]
+        ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        self._cluster.wait_for_nodes()
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=self._cpus, object_store_memory=_STORE_BYTES)
+
+    def replace_one(self) -> None:
+        """A node is gone without a word, and another joins."""
+        node = self._nodes.pop(self._rng.randrange(len(self._nodes)))
+        self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._add())
+
+    def close(self) -> None:
+        """End the cluster."""
+        ray.shutdown()
+        self._cluster.shutdown()

@@ -1,0 +1,127 @@
+"""`Outcome`: what came of a run with faults, as a table and as one line of JSON."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from cascade_runtime.api import Answer
+from cluster.chaos.load import Sent
+from cluster.chaos.plan import Fault
+from cluster.supervision.supervisor import Recovery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Seconds unless a name says otherwise; a rate is requests a second.
+
+    lost: neither an answer nor an error came. duplicated: more than one last word came. changed: answers whose tokens
+    are not the clean ones. client_visible_errors: what the client was told instead of an answer. retried: requests
+    that the transport asked again. recovery: from a fault until its stage was whole again, links included; without
+    load: but for what starting a process and loading its model took. gap: between one answer and the next.
+    """
+
+    recipe: str
+    seed: int
+    minutes: float
+    capacity_per_s: float
+    rate_per_s: float
+    sent: int
+    ok: int
+    identical: int
+    retried: int
+    lost: int
+    duplicated: int
+    changed: int
+    client_visible_errors: int
+    errors: dict[str, int]
+    faults: int
+    faults_by_kind: dict[str, int]
+    faults_skipped: int
+    restarts: int
+    recovery_p50_s: float
+    recovery_p95_s: float
+    recovery_with_load_p50_s: float
+    recovery_with_load_p95_s: float
+    longest_gap_s: float
+    clean_longest_gap_s: float
+    ttft_p99_ms: float
+    clean_ttft_p99_ms: float
+    memory_slope_mb_per_h: float
+    leaked_slots: int
+    leaked_refs: int
+    leaked_fds: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether nobody outside has noticed anything but time."""
+        return not (self.lost or self.duplicated or self.changed or self.client_visible_errors or self.leaked_slots)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        return {**asdict(self), "passed": self.passed}
+
+    def text(self) -> str:
+        """A line each."""
+        rows = {
+            "requests": f"{self.sent} sent at {self.rate_per_s:.2f}/s ({self.capacity_per_s:.2f}/s is all it can)",
+            "answers": f"{self.ok}, {self.identical} of them token for token the clean run's, {self.changed} not",
+            "lost, duplicated": f"{self.lost}, {self.duplicated}",
+            "errors seen": f"{self.client_visible_errors} {self.errors or ''}".rstrip(),
+            "asked again": f"{self.retried}",
+            "faults": ", ".join(f"{count} {kind}" for kind, count in self.faults_by_kind.items()) or "none",
+            "recovery without load": f"p50 {self.recovery_p50_s:.2f} s, p95 {self.recovery_p95_s:.2f} s",
+            "recovery with it": f"p50 {self.recovery_with_load_p50_s:.2f} s, p95 {self.recovery_with_load_p95_s:.2f} s",
+            "longest gap": f"{self.longest_gap_s:.2f} s, without faults {self.clean_longest_gap_s:.2f} s",
+            "p99 to first token": f"{self.ttft_p99_ms:.0f} ms, without faults {self.clean_ttft_p99_ms:.0f} ms",
+            "memory": f"{self.memory_slope_mb_per_h:+.1f} MB/h over {self.minutes:g} minutes",
+            "left behind": f"{self.leaked_slots} slots, {self.leaked_refs} refs, {self.leaked_fds} descriptors",
+        }
+        return "\n".join(f"{name:<22} {said}" for name, said in rows.items())
+
+
+def count_answers(sent: Sequence[Sent], clean: Sequence[Answer]) -> dict[str, object]:
+    """The part of an outcome that compares requests with their clean answers."""
+    ended = [each for each in sent if each.outcomes]
+    answered = [(each.kind, each.answer) for each in ended if each.answer is not None]
+    identical = sum(answer.token_ids == clean[kind].token_ids for kind, answer in answered)
+    errors = Counter(type(each.outcomes[0]).__name__ for each in ended if each.answer is None)
+    return {
+        "sent": len(sent),
+        "ok": len(answered),
+        "identical": identical,
+        "changed": len(answered) - identical,
+        "lost": len(sent) - len(ended),
+        "duplicated": sum(len(each.outcomes) > 1 for each in sent),
+        "client_visible_errors": sum(errors.values()),
+        "errors": dict(errors),
+    }
+
+
+def recoveries_of(done: Sequence[tuple[Fault, float]], recoveries: Sequence[Recovery]) -> list[tuple[float, float]]:
+    """For each fault that led to a restart: seconds from it until its stages were whole, and of these the loading."""
+    found: list[tuple[float, float]] = []
+    for number, (fault, at) in enumerate(done):
+        until = next((later for other, later in done[number + 1 :] if other.stage == fault.stage), float("inf"))
+        mine = [
+            each for each in recoveries if at <= each.noticed_at < until and each.stage == (fault.stage or each.stage)
+        ]
+        mine = mine if not fault.stage else mine[:1]
+        if mine and fault.kind != "pause":
+            last = max(mine, key=lambda each: each.up_at)
+            found.append((last.up_at - at, last.load_s))
+    return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share does not exceed; 0 of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def longest_gap_s(sent: Sequence[Sent]) -> float:
+    """Between one answer and the next."""
+    ends = sorted(each.ended for each in sent if each.answer is not None)
+    return max((b - a for a, b in itertools.pairwise(ends)), default=0.0)
