@@ -26,14 +26,16 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--model", default="cascade", metavar="NAME", help="what clients call it")
     serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="a key a line; every request then needs one")
     serve.add_argument("--media-dir", type=Path, metavar="DIR", help="file: URLs below it are read")
+    serve.add_argument("--files-dir", type=Path, metavar="DIR", help="uploads and batches stay there over restarts")
+    serve.add_argument("--max-file-mb", type=int, default=256, metavar="N", help="of one uploaded file")
     serve.add_argument("--max-queue", type=int, default=32, metavar="N", help="requests that wait for a slot")
     serve.add_argument("--max-body-mb", type=int, default=64, metavar="N")
     serve.add_argument("--key-concurrency", type=int, default=0, metavar="N", help="of one key at a time; 0: any")
     serve.add_argument("--key-per-minute", type=int, default=0, metavar="N", help="of one key; 0: any")
     serve.add_argument("--replicas", type=int, default=1, metavar="N", help="whole pipelines")
     serve.add_argument("--address", help="a Ray that runs already; without, one is started")
-    serve.add_argument("--ssl-certfile", type=Path, metavar="FILE")
-    serve.add_argument("--ssl-keyfile", type=Path, metavar="FILE")
+    serve.add_argument("--tls-cert", "--ssl-certfile", type=Path, metavar="FILE", help="PEM, its chain included: https")
+    serve.add_argument("--tls-key", "--ssl-keyfile", type=Path, metavar="FILE", help="PEM; together with --tls-cert")
     serve.set_defaults(run=_serve)
 
 
@@ -50,6 +52,8 @@ def _serve(args: argparse.Namespace) -> int:
         "key_concurrency": args.key_concurrency,
         "key_per_minute": args.key_per_minute,
         "replicas": args.replicas,
+        "files_dir": str(args.files_dir.resolve()) if args.files_dir else None,
+        "max_file_bytes": args.max_file_mb << 20,
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
@@ -68,14 +72,14 @@ def _serve(args: argparse.Namespace) -> int:
     owns_ray = connect(recipe, args.address, report, pipelines=settings.replicas)
     try:
         http = {"host": args.host, "port": args.port}
-        tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}
+        tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
         http |= {name: str(path) for name, path in tls.items() if path is not None}
         report(f"starting {recipe.name}: loading {', '.join(recipe.cascade.levels)}")
         serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
         for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
             signal.signal(number, lambda *_: stop.set())
-        scheme = "https" if args.ssl_certfile else "http"
+        scheme = "https" if args.tls_cert else "http"
         report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
         stop.wait()
         report("draining")

@@ -284,7 +284,8 @@ async def _no_route(request: Request, error: Any) -> Response:
         refusal = bad_request(f"{request.method} is not for this path", "method_not_allowed", status=405)
         refusal.headers.update(error.headers or {})
     elif request.url.path.startswith("/v1/"):
-        refusal = not_found("not supported; there are /v1/chat/completions, /v1/models and /v1/cascade/requests")
+        there = "/v1/chat/completions, /v1/models, /v1/cascade/requests"
+        refusal = not_found(f"not supported; there are {there}, and where files are kept /v1/files and /v1/batches")
     else:
         refusal = not_found("no such path")
     return await refuse(request, refusal)

@@ -18,6 +18,10 @@ import uvicorn
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.in_process import InProcess
+from cluster.serving.batches.routes import batch_routes
+from cluster.serving.batches.runs import BatchRuns
+from cluster.serving.files.routes import file_routes
+from cluster.serving.files.store import FileStore
 from cluster.serving.gateway import Gateway
 from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app
@@ -48,10 +52,11 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     """The address, and the engine's transport behind it."""
     transport = InProcess(recipe)
     made: list[Any] = []
+    stores: list[FileStore] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if not made:  # a gateway belongs to the loop that it runs on
-            made.append(_app(Gateway(ServerSettings(**settings), recipe, transport)))
+            made.append(_app(ServerSettings(**settings), recipe, transport, stores))
         await _until_the_caller_goes(made[0], scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
@@ -65,10 +70,20 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     finally:
         server.should_exit = True
         thread.join(10)
+        for store in stores:
+            store.close()
 
 
-def _app(gateway: Gateway) -> Any:
-    return build_app(gateway, Alone(), Alone(), page_routes(gateway))
+def _app(settings: ServerSettings, recipe: Recipe, transport: InProcess, stores: list[FileStore]) -> Any:
+    files = settings.file_store()
+    gateway = Gateway(settings, recipe, transport, files)
+    more = [*page_routes(gateway)]
+    if files is not None:
+        stores.append(files)
+        batches = BatchRuns(files, gateway)
+        batches.resume()
+        more += [*file_routes(files), *batch_routes(batches)]
+    return build_app(gateway, Alone(), Alone(), more)
 
 
 async def _until_the_caller_goes(app: Any, scope: Any, receive: Any, send: Any) -> None:
