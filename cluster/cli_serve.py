@@ -34,8 +34,9 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--key-per-minute", type=int, default=0, metavar="N", help="of one key; 0: any")
     serve.add_argument("--replicas", type=int, default=1, metavar="N", help="whole pipelines")
     serve.add_argument("--address", help="a Ray that runs already; without, one is started")
-    serve.add_argument("--tls-cert", "--ssl-certfile", type=Path, metavar="FILE", help="PEM, its chain included: https")
-    serve.add_argument("--tls-key", "--ssl-keyfile", type=Path, metavar="FILE", help="PEM; together with --tls-cert")
+    certificate, key = "PEM, its chain included: https", "PEM; together with --tls-cert"
+    serve.add_argument("--tls-cert", "--ssl-certfile", dest="ssl_certfile", type=Path, metavar="FILE", help=certificate)
+    serve.add_argument("--tls-key", "--ssl-keyfile", dest="ssl_keyfile", type=Path, metavar="FILE", help=key)
     serve.set_defaults(run=_serve)
 
 
@@ -72,14 +73,14 @@ def _serve(args: argparse.Namespace) -> int:
     owns_ray = connect(recipe, args.address, report, pipelines=settings.replicas)
     try:
         http = {"host": args.host, "port": args.port}
-        tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key}
+        tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}
         http |= {name: str(path) for name, path in tls.items() if path is not None}
         report(f"starting {recipe.name}: loading {', '.join(recipe.cascade.levels)}")
         serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
         serve.run(application(settings), name=APPLICATION, route_prefix="/")
         for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
             signal.signal(number, lambda *_: stop.set())
-        scheme = "https" if args.tls_cert else "http"
+        scheme = "https" if args.ssl_certfile else "http"
         report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
         stop.wait()
         report("draining")
