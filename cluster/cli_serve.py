@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import signal
+import ssl
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from cascade_runtime.config import recipe_names
-from cascade_runtime.errors import CascadeError
+from cascade_runtime.errors import CascadeError, ConfigError
 
 APPLICATION = "cascade"
 
@@ -58,6 +59,7 @@ def _serve(args: argparse.Namespace) -> int:
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
+    _check_tls(args.ssl_certfile, args.ssl_keyfile)
     recipe = settings.load_recipe()
 
     import ray
@@ -92,3 +94,16 @@ def _serve(args: argparse.Namespace) -> int:
         if owns_ray:
             ray.shutdown()
     return 0
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    """What is wrong with them is found out before anything is started. Raises `ConfigError`."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise ConfigError("--tls-key", None if key is None else str(key), "a file, together with --tls-cert")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        given = f"{certificate} and {key}"
+        raise ConfigError("--tls-cert", given, f"a certificate and its key, without password ({error})") from error

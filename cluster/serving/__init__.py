@@ -10,11 +10,13 @@
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
     files/           what callers leave here;  batches/  files of questions, answered when nobody waits
+    pipeline_view.py what every stage is doing, as it does it
     page.py          the web page (files in cluster/web/), its samples and pictures
 
     POST   /v1/chat/completions                GET /v1/models   GET /v1/models/{id}
     GET    /v1/cascade/requests/{id}           GET /v1/cascade/requests/{id}/trace       Chrome trace, for Perfetto
     DELETE /v1/cascade/requests/{id}           POST /v1/cascade/requests/{id}/cancel     the same
+    GET    /v1/cascade/pipeline                server-sent events: what every stage is doing
     POST   /v1/files   GET /v1/files   GET, DELETE /v1/files/{id}   GET /v1/files/{id}/content
     POST   /v1/batches   GET /v1/batches   GET /v1/batches/{id}   POST /v1/batches/{id}/cancel
     GET    /health   /ready   /health/deep     /metrics   /version

@@ -31,6 +31,7 @@ from cluster.serving.counters import CONTENT_TYPE
 from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
+from cluster.serving.pipeline_view import PipelineView
 from cluster.serving.refusals import Refusal, bad_request, not_found, overloaded, refusal_of
 from cluster.serving.shared_runs import Update
 
@@ -78,6 +79,7 @@ def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere, more: Sequ
         ("DELETE", one, routes.cancel),
         ("POST", f"{one}/cancel", routes.cancel),
         ("GET", f"{one}/trace", routes.trace),
+        ("GET", "/v1/cascade/pipeline", PipelineView(vitals).watch),
         ("GET", "/health", routes.health),
         ("GET", "/ready", routes.ready),
         ("GET", "/health/deep", routes.deep_health),
