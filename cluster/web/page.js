@@ -142,35 +142,45 @@ async function run() {
   say("");
   lanes.clear();
   stages.clear();
-  const watching = new AbortController();
-  watch(watching.signal);
+  const rest = watch();
   get("trace").hidden = true;
   const both = get("compare").checked;
   try {
     const cascade = await ask("The cascade", true, running.signal, true);
-    watching.abort();
+    await rest();
     lanes.show(cascade.cascade.timeline);
     offerTrace(cascade.cascade.request_id);
     if (both) verdict(cascade, await ask(`${levels.at(-1)} alone`, false, running.signal, false));
   } catch (error) {
     complain(error);
   } finally {
-    watching.abort();
-    stages.rest();
+    rest();
     busy(false);
   }
 }
 
-/** Show what the stages are doing while an answer is made. Without it the answer comes all the same. */
-async function watch(signal) {
-  const started = performance.now();
-  try {
-    for await (const told of pipeline(signal)) {
-      if (signal.aborted) return;
-      stages.show(told);
-      lanes.busy(told, performance.now() - started);
-    }
-  } catch { /* nobody to ask, or no longer wanted */ }
+/** Show what the stages are doing while an answer is made. Gives what ends it: they are shown once more, at rest. Where
+ *  nobody tells, the answer comes all the same. */
+function watch() {
+  const asking = new AbortController(), started = performance.now();
+  let last = false;
+  const shown = (async () => {
+    try {
+      for await (const told of pipeline(asking.signal)) {
+        stages.show(told);
+        if (last) return;
+        lanes.busy(told, performance.now() - started);
+      }
+    } catch { /* nobody to ask, or asked no longer */ }
+  })();
+  return async () => {
+    last = true;
+    const late = setTimeout(() => asking.abort(), 1000);
+    await shown;
+    clearTimeout(late);
+    asking.abort();
+    stages.rest();
+  };
 }
 
 function busy(is) {
