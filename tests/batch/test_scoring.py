@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cascade_runtime.batch.question import Question, question_from
 from cascade_runtime.batch.cider import Cider
+from cascade_runtime.batch.question import Question, question_from
 from cascade_runtime.batch.scoring import chosen, contained, normalised, same, words
 
 OPTIONS = ("a car", "a red car", "to the left", "none")
