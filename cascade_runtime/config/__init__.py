@@ -34,7 +34,7 @@ from cascade_runtime.config.recipe import (
     setup_names,
 )
 from cascade_runtime.config.recipe_table import recipe_to_dict
-from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
+from cascade_runtime.config.sampling import MAX_TOKENS, SamplingOptions, SamplingParams
 from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.config.supervision import SupervisionConfig
@@ -52,6 +52,7 @@ __all__ = [
     "GateConfig",
     "PolicyConfig",
     "Recipe",
+    "SamplingOptions",
     "SamplingParams",
     "Sees",
     "StageConfig",

@@ -44,11 +44,7 @@ class Seats:
         return self.worth[drafts] > 0
 
     def wait(self, others: Iterable[int], need: int) -> bool:
-<<<<<<< HEAD
-        """Whether the pass had better wait until these rows, with drafts as they are, have some more: at most `need`."""
-=======
         """Whether the pass had better wait until these rows, with so many drafts each, have more: up to `need`."""
->>>>>>> 5a2fbc48ea95beb5f9865f613de429d1e8b56b09
         here = list(others)
         now = sum(max(0.0, self.worth[h]) for h in here)
         for more in range(1, need + self._lag + 1):
