@@ -39,6 +39,7 @@ from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
 from cascade_runtime.tracing import Trace
+from cluster.ray_auth import refuse_open_ray, tell_open_ray
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,9 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is not None:
         ray.init(address=address, **quiet)
+        tell_open_ray(address, report)
     else:
+        refuse_open_ray()
         cpus = max(os.cpu_count() or 1, round(pipelines * sum(bundle["CPU"] for bundle in _bundles(recipe)) + 1))
         ray.init(
             address="local",

@@ -9,12 +9,13 @@
     ledger.py        what became of the last requests;  gateway.py  all of that in front of one pipeline
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
+    openapi.py       all of it as an OpenAPI document; chat_schema.py from the validator's tables;  answer_schema.py
     page.py          the web page (files in cluster/web/), its samples and pictures
 
     POST   /v1/chat/completions                GET /v1/models   GET /v1/models/{id}
     GET    /v1/cascade/requests/{id}           GET /v1/cascade/requests/{id}/trace       Chrome trace, for Perfetto
     DELETE /v1/cascade/requests/{id}           POST /v1/cascade/requests/{id}/cancel     the same
-    GET    /health   /ready   /health/deep     /metrics   /version
+    GET    /health   /ready   /health/deep     /metrics   /version   /openapi.json
     GET    /   /page/{file}                    GET /v1/cascade/samples   /v1/cascade/samples/{name}
                                                POST /v1/cascade/frames
 
