@@ -42,7 +42,8 @@ Request (application/json). Only `messages` is required, one of role "user" with
   `fps` (30), and video/mp4, /webm, /quicktime, /x-matroska, /x-msvideo, where PyAV is installed.
 - A URL that is no data URL is refused; file: URLs are read below the directory that the server was given, if any.
 - Ignored: user, metadata, store, service_tier, safety_identifier, prompt_cache_key, prompt_cache_retention,
-  parallel_tool_calls. Accepted only where they ask for nothing: n = 1, penalties 0 or 1, logprobs false, tools [],
+  parallel_tool_calls, and in `stream_options` include_obfuscation and continuous_usage_stats (usage comes once, at
+  the end). Accepted only where they ask for nothing: n = 1, penalties 0 or 1, logprobs false, tools [],
   response_format text and their like. Everything else is 400, and so are other roles than "user" and a second turn.
 - Headers: `X-Request-Id` (1 to 64 of A-Z a-z 0-9 _ . : -) names the request; `Idempotency-Key`: the same key and body
   give the same answer without a second run for ten minutes, another body is 422. (Limits, keys and lookups are a

@@ -220,8 +220,6 @@ def _include_usage(fields: Mapping[str, Any], stream: bool) -> bool:
     if not stream:
         raise InputError("stream_options", _short(options), "null unless stream is true")
     wanted = {key: _boolean(f"stream_options.{key}", options[key]) for key in known if options.get(key) is not None}
-    if wanted.get("continuous_usage_stats"):
-        raise InputError("stream_options.continuous_usage_stats", True, "false: usage comes once, at the end")
     return wanted.get("include_usage", False)
 
 

@@ -42,7 +42,7 @@ def chat_body(limits: ChatLimits) -> Json:
             {
                 "include_usage": {"type": ["boolean", "null"]},
                 "include_obfuscation": {"type": ["boolean", "null"]},
-                "continuous_usage_stats": {"enum": [False, None]},
+                "continuous_usage_stats": {"type": ["boolean", "null"]},
             }
         ),
         "temperature": {"type": "number", "minimum": 0, "maximum": 10},

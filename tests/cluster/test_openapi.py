@@ -187,7 +187,7 @@ def accepted(gateway: Gateway, body: Any) -> bool:
                 ({"include_usage": "no"}, False),
                 ({"include_obfuscation": False}, True),
                 ({"include_obfuscation": 0}, False),
-                ({"continuous_usage_stats": False}, True),
+                ({"continuous_usage_stats": True}, True),
                 ({"continuous_usage_stats": 0}, False),
                 ({"x": 1}, False),
             )
