@@ -6,6 +6,7 @@ The body of a question is described from the validator's tables (`chat_schema.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -68,6 +69,7 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
         "Pictures of a recording.", _json("Frames"), (*_BODY, 429, 503), "FramesRequest"
     ),
 }
+_FOLLOW = (("GET", _ONE), ("GET", f"{_ONE}/trace"), ("DELETE", _ONE), ("POST", f"{_ONE}/cancel"))
 _WORDS = {499: "The request was cancelled.", 408: "The body did not arrive in time."}
 _PARAMETERS: dict[str, Json] = {
     "X-Request-Id": {"pattern": "^[A-Za-z0-9_.:-]{1,64}$", "description": "names the request"},
@@ -80,7 +82,9 @@ def document(gateway: Gateway) -> Json:
     paths: dict[str, Json] = {}
     keys = bool(gateway.settings.key_digests)
     for (method, path), operation in _OPERATIONS.items():
-        paths.setdefault(path, {})[method.lower()] = _operation(path, operation, keys)
+        paths.setdefault(path, {})[method.lower()] = {"operationId": _id(method, path)} | _operation(
+            path, operation, keys
+        )
     frames = {"type": "object", "properties": {"recording": media_source(gateway.limits.media)}}
     bodies = {
         "ChatCompletionRequest": chat_body(gateway.limits),
@@ -111,6 +115,10 @@ def _operation(path: str, operation: _Operation, keys: bool) -> Json:
             **{str(status): _refusal(status, operation) for status in sorted(refused)},
         },
     }
+    if operation.ok.get("application/json") == "ChatCompletion":
+        parameters = {"id": "$response.body#/cascade/request_id"}
+        links = {_id(*at): {"operationId": _id(*at), "parameters": parameters} for at in _FOLLOW}
+        described["responses"]["200"]["links"] = links
     if operation.body is not None:
         example = example_body() if operation.body == "ChatCompletionRequest" else {"recording": {"url": EXAMPLE_URL}}
         content = {"application/json": {**_schema(operation.body), "examples": {"bars": {"value": example}}}}
@@ -118,6 +126,11 @@ def _operation(path: str, operation: _Operation, keys: bool) -> Json:
     if keys and not operation.open:
         described["security"] = [{"key": []}]
     return described
+
+
+def _id(method: str, path: str) -> str:
+    """A name for an operation: "get_v1_models_id"."""
+    return "_".join([method.lower(), *re.findall(r"[a-z0-9]+", path)])
 
 
 def _refusal(status: int, operation: _Operation) -> Json:

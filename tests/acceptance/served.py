@@ -1,7 +1,8 @@
 """A real server for the tests of this folder: `cascade serve light_heavy` in a process of its own, on a free port.
 
-CASCADE_ACCEPTANCE_URL names one that runs already. CASCADE_ACCEPTANCE_VENV (build/acceptance) is the environment with the
-tools of requirements.txt, and its node_modules those of package.json: tools of others never share one with the project.
+CASCADE_ACCEPTANCE_URL names one that runs already. CASCADE_ACCEPTANCE_VENV (build/acceptance) is the environment with
+the tools of requirements.txt, and its node_modules those of package.json: tools of others never share one with the
+project.
 """
 
 from __future__ import annotations

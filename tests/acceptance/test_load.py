@@ -41,7 +41,12 @@ def test_guidellm_measures_it(light_heavy: Served, tmp_path: Path) -> None:
         *(tool("guidellm"), "run", "--disable-console-interactive"),
         *("--backend", f"kind=openai_http,target={light_heavy.url},model=cascade"),
         *("--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=32"),
-        *("--data", f"kind=json_file,path={tmp_path}/data.jsonl", "--tokenizer", f"kind=huggingface_auto,model={family}"),
+        *(
+            "--data",
+            f"kind=json_file,path={tmp_path}/data.jsonl",
+            "--tokenizer",
+            f"kind=huggingface_auto,model={family}",
+        ),
         *("--output", f"kind=json,path={tmp_path}/report.json"),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
@@ -49,5 +54,9 @@ def test_guidellm_measures_it(light_heavy: Served, tmp_path: Path) -> None:
         command, cwd=tmp_path, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    report = json.loads((tmp_path / "report.json").read_text())
-    print(json.dumps(report)[:1000])
+    metrics = json.loads((tmp_path / "report.json").read_text())["benchmarks"][0]["metrics"]
+    totals = metrics["request_totals"]
+    assert (totals["successful"], totals["errored"], totals["incomplete"]) == (32, 0, 0)
+    print("\nguidellm, 4 streams, 32 requests:", end="")
+    for name in ("time_to_first_token_ms", "inter_token_latency_ms", "output_tokens_per_second"):
+        print(f" {name} {metrics[name]['successful']['mean']:.1f}", end="")

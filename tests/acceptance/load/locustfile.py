@@ -44,7 +44,12 @@ class Asker(HttpUser):
                     first = first or (time.perf_counter() - begun if text else 0.0)
             self._compare(response, text)
         self.environment.events.request.fire(
-            request_type="TTFT", name="stream", response_time=1000 * first, response_length=0, exception=None, context={}
+            request_type="TTFT",
+            name="stream",
+            response_time=1000 * first,
+            response_length=0,
+            exception=None,
+            context={},
         )
 
     def _compare(self, response: Any, text: str) -> None:
