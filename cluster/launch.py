@@ -60,6 +60,7 @@ from cascade_runtime.tracing import Trace
 from cluster.memory_check import check_memory
 from cluster.nodes import read_nodes
 from cluster.placement import CONTROLLER, Reserved, bundles, edge_between, places, reserve
+from cluster.ray_auth import refuse_open_ray, tell_open_ray
 from cluster.supervision.ray_crew import RayCrew
 from cluster.supervision.supervisor import Recovery, Supervisor
 
@@ -230,7 +231,9 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is not None:
         ray.init(address=address, **quiet)
+        tell_open_ray(address, report)
     else:
+        refuse_open_ray()
         asked = sum(bundle.resources.get("CPU", 0.0) for bundle in bundles(recipe))
         cpus = max(os.cpu_count() or 1, round(pipelines * asked + 1))
         ray.init(

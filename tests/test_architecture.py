@@ -62,7 +62,10 @@ class Module:
 
     @property
     def tree(self) -> ast.Module:
-        return ast.parse(self.text)
+        return parsed(self.text)
+
+
+parsed = cache(ast.parse)
 
 
 def module_name(path: Path) -> str:
@@ -119,8 +122,29 @@ def homeless_libraries(module: Module) -> Iterator[str]:
             yield f"{module.name} imports {name}"
 
 
+RUNS_WHAT_IT_READS = ("cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml", "ray.cloudpickle")
+FETCHES = ("requests", "aiohttp", "urllib3", "urllib.request", "ftplib", "telnetlib", "huggingface_hub")
+FETCHING_HOME = "cascade_runtime.transports."  # the client's way to a server that its user has named
+FORBIDDEN_CALLS = (
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "os.spawnv", "tempfile.mktemp"),
+    *("pickle.load", "pickle.loads", "torch.load", "torch.hub.load", "torch.jit.load", "np.fromfile", "pd.read_pickle"),
+    *("subprocess.getoutput", "subprocess.getstatusoutput", "ssl._create_unverified_context"),
+)
+MUST_BE = {
+    "allow_pickle": False,
+    "trust_remote_code": False,
+    "shell": False,
+    "weights_only": True,
+    "use_safetensors": True,
+    "verify": True,
+}
+EVERYWHERE = ("0.0.0.0", "[::]", "::")
+
+
 def dangers(module: Module) -> Iterator[str]:
-    """What a hostile file could use: pickles, eval, code from checkpoints; and errors swallowed whole."""
+    """What a hostile file, peer or address could use: pickles, eval, code from checkpoints, fetching, open doors; and
+    errors swallowed whole.
+    """
     tree = module.tree
     reads_safely = any(
         isinstance(node, ast.ClassDef)
@@ -128,26 +152,42 @@ def dangers(module: Module) -> Iterator[str]:
         and any(isinstance(item, ast.FunctionDef) and item.name == "find_class" for item in node.body)
         for node in ast.walk(tree)
     )
-    if any(name.split(".")[0] in ("pickle", "_pickle") for name in imports(module)) and not reads_safely:
+    imported = set(imports(module))
+    if any(name.split(".")[0] in ("pickle", "_pickle") for name in imported) and not reads_safely:
         yield f"{module.name}: pickle without an Unpickler that overrides find_class"
-    if any(name.split(".")[0] in ("cloudpickle", "dill", "shelve", "marshal", "joblib") for name in imports(module)):
-        yield f"{module.name}: a library that runs what it reads"
+    for name in imported:
+        if f"{name}.".startswith(tuple(f"{library}." for library in RUNS_WHAT_IT_READS)):
+            yield f"{module.name}: {name}, a library that runs what it reads"
+        fetches = f"{name}.".startswith(tuple(f"{library}." for library in FETCHES))
+        if fetches or (name.split(".")[0] == "httpx2" and not module.name.startswith(FETCHING_HOME)):
+            yield f"{module.name}: {name}, a library that fetches"
+        if name in FORBIDDEN_CALLS:
+            yield f"{module.name}: imports {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             yield f"{module.name}:{node.lineno}: bare except"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _every_address(node.value):
+            yield f"{module.name}:{node.lineno}: listens on every address"
         elif isinstance(node, ast.Call):
             yield from (f"{module.name}:{node.lineno}: {problem}" for problem in _dangerous_call(node))
 
 
+def _every_address(text: str) -> bool:
+    return text in EVERYWHERE or text.startswith(("0.0.0.0:", "[::]:", "tcp:0.0.0.0", "tcp:[::]"))
+
+
 def _dangerous_call(node: ast.Call) -> Iterator[str]:
     called = ast.unparse(node.func)
-    if called in ("eval", "exec", "pickle.load", "pickle.loads", "torch.load", "os.system"):
+    given = {keyword.arg: keyword.value for keyword in node.keywords}
+    if called in FORBIDDEN_CALLS or called.endswith(".extractall"):
         yield called
-    for keyword in node.keywords:
-        if keyword.arg in ("allow_pickle", "trust_remote_code", "shell") and not (
-            isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-        ):
-            yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+    for name, good in MUST_BE.items():
+        if name in given and not (isinstance(given[name], ast.Constant) and given[name].value is good):  # type: ignore[attr-defined]
+            yield f"{name}={ast.unparse(given[name])}"
+    if called in ("np.load", "numpy.load") and "allow_pickle" not in given:
+        yield f"{called} without allow_pickle=False"
+    if called.endswith(".from_pretrained") and ast.unparse(given.get("local_files_only", ast.Constant(0))) != "True":
+        yield f"{called} without local_files_only=True"
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -283,7 +323,21 @@ def test_the_home_rule_sees_a_stray_library(name, text):
         "import torch\ntorch.load('x')",
         "np.load(p, allow_pickle=True)",
         "np.load(p, allow_pickle=choice)",
-        "AutoModel.from_pretrained(p, trust_remote_code=True)",
+        "AutoModel.from_pretrained(p, local_files_only=True, trust_remote_code=True)",
+        "AutoModel.from_pretrained(p)",
+        "from torch import load",
+        "from ray import cloudpickle",
+        "import yaml",
+        "compile(text, name, 'exec')",
+        "np.load(p)",
+        "load_file(p, weights_only=False)",
+        "archive.extractall(folder)",
+        "subprocess.run(line, shell=True)",
+        "import urllib.request",
+        "def f():\n    import httpx2",
+        "httpx2.Client(verify=False)",
+        "server.add_insecure_port('0.0.0.0:50051')",
+        "listen(address='tcp:0.0.0.0:0')",
         "try:\n    f()\nexcept:\n    pass",
     ],
 )

@@ -176,7 +176,9 @@ def read_model(directory: str | Path) -> tuple[LlavaOnevisionForConditionalGener
     """A saved member as the library's own unchanged class, float32, with its tokenizer: for training and evaluation."""
     hub_logging.disable_progress_bar()
     try:
-        model = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True
+        )
     finally:
         hub_logging.enable_progress_bar()
     return model.eval(), Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))

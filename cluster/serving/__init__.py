@@ -13,6 +13,7 @@
     rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
     files/           what callers leave here;  batches/  files of questions, answered when nobody waits
     pipeline_view.py what every stage is doing, as it does it
+    openapi.py       all of it as an OpenAPI document; chat_schema.py from the validator's tables;  answer_schema.py
     page.py          the web page (files in cluster/web/), its samples and pictures
 
     POST   /v1/chat/completions                GET /v1/models   GET /v1/models/{id}
@@ -21,7 +22,7 @@
     GET    /v1/cascade/pipeline                server-sent events: what every stage is doing
     POST   /v1/files   GET /v1/files   GET, DELETE /v1/files/{id}   GET /v1/files/{id}/content
     POST   /v1/batches   GET /v1/batches   GET /v1/batches/{id}   POST /v1/batches/{id}/cancel
-    GET    /health   /ready   /health/deep     /metrics   /version
+    GET    /health   /ready   /health/deep     /metrics   /version   /openapi.json
     GET    /   /page/{file}                    GET /v1/cascade/samples   /v1/cascade/samples/{name}
                                                POST /v1/cascade/frames
 
@@ -50,7 +51,8 @@ Request (application/json). Only `messages` is required, one of role "user" with
   may stand there, too. Its name decides between video and events where the content does not.
 - A URL that is no data URL is refused; file: URLs are read below the directory that the server was given, if any.
 - Ignored: user, metadata, store, service_tier, safety_identifier, prompt_cache_key, prompt_cache_retention,
-  parallel_tool_calls. Accepted only where they ask for nothing: n = 1, penalties 0 or 1, logprobs false, tools [],
+  parallel_tool_calls, and in `stream_options` include_obfuscation and continuous_usage_stats (usage comes once, at
+  the end). Accepted only where they ask for nothing: n = 1, penalties 0 or 1, logprobs false, tools [],
   response_format text and their like. Everything else is 400, and so are other roles than "user" and a second turn.
 - Headers: `X-Request-Id` (1 to 64 of A-Z a-z 0-9 _ . : -) names the request; `Idempotency-Key`: the same key and body
   give the same answer without a second run for ten minutes, another body is 422. (Limits, keys and lookups are a

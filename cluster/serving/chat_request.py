@@ -219,9 +219,8 @@ def _include_usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = _object("stream_options", fields["stream_options"], known)
     if not stream:
         raise InputError("stream_options", _short(options), "null unless stream is true")
-    if options.get("continuous_usage_stats"):
-        raise InputError("stream_options.continuous_usage_stats", True, "false: usage comes once, at the end")
-    return _boolean("stream_options.include_usage", options.get("include_usage") or False)
+    wanted = {key: _boolean(f"stream_options.{key}", options[key]) for key in known if options.get(key) is not None}
+    return wanted.get("include_usage", False)
 
 
 def _clip(clip: object) -> tuple[int, int] | None:

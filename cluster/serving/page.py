@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cascade_runtime.errors import InputError
 from cascade_runtime.events import Events, describe
 from cascade_runtime.events.picture import film
 from cascade_runtime.training.scenes import simulate_scene
@@ -86,7 +87,11 @@ class _Page:
             place.leave()
 
     def _frames(self, raw: bytes) -> dict[str, Any]:
-        media = read_media(json_object(raw).get("recording"), "recording", self.gateway.limits.media)
+        body = json_object(raw)
+        for key in body:
+            if key != "recording":
+                raise InputError(key[:40], "a key", "only the key recording")
+        media = read_media(body.get("recording"), "recording", self.gateway.limits.media)
         return {"facts": _facts(media.events), "simulated": media.simulated, "frames": list(_film(media.events))}
 
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 import cascade_runtime
 from cascade_runtime.api import Answer, Piece
@@ -31,12 +31,14 @@ from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
 from cluster.serving.names import given_key
+from cluster.serving.openapi import document
 from cluster.serving.pipeline_view import PipelineView
 from cluster.serving.readiness import Vitals, readiness
 from cluster.serving.refusals import Refusal, bad_request, not_found, refusal_of
 from cluster.serving.shared_runs import Update
 
 _BODY_S = 30.0
+_MAX_VALUES = 20_000  # of a body; sixty megabytes of "[]," would take a gigabyte and seconds of the interpreter
 
 
 class Elsewhere(Protocol):
@@ -69,6 +71,7 @@ def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere, more: Sequ
         ("GET", "/health/deep", routes.deep_health),
         ("GET", "/metrics", routes.metrics),
         ("GET", "/version", routes.version),
+        ("GET", "/openapi.json", routes.openapi),
     ]
     return Starlette(
         routes=[*(Route(path, endpoint, methods=[method]) for method, path, endpoint in table), *more],
@@ -196,6 +199,9 @@ class _Routes:
     async def version(self, request: Request) -> Response:
         return JSONResponse({"version": cascade_runtime.__version__})
 
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document(self.gateway))
+
 
 async def _events(head: ChatHead, first: Update, updates: AsyncIterator[Update]) -> AsyncIterator[bytes]:
     """The server-sent events of one answer; what goes wrong on the way is an event, too."""
@@ -238,7 +244,9 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 def json_object(raw: bytes) -> Mapping[str, Any]:
-    """A body as a JSON object. Raises `Refusal`."""
+    """A body as a JSON object. Raises `Refusal`, before anything is parsed where it has more values than a question."""
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MAX_VALUES:
+        raise bad_request(f"the body may have {_MAX_VALUES} values and commas at most", "invalid_json")
     try:
         body = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
@@ -256,13 +264,19 @@ async def _no_route(request: Request, error: Any) -> Response:
     """For Starlette's own `HTTPException`: no such path, or not with this method."""
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         refusal = bad_request(f"{request.method} is not for this path", "method_not_allowed", status=405)
-        refusal.headers.update(error.headers or {})
+        refusal.headers["Allow"] = ", ".join(_methods(request))
     elif request.url.path.startswith("/v1/"):
         there = "/v1/chat/completions, /v1/models, /v1/cascade/requests"
         refusal = not_found(f"not supported; there are {there}, and where files are kept /v1/files and /v1/batches")
     else:
         refusal = not_found("no such path")
     return await refuse(request, refusal)
+
+
+def _methods(request: Request) -> list[str]:
+    """What may be done with this path, by all of its routes (Starlette's own error names the first one's)."""
+    found = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in found for method in route.methods})
 
 
 async def _broken(request: Request, error: Exception) -> Response:

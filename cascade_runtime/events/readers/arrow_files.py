@@ -22,6 +22,7 @@ from cascade_runtime.events.readers.parquet_pages import check_pages
 from cascade_runtime.events.readers.source import Source
 
 _BATCH_ROWS = 1 << 18
+_MAX_FOOTER_BYTES = 1 << 20  # Parquet's description of itself; read, it takes nine times its size
 
 
 def read_arrow(source: Source) -> Events:
@@ -36,6 +37,9 @@ def read_arrow(source: Source) -> Events:
 
 def read_parquet(source: Source) -> Events:
     """Parquet, read in pieces so that what its footer announces is never allocated at once. Raises EventFormatError."""
+    footer_bytes = int.from_bytes(source.data[-8:-4], "little")
+    if footer_bytes > _MAX_FOOTER_BYTES:
+        raise source.error("footer", f"{footer_bytes} bytes; limit {_MAX_FOOTER_BYTES}")
     try:
         file = pq.ParquetFile(io.BytesIO(source.data), page_checksum_verification=True)
         metadata = file.metadata
