@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from cascade_runtime.messages import Grant
 from cascade_runtime.scheduling.cost import CostModel, StepCost
 from cascade_runtime.scheduling.hazards import Hazards
-from cascade_runtime.scheduling.policy import Decision, Picked, Policy
+from cascade_runtime.scheduling.policy import TRIAL_WINDOW, Decision, Picked, Policy
 from cascade_runtime.scheduling.prediction import Conditions, alone, predict
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.seats import Seats
@@ -34,7 +34,6 @@ _FINER = 1.01  # and other figures of the same mode, or drafting over being alon
 _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
-_TRIAL_WINDOW = 4
 _TRIAL_SHARE = 0.01  # of the passes so far since the last trial: what trials of being alone may cost
 _ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
 _WORTH_A_WAIT = 0.99  # of the best rate
@@ -107,7 +106,8 @@ class Adaptive(Policy):
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None
         self._restart_s = self._rows = self._context = 0.0
-        self._tried = 0  # blocks verified in this trial, and waits in vain
+        self._tried = 0  # blocks verified in this trial, and waits in vain once its drafter had spoken
+        self._spoken = False
         self._other_way = False
         self._looked = 0
         self._pass_s = 0.0
@@ -179,7 +179,7 @@ class Adaptive(Policy):
         if self.drafting:
             pass
         elif row.handle == self._trial_row:
-            return Grant(min(_TRIAL_WINDOW, self._most), relay=self.relaying)
+            return Grant(min(TRIAL_WINDOW, self._most), relay=self.relaying)
         else:
             return Grant(0)
         return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
@@ -188,6 +188,7 @@ class Adaptive(Policy):
 
     def observe_hints(self, pace_us: int, work_us: int = 0, *, relayed: bool) -> None:
         """Drafts came, made at this pace and for so much time of shared cores."""
+        self._spoken = True
         if pace_us:
             self._drafts[relayed].came(pace_us * 1e-6, work_us * 1e-6)
 
@@ -195,7 +196,7 @@ class Adaptive(Policy):
         """A row waited so long for drafts, and none came: that is a pace, too."""
         silent = self._drafts[self.relaying]
         silent.came(seconds, silent.work_s)
-        self._tried += 1
+        self._tried += self._spoken
 
     def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
         """After a refusal, the first `drafts` new ones took so long."""
@@ -322,16 +323,17 @@ class Adaptive(Policy):
             lost = 1.0 - held.tokens_per_s_alone / held.tokens_per_s if name == "alone" and held.tokens_per_s else 0.0
             if trial.passes * lost > _TRIAL_SHARE * (self._passes - trial.ended):
                 continue
-            self._trying, self._trial_began, self._since_switch, self._tried = name, self._passes, 0, 0
+            self._trying, self._trial_began, self._since_switch = name, self._passes, 0
+            self._tried, self._spoken = 0, False
             self._other_way = "relay" in self._trials and not self._other_way
 
     def _end_trial(self) -> None:
         name, before = self._trying, self.decision
         assert name is not None
+        untried = name == "draft" and self._trial_row is None  # nobody was there who could have drafted
         self._trying, self._trial_row, self._since_switch = None, None, 0
         self._plan()
         changed = (before.speculate, before.relay) != (self.decision.speculate, self.decision.relay)
-        untried = name == "draft" and not self._tried  # nobody was there who could have drafted
         self._trials[name].over(self._passes, changed=changed or untried)
 
     def _choose_trial_row(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> None:

@@ -11,13 +11,14 @@ A policy steers speed and never a token. It has no clock and does no I/O; it may
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cascade_runtime.messages import MAX_WINDOW, Grant
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 
 Picked = list[tuple[ScheduledRow, int]]
+TRIAL_WINDOW = 4  # of a row that tries drafts where nobody else makes any
 _PACE_FORGET = 0.95
 
 
@@ -74,7 +75,7 @@ class Policy:
 
     def first_grant(self) -> Grant:
         """What a row may do before its downstream has spoken: what was granted last, to whichever row. Where nobody
-        wants drafts a new row makes none either, and its prompt is not even read here.
+        wants drafts it makes a few, for it may be the one that is to try them again.
         """
         return self._first
 
@@ -118,7 +119,7 @@ class Policy:
 
     def observe_grant(self, grant: Grant) -> None:
         """Downstream has granted this to some row."""
-        self._first = grant
+        self._first = grant if grant.window else replace(grant, window=TRIAL_WINDOW)
 
 
 class LockStep(Policy):

@@ -108,8 +108,12 @@ def test_one_row_tries_drafts_again_and_waits_for_one_so_that_a_few_passes_tell(
     assert (policy.grant(trying).window, policy.grant(other).window) == (4, 0)
     policy.pick([other], [trying])  # it waits, and stays the one
     assert policy.need(trying) == 1
-    for _ in range(4):
+    for number in range(8):
         policy.observe_silence(0.05)
+        if number == 3:  # until it has spoken its drafter may be reading the prompt
+            policy.observe_pass(1, 1, 64, 0.05)
+            assert policy.need(trying) == 1
+            policy.observe_hints(1000, relayed=False)
     policy.observe_pass(1, 1, 64, 0.05)
     assert (policy.need(trying), policy.grant(trying).window) == (0, 0)
 
@@ -139,7 +143,9 @@ def test_a_new_row_may_do_what_was_granted_last_but_in_lock_step_always_a_block(
     assert (free.first_grant().block, lock.first_grant()) == (3, Grant(3, 3))
     for policy in (free, lock):
         policy.observe_grant(Grant(0))
-    assert (free.first_grant(), lock.first_grant()) == (Grant(0), Grant(3, 3))
+    assert (free.first_grant(), lock.first_grant()) == (Grant(4), Grant(3, 3))
+    free.observe_grant(Grant(24, 2))
+    assert free.first_grant() == Grant(24, 2)
 
 
 @pytest.mark.parametrize("streams", [1, 4])
@@ -150,4 +156,4 @@ def test_a_useless_drafter_that_is_known_makes_next_to_no_drafts(streams: int) -
     ]
     load = Load(streams, 24, 64, prompt=100)
     result = simulate(stages, Agreement([0.0]), load, [Link(1e-4)])
-    assert result.drafted[0] < 0.3 * result.tokens  # one for every token and more while every new row drafted at first
+    assert result.drafted[0] < 0.4 * result.tokens  # while every new row drafted a window first: several per token
