@@ -4,6 +4,7 @@ two.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -15,15 +16,19 @@ from cascade_runtime.tracing import Moments, Trace, Tracer
 from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision
+from cascade_runtime.vision.online import updater_of
 
 
 class AdapterVerifierStage:
-    """The adapter/verifier as a stage. Stateless between calls: `align` and `dense` of one request may run at once."""
+    """The adapter/verifier as a stage: `align` and `dense` of one request may run at once. Stateless between calls, but
+    for an adapter that learns.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         if recipe.adapter is not None and recipe.adapter.threads:
             torch.set_num_threads(recipe.adapter.threads)
         self.verifier = load_verifier(recipe)
+        self._updater, self._learning = updater_of(recipe, self.verifier.adapter), threading.Lock()
         self.tracer = Tracer("adapter", capacity=4096)
 
     def info(self) -> dict[str, Any]:
@@ -43,9 +48,13 @@ class AdapterVerifierStage:
     def decide(
         self, handle: int, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None
     ) -> GateDecision:
-        """The gate's decision on every frame, by the recipe's policy."""
+        """The gate's decision on every frame, by the recipe's policy; what it refuses the adapter may learn from."""
         with self.tracer.span("decide", handle):
-            return self.verifier.decide(view, aligned, dense)
+            decision = self.verifier.decide(view, aligned, dense)
+        if self._updater is not None and view.features is not None and dense is not None:
+            with self._learning, self.tracer.span("learn", handle):
+                self._updater.observe(view.features, dense, decision)
+        return decision
 
     def fill(
         self,

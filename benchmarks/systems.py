@@ -50,7 +50,8 @@ ELSEWHERE = {
     "SLED": "an edge device's schedule; needs the edge link, which is not there yet",
     "sequential loading": "a placement: `cascade plan --assume sequential`",
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
-    "HiViS, MSD, ViSpec, DREAM": "heads fed with the target's states and other visual inputs: not trained here",
+    "HiViS": "a head at text positions only, fed with the target's states: what EAGLE heads here are (eagle_tree)",
+    "MSD, ViSpec, DREAM": "heads fed with the target's states and other visual inputs: not trained here",
     "Talon": "its constants are not published",
 }
 

@@ -257,7 +257,8 @@ class Engine:
     def _traverse(self, traverser: Traverser, rows: list[_Live], bases: list[Tokens], room: list[int]) -> list[Tokens]:
         """One pass of the target over trees that the drafter has sampled."""
         prefixes = [[token for token, _ in base] for base in bases]
-        pairs = [Pair(one.rows[0], one.row(1), *each) for one, *each in zip(rows, prefixes, room, strict=True)]
+        asked = zip(rows, prefixes, room, strict=True)
+        pairs = [Pair(one.rows[0], one.row(1), prefix, most) for one, prefix, most in asked]
         said: list[Tokens] = []
         for one, each in zip(rows, traverser.round(pairs), strict=True):
             for k in (0, 1):

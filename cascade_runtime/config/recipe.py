@@ -91,18 +91,22 @@ class GateConfig:
 
     At or above `accept` the frame is accepted, below `reject` it falls back to dense, and so it does in between.
     policy: "full" computes every dense frame beside the aligned one, "spot" a fraction of them (`spot_fraction`),
-    "predicted" trusts a small head that predicts the cosine.
+    "predicted" trusts a small head that predicts the cosine. learns: the adapter goes on learning from frames that were
+    refused, in memory; under policy "full" in mode "strict" only, where it changes no answer.
     """
 
     accept: float = 0.8
     reject: float = 0.5
     policy: str = "full"
     spot_fraction: float = 0.25
+    learns: bool = False
 
     def __post_init__(self) -> None:
         number(ConfigError, "gate.accept", self.accept, -1, 1)
         number(ConfigError, "gate.reject", self.reject, -1, self.accept)
         choice("gate.policy", self.policy, ("full", "spot", "predicted"))
+        if not isinstance(self.learns, bool) or (self.learns and self.policy != "full"):
+            raise ConfigError("gate.learns", self.learns, 'true or false, true only under gate.policy = "full"')
         number(ConfigError, "gate.spot_fraction", self.spot_fraction, 0, 1)
 
 
@@ -190,6 +194,9 @@ class Recipe:
             raise ConfigError("encoder", self.encoder, "[encoder] and [adapter] together, or neither")
         if self.cascade.mode == "aligned" and self.encoder is None:
             raise ConfigError("cascade.mode", "aligned", "strict, since the recipe has no [encoder] and [adapter]")
+        learnable = self.cascade.mode == "strict" and self.adapter is not None and not self.adapter.emulated
+        if self.gate.learns and not learnable:
+            raise ConfigError("gate.learns", True, "false, unless an [adapter] that computes serves mode strict")
         self._check_emulation()
         self._check_neighbours()
         for place in [*self.stages[-1:], *self.stages[1:], *filter(None, (self.encoder, self.adapter))]:

@@ -16,7 +16,7 @@ from cascade_runtime.events import Events
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventBranch, EventView, RenderedWindow
 from cascade_runtime.vision.features import VisualFeatures
-from cascade_runtime.vision.online import OnlineUpdater
+from cascade_runtime.vision.online import updater_of
 
 Span = tuple[str, str, float, float]
 
@@ -40,13 +40,14 @@ class Seen:
 class FrontEnd:
     """The event branch and the adapter/verifier of one recipe, in this process.
 
-    updater: lets the adapter learn on from frames that the gate refuses; heard in mode "strict" under policy "full".
+    updater: lets the adapter learn on from frames that the gate refuses, where the recipe says so; heard in mode
+    "strict" under policy "full".
     """
 
     def __init__(self, recipe: Recipe, branch: EventBranch, verifier: AdapterVerifier) -> None:
         self.strict, self.policy = recipe.cascade.mode == "strict", recipe.gate.policy
         self.branch, self.verifier = branch, verifier
-        self.updater: OnlineUpdater | None = None
+        self.updater = updater_of(recipe, verifier.adapter)
 
     def see(self, events: Events | RenderedWindow, *, speculate: bool = True) -> Seen:
         """Features of one recording, as the recipe's mode and gate say.

@@ -2,10 +2,7 @@
 
 Under the gate policy "full" the dense features are there anyway, to verify. Refused frames are kept in a bounded memory
 beside accepted ones, and now and then the adapter takes a few gradient steps on both; an update after which the
-memory's mean cosine is lower is undone. One process only: stages elsewhere keep the adapter that they loaded.
-
-    engine = Engine.load(recipe)
-    engine.front_end.updater = OnlineUpdater(engine.front_end.verifier.adapter)
+memory's mean cosine is lower is undone. `gate.learns` of a recipe asks for it; the checkpoint stays as it is.
 
 Only in mode "strict": the target sees dense features there, so what drafters see never changes an answer.
 """
@@ -18,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.event_encoder import Adapter, alignment_loss
 from cascade_runtime.vision.features import VisualFeatures
@@ -101,6 +99,11 @@ class OnlineUpdater:
     def _cosine(self) -> float:
         features, dense = _stacked([*self._refused, *self._accepted])
         return float(F.cosine_similarity(self.adapter(features), dense, dim=-1).mean())
+
+
+def updater_of(recipe: Recipe, adapter: Adapter | None) -> OnlineUpdater | None:
+    """What lets the adapter learn, where the recipe asks for it."""
+    return OnlineUpdater(adapter) if recipe.gate.learns and adapter is not None else None
 
 
 def _stacked(pairs: list[_Pair]) -> _Pair:

@@ -48,9 +48,8 @@ def test_trees_on_ray_bring_the_targets_own_tokens_and_survive_their_drafter(ray
 def test_heads_draft_inside_the_targets_actor(ray_cluster: None) -> None:
     recipe = load_recipe("heavy", ['stages.heavy.heads="family:medusa"', "stages.heavy.num_cpus=0.2"])
     events, question, sampling = toy_events(count=800), "What is happening here?", SamplingParams(max_tokens=16)
-    (alone,) = Engine.load(load_recipe("heavy")).generate(
-        [GenerateRequest(events=events, question=question, sampling=sampling)]
-    )
+    asked = GenerateRequest(events=events, question=question, sampling=sampling)
+    (alone,) = Engine.load(load_recipe("heavy")).generate([asked])
     with CascadeClient("ray", recipe=recipe) as client:
         answer = client.generate(events, question, sampling=sampling)
     assert isinstance(answer, Answer) and isinstance(alone, Answer) and answer.token_ids == alone.token_ids

@@ -62,18 +62,20 @@ def test_a_drafter_of_broken_numbers_is_left_out(family: Path) -> None:
 
 def divergence(engine: Engine, count: int) -> tuple[float, float]:
     """How far the second and third tokens of many answers are from the target's law, as chi-squared over its degrees of
-    freedom: about 1 where they have it, with a standard deviation of about .25 here; and tokens per pass.
+    freedom: about 1 where they have it; and tokens per pass.
     """
     sampling = SamplingParams(temperature=0.8, top_k=3, max_tokens=3, ignore_eos=True)
+    events = toy_events(0, count=300)
+    seen = engine.front_end.see(events)
+    engine.front_end.see = lambda *_, **__: seen  # type: ignore[method-assign]
     asked = [
-        GenerateRequest(events=toy_events(0, count=300), question="What?", sampling=replace(sampling, seed=seed))
-        for seed in range(count)
-    ]
+        GenerateRequest(events=events, question="What?", sampling=replace(sampling, seed=seed)) for seed in range(count)
+    ]  # fmt: skip
     answers = [each for each in engine.generate(asked) if isinstance(each, Answer)]
     assert len(answers) == count
     said = Counter(prefix for each in answers for prefix in (each.token_ids[:1], each.token_ids[:2], each.token_ids))
     target = engine.levels[-1]
-    row = target.admit("What?", engine.front_end.see(asked[0].events).for_target, sampling)  # type: ignore[arg-type]
+    row = target.admit("What?", seen.for_target, sampling)
     score, freedom = 0.0, 0
     for prefix in [(), *(each for each in said if len(each) < 3)]:
         total = said[prefix] if prefix else count
@@ -90,30 +92,34 @@ def divergence(engine: Engine, count: int) -> tuple[float, float]:
 
 
 def test_above_temperature_0_answers_have_the_targets_law(family: Path) -> None:
-    score, per_pass = divergence(Engine.load(traversal(family, "noisy")), 500)
-    assert score < 2.2  # by chance more: less than once in 10^4 drawings, and the seeds are fixed
+    score, per_pass = divergence(Engine.load(traversal(family, "noisy")), 240)
+    assert score < 2.5  # more by chance with one choice of seeds in a thousand; these are fixed
     assert per_pass > 1.1
 
 
 def test_children_that_are_not_drawn_afresh_bias_it(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same noise at every node: negative control of the test above."""
     monkeypatch.setattr(sampler, "children_key", lambda seed, base: 7)
-    assert divergence(Engine.load(traversal(family, "noisy")), 300)[0] > 3
+    assert divergence(Engine.load(traversal(family, "noisy")), 160)[0] > 3
 
 
 @pytest.mark.parametrize(
     ("recipe", "changes", "says"),
     [
         ("light_heavy", ["cascade.acceptance=traversal"], "sampled"),
-        ("light_heavy", ["tree.kind=sampled", "tree.widths=[3, 2]"], "traversal between two levels"),
+        ("light_heavy", ["tree.kind=sampled", "tree.widths=[2]"], "traversal between two levels"),
         ("light_heavy", ["cascade.acceptance=ratio", "tree.kind=sampled", "tree.widths=[2]"], "trees are drafted"),
         ("three_level", ["cascade.acceptance=traversal", "tree.kind=sampled", "tree.widths=[2]"], "two levels"),
-        ("light_heavy", ["cascade.acceptance=traversal", "tree.kind=sampled"], "24 nodes in all"),
+        (
+            "light_heavy",
+            ["cascade.acceptance=traversal", "tree.kind=sampled"],
+            r"widths.*24 nodes in all.*these are",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(recipe: str, changes: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_recipe(recipe, changes)
-    sound = load_recipe("light_heavy", ["cascade.acceptance=traversal", "tree.kind=sampled", "tree.widths=[3, 2]"])
+    sound = load_recipe("light_heavy", ["cascade.acceptance=traversal", "tree.kind=sampled", "tree.widths=[2]"])
     with pytest.raises(ConfigError, match="lost or late"):
         sound.check_runs_apart()

@@ -115,3 +115,37 @@ def test_it_hears_only_where_dense_features_verify_and_answers_cannot_change(cha
     front.updater = listener
     front.see(toy_events())
     assert listener.count == heard
+
+
+def test_a_recipe_asks_for_it_in_process_and_in_a_pipeline_and_answers_stay_the_targets(tmp_path) -> None:
+    from threaded_pipeline import threaded_pipeline
+    from toy_family import toy_recipe, toy_requests, write_toy_family
+
+    from cascade_runtime.engine import Engine
+
+    family, requests = write_toy_family(tmp_path), toy_requests(9, max_tokens=6)
+    recipe = toy_recipe(family, ["noisy"], gate={"accept": 1.0, "reject": 1.0, "learns": True})
+    expected = [answer.token_ids for answer in Engine.load(toy_recipe(family, [])).generate(requests)]
+    engine = Engine.load(recipe)
+    assert [answer.token_ids for answer in engine.generate(requests)] == expected
+    with threaded_pipeline(recipe) as controller:
+        assert [controller.generate(request).token_ids for request in requests] == expected
+        stage = controller.stages.adapter.stage
+        assert "learn" in {span[0] for span in stage.moments(9)}
+        for updater, told in ((engine.front_end.updater, engine.front_end.verifier), (stage._updater, stage.verifier)):
+            assert updater.adapter is told.adapter and updater.refused >= 9
+            assert updater.updates + updater.undone == updater.refused // updater.every >= 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "says"),
+    [
+        ("light_heavy", ["gate.learns=1"], "gate.learns.*true or false"),
+        ("light_heavy", ["gate.learns=true", 'gate.policy="spot"'], "gate.learns.*full"),
+        ("light_heavy", ["gate.learns=true", 'cascade.mode="aligned"'], "gate.learns.*strict"),
+        ("heavy", ["gate.learns=true"], r"gate.learns.*\[adapter\]"),
+    ],
+)
+def test_it_is_refused_where_it_could_change_an_answer(recipe: str, changes: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_recipe(recipe, changes)
