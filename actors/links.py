@@ -17,7 +17,7 @@ from typing import Any
 from actors.neighbour import Neighbour
 from cascade_runtime.channels import ChannelSpec, Listener, connect, listen
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import ChannelError
+from cascade_runtime.errors import ChannelClosed, ChannelError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler
 from cascade_runtime.tracing import Tracer
@@ -77,18 +77,28 @@ class Links:
         elif neighbour is self.downstream:
             self.downstream = None
 
-    def joined(
-        self, scheduler: StageScheduler, upstream: Neighbour[DraftBlock] | None, downstream: Neighbour[Verdict] | None
-    ) -> None:
-        """One of the two is there again; its rows stand by what they have, under the new link's epoch."""
-        if upstream is not None:
-            self.drop(self.upstream)
-            self.upstream = upstream
-            scheduler.renew_upstream(upstream.channel.spec.epoch, time.monotonic())
-        if downstream is not None:
-            self.drop(self.downstream)
-            self.downstream = downstream
-            scheduler.renew_downstream(downstream.channel.spec.epoch, time.monotonic())
+    def renew(self, scheduler: StageScheduler, neighbour: Neighbour[Any], *, upstream: bool) -> None:
+        """This link, in place of what there was on that side."""
+        self.drop(self.upstream if upstream else self.downstream)
+        epoch, now = neighbour.channel.spec.epoch, time.monotonic()
+        if upstream:
+            self.upstream = neighbour
+            scheduler.renew_upstream(epoch, now)
+        else:
+            self.downstream = neighbour
+            scheduler.renew_downstream(epoch, now)
+
+    def told(self, scheduler: StageScheduler) -> None:
+        """Let a scheduler know which of them are there."""
+        scheduler.upstream, scheduler.downstream = self.upstream is not None, self.downstream is not None
+
+    def flush(self) -> Iterator[Neighbour[Any]]:
+        """Send what both neighbours were told; yields those that are gone."""
+        for neighbour in self:
+            try:
+                neighbour.flush()
+            except ChannelClosed:
+                yield neighbour
 
     def close(self) -> None:
         """Both links, and the address."""

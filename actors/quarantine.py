@@ -2,7 +2,7 @@
 
     first crash      everybody who was inside is suspect once, and enters again
     second           who was inside alone both times is guilty; of several, one at a time is let in again (on trial)
-    crash on trial   guilty: refused from now on, wherever it stands and whoever asks again with its id
+    crash on trial   guilty: refused there from now on, wherever it stands and whoever asks again with its id
     ends well        acquitted
 
 So a request that kills a stage fails alone, and one that was only there when somebody pulled a plug twice does not.
@@ -23,18 +23,18 @@ class Quarantine:
     def __init__(self) -> None:
         self._crashes: dict[tuple[str, str], int] = {}  # of (stage, request)
         self._alone: dict[tuple[str, str], int] = {}  # those of them with nobody else inside
-        self._trial: dict[str, str] = {}  # stage -> the request that is tried there
+        self._trial: str | None = None  # one at a time in the whole pipeline: two could wait for each other
         self._guilty: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def crashed(self, stage: str, inside: Collection[str]) -> None:
         """The stage has died, or hung and was killed, with these requests inside."""
-        tried = self._trial.pop(stage, None)
         for request in inside:
             key = stage, request
             self._crashes[key] = self._crashes.get(key, 0) + 1
             self._alone[key] = self._alone.get(key, 0) + (len(inside) == 1)
-            if request == tried or self._alone[key] >= _CRASHES:
+            if self._alone[key] >= _CRASHES or (request == self._trial and self._crashes[key] > _CRASHES):
                 self._guilty[key] = None
+                self._trial = None if request == self._trial else self._trial
         while len(self._guilty) > _REMEMBERED:
             self._guilty.popitem(last=False)
 
@@ -50,12 +50,12 @@ class Quarantine:
             return False
         if self._crashes.get((stage, request), 0) < _CRASHES:
             return True
-        return self._trial.setdefault(stage, request) == request
+        self._trial = self._trial or request
+        return self._trial == request
 
     def left(self, request: str) -> None:
         """It has ended, well or not: what is known of it but its guilt is forgotten."""
         for known in (self._crashes, self._alone):
             for key in [key for key in known if key[1] == request]:
                 del known[key]
-        for stage in [stage for stage, tried in self._trial.items() if tried == request]:
-            del self._trial[stage]
+        self._trial = None if request == self._trial else self._trial

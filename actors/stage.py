@@ -22,7 +22,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -111,8 +110,7 @@ class LanguageStage:
             self.links.upstream = self.links.connect(upstream, timeout_s)
         if self.links.listens:
             self.links.downstream = self.links.accept(timeout_s)
-        self.scheduler.upstream = self.links.upstream is not None
-        self.scheduler.downstream = self.links.downstream is not None
+        self.links.told(self.scheduler)
         self._thread = threading.Thread(target=self._run, name=f"stage-{self.name}", daemon=True)
         self._thread.start()
 
@@ -122,11 +120,13 @@ class LanguageStage:
         Raises `ChannelError`, `DeadlineExceeded`.
         """
         if epoch_of(self.links.upstream) != spec.epoch:
-            self._command(partial(self.links.joined, self.scheduler, self.links.connect(spec, timeout_s), None))
+            link = self.links.connect(spec, timeout_s)
+            self._command(lambda: self.links.renew(self.scheduler, link, upstream=True))
 
     def join_downstream(self, timeout_s: float) -> None:
         """The same with the next stage, which comes to the address that `listen` gave."""
-        self._command(partial(self.links.joined, self.scheduler, None, self.links.accept(timeout_s)))
+        link = self.links.accept(timeout_s)
+        self._command(lambda: self.links.renew(self.scheduler, link, upstream=False))
 
     def admit(
         self,
@@ -248,8 +248,7 @@ class LanguageStage:
         """Go on without it."""
         log.warning("stage %s: %s closed its link", self.name, neighbour.name)
         self.links.drop(neighbour)
-        self.scheduler.upstream = self.links.upstream is not None
-        self.scheduler.downstream = self.links.downstream is not None
+        self.links.told(self.scheduler)
 
     def _on_drafts(self, message: DraftBlock) -> None:
         if message.request not in self._released:
@@ -330,11 +329,8 @@ class LanguageStage:
                 neighbour.tell(message)
 
     def _flush(self) -> None:
-        for neighbour in self.links:
-            try:
-                neighbour.flush()
-            except ChannelClosed:
-                self._lost(neighbour)
+        for neighbour in self.links.flush():
+            self._lost(neighbour)
 
     # -- rows -----------------------------------------------------------------------------------------------------
 

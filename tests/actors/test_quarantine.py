@@ -34,6 +34,17 @@ def test_suspects_enter_one_at_a_time_and_who_ends_is_acquitted() -> None:
     assert quarantine.admits("heavy", "c") and not quarantine.guilty("heavy", "c")
 
 
+def test_two_suspects_of_two_stages_cannot_wait_for_each_other() -> None:
+    quarantine = Quarantine()
+    for stage in ("encoder", "heavy"):
+        for _ in range(2):
+            quarantine.crashed(stage, ["a", "b"])
+    assert quarantine.admits("heavy", "a") and not quarantine.admits("encoder", "b")
+    assert quarantine.admits("encoder", "a")
+    quarantine.left("a")
+    assert quarantine.admits("encoder", "b") and quarantine.admits("heavy", "b")
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.sets(st.sampled_from("abcdefgh")), st.sampled_from("abcdefgh"), st.randoms(use_true_random=False))
 def test_a_killer_is_found_in_five_crashes_and_nobody_else_is_blamed(
