@@ -268,9 +268,7 @@ def _link(
     levels = recipe.cascade.levels
     specs: list[ChannelSpec] = []
     for (light, heavy), backend in zip(itertools.pairwise(levels), backends, strict=True):
-        here = reserved.node(light)
-        apart = here != reserved.node(heavy)
-        address = f"tcp:{here.address}:0" if backend == "stream" and apart else ""
+        address = reserved.address(light, heavy, backend)
         spec = ChannelSpec(backend=backend, link=f"{light}-{heavy}", address=address)
         listening = stages[light].start("listen", spec)
         specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))

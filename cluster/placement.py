@@ -76,6 +76,11 @@ class Reserved:
         """Where the stage is."""
         return self.nodes[self.index(stage)]
 
+    def address(self, light: str, heavy: str, backend: str) -> str:
+        """Where the lighter of two neighbours listens: on its node's address if a socket has to reach another node."""
+        here = self.node(light)
+        return f"tcp:{here.address}:0" if backend == "stream" and here != self.node(heavy) else ""
+
 
 def places(recipe: Recipe) -> dict[str, StageConfig]:
     """Stage name -> what it asks of the cluster. An encoder and an adapter that the recipe does not have ask for one
