@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from toy_family import toy_events, toy_recipe, write_toy_family
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.edge.arrays import pack_arrays, unpack_arrays
-from cascade_runtime.edge.feature_packing import FeaturePacker
+from cascade_runtime.edge.feature_packing import FeatureModels, FeaturePacker
 from cascade_runtime.edge.ingest import windows_of
 from cascade_runtime.edge.unpacking import Unpacker
 from cascade_runtime.errors import ConfigError, FeatureSpaceError, InputError
@@ -87,7 +88,7 @@ def test_in_mode_aligned_the_sent_features_are_what_the_target_sees(recipes: dic
     recipe = recipes["aligned"]
     transport, seeing = InProcess(recipe), seeing_of(recipe)
     window = next(iter(windows_of(EVENTS, 50_000)))
-    part = FeaturePacker(recipe, seeing).pack(window)
+    part = FeaturePacker(FeatureModels.load(recipe), seeing).pack(window)
     arrays = {name: array.copy() for name, array in unpack_arrays(part.payload, 1 << 26).items()}
     answers = []
     for factor in (1.0, -4.0):
@@ -107,7 +108,7 @@ def test_features_of_another_space_or_shape_are_refused_by_the_stage(recipes: di
     branch, verifier = engine.front_end.branch, engine.front_end.verifier
 
     def changed(change: Any) -> Any:
-        part = FeaturePacker(recipe, seeing).pack(window)
+        part = FeaturePacker(FeatureModels.load(recipe), seeing).pack(window)
         arrays = dict(unpack_arrays(part.payload, 1 << 26))
         change(part, arrays)
         part.payload = pack_arrays(arrays)
@@ -140,11 +141,11 @@ def test_an_edge_whose_models_are_not_the_cores_is_told_before_it_sends(recipes:
     recipe = recipes["strict"]
     seeing = seeing_of(recipe)
     with pytest.raises(FeatureSpaceError, match="the core's"):
-        FeaturePacker(recipe, type(seeing)(**{**vars(seeing), "source_space": "another"}))
+        FeaturePacker(FeatureModels.load(recipe), replace(seeing, source_space="another"))
     bare = toy_recipe(Path(recipe.target.checkpoint or "").parent, ["noisy"], event_branch=False)
     assert seeing_of(bare).cuts == ("raw", "frames")
     with pytest.raises(ConfigError, match=r"\[encoder\]"):
-        FeaturePacker(bare, seeing)
+        FeatureModels.load(bare)
 
 
 def test_the_box_needs_torch_for_the_cut_features_only() -> None:
