@@ -46,7 +46,7 @@ class SlowLink:
 
     @contextlib.contextmanager
     def up(self) -> Iterator[SlowLink]:
-        """Both namespaces and the link, removed again. Raises `OSError` or `SubprocessError` where that is not allowed."""
+        """Both namespaces and the link, removed again. Raises `OSError`, `SubprocessError` where it is not allowed."""
         descriptors: list[int] = []
         try:
             for end, address in enumerate((CORE, EDGE)):

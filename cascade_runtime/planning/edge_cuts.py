@@ -144,8 +144,8 @@ def quickest(costs: Sequence[CutCost], mbit_s: float, latency_ms: float) -> str:
 
 
 def edge_cuts(recipe: Recipe, cluster: Cluster, link: str | None) -> EdgeCuts | None:
-    """The cuts of a recipe for a link as `parse_link` reads it, or for the cluster's own where it has one between its cameras and
-    other devices; None without either. Raises `ConfigError`.
+    """The cuts of a recipe for a link as `parse_link` reads it, or for the cluster's own between its cameras and other
+    devices; None without either. Raises `ConfigError`.
     """
     edge = next((pool for pool in cluster.pools if pool.cameras), None)
     core = max(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -18,6 +18,8 @@ from cascade_runtime.errors import ConfigError
 from cluster.serving.api_keys import caller_of
 from cluster.serving.settings import is_loopback
 
+END_OF_STREAM: Any = cast(Any, grpc.aio).EOF
+"""What `read` gives when the other end has said all."""
 _MAX_PEM_BYTES = 1 << 20
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_BATCH_BYTES),

@@ -21,7 +21,7 @@ from cascade_runtime.edge.ledger import EdgeLedger
 from cascade_runtime.edge.packing import checksum
 from cascade_runtime.errors import AccessError, ChannelError, DeadlineExceeded, RemoteError
 from cascade_runtime.proto import edge_pb2, edge_pb2_grpc
-from cluster.edge.doors import EdgeDoor
+from cluster.edge.doors import END_OF_STREAM, EdgeDoor
 
 PULSE_S = 1.0
 SILENCE_S = 5.0
@@ -183,4 +183,4 @@ class EdgeLink:
         """The next message; None where the core has ended the call in peace."""
         async with asyncio.timeout(SILENCE_S):
             message = await call.read()
-        return None if message is grpc.aio.EOF else message
+        return None if message is END_OF_STREAM else message

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from edge.edge_ends import box, core
+from threaded_pipeline import threaded_pipeline
 from toy_family import toy_events, toy_recipe, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest
@@ -18,6 +19,7 @@ from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.edge.arrays import pack_arrays, unpack_arrays
 from cascade_runtime.edge.feature_packing import FeatureModels, FeaturePacker
 from cascade_runtime.edge.ingest import windows_of
+from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.edge.unpacking import Unpacker
 from cascade_runtime.errors import ConfigError, FeatureSpaceError, InputError
 from cascade_runtime.in_process import InProcess
@@ -81,6 +83,20 @@ def test_every_cut_gives_the_tokens_of_this_process(recipes: dict[str, Recipe], 
 
     asyncio.run(test())
     assert sizes["frames"] < sizes["raw"] < sizes["features"]
+
+
+def test_the_stages_of_a_pipeline_take_what_an_edge_made(recipes: dict[str, Recipe]) -> None:
+    recipe = recipes["aligned"]
+    seeing = seeing_of(recipe)
+    window = next(iter(windows_of(EVENTS, 50_000)))
+    answers = []
+    with threaded_pipeline(recipe) as controller:
+        for packer in (RawPacker(), FramePacker(seeing), FeaturePacker(FeatureModels.load(recipe), seeing)):
+            cut = {"RawPacker": "raw", "FramePacker": "frames"}.get(type(packer).__name__, "features")
+            sent = Unpacker(seeing, cut, EVENTS.width, EVENTS.height).window([packer.pack(window)])
+            request = GenerateRequest(events=sent, question=QUESTION, sampling=SAMPLING)
+            answers.append(controller.generate(request).token_ids)
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) > 1
 
 
 def test_in_mode_aligned_the_sent_features_are_what_the_target_sees(recipes: dict[str, Recipe]) -> None:
@@ -165,6 +181,7 @@ import sys
 import cluster.edge.box
 from cascade_runtime.edge.cut import Seeing
 from cascade_runtime.edge.ingest import windows_of
+from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.events import Events
 
