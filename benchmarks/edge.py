@@ -224,6 +224,7 @@ def main() -> None:
     if args.sizes:
         sizes(args.sizes)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the namespaces and the core are removed
     events = recording(args.seconds)
     busy = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; load at the start {busy:.1f}")
