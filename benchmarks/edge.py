@@ -1,6 +1,6 @@
 """What does a bad link between an edge box and the core cost, and does it ever change an answer?
 
-    python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME]
+    python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features]
     python -m benchmarks.edge --sizes FILE ...        bytes per window of recordings, for planning/edge_windows.toml
 
 `cascade edge-server` and `cascade edge` run in a network namespace each, with a link between them that delays, loses,
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the recording")
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--only", help="settings whose name contains this")
+    parser.add_argument("--cuts", nargs="+", default=["raw", "frames", "features"], metavar="CUT", help="only these")
     parser.add_argument("--sizes", nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.sizes:
@@ -250,7 +251,7 @@ def main() -> None:
         for setting in SETTINGS:
             if args.only and args.only not in setting.name:
                 continue
-            for cut in setting.cuts:
+            for cut in (cut for cut in setting.cuts if cut in args.cuts):
                 row = measured(
                     setting, cut, run_edge(link, setting, cut, file, token, args.max_tokens), here, args.seconds
                 )

@@ -136,8 +136,7 @@ class EdgeLink:
             due = self.ledger.due()
             if due is not None:
                 seq, body = due
-                now_ns = time.monotonic_ns()
-                message.batch.CopyFrom(edge_pb2.Batch(seq=seq, crc32=checksum(seq, body), body=body, sent_ns=now_ns))
+                message.batch.CopyFrom(edge_pb2.Batch(seq=seq, crc32=checksum(seq, body), body=body))
                 self._owner.sent(seq)
                 self.counts.batches += 1
             elif time.monotonic() - said_at >= PULSE_S:
