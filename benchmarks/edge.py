@@ -137,15 +137,18 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
     ]
     if cut == "features":
         command += ["--recipe", RECIPE]
+    lines: list[Any] = []
     process = subprocess.Popen(link.inside(1, *command), stdout=subprocess.PIPE, text=True, env=_environment())
     assert process.stdout is not None
-    lines: list[Any] = []
-    for line in process.stdout:
-        lines.append(json.loads(line))
-        if setting.cut_s and len(lines) == 1:
-            threading.Thread(target=_cut, args=(link, setting.cut_s), daemon=True).start()
-    if process.wait(120):
-        raise RuntimeError(f"{setting.name}, {cut}: the edge failed")
+    try:
+        for line in process.stdout:
+            lines.append(json.loads(line))
+            if setting.cut_s and len(lines) == 1:
+                threading.Thread(target=_cut, args=(link, setting.cut_s), daemon=True).start()
+        if process.wait(120):
+            raise RuntimeError(f"{setting.name}, {cut}: the edge failed")
+    finally:
+        process.kill()
     return lines
 
 
