@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import signal
@@ -18,6 +19,7 @@ from cascade_runtime.errors import AccessError, ConfigError, RemoteError
 if TYPE_CHECKING:
     from cascade_runtime.events import Events
     from cluster.edge.box import EdgeBox, Reply
+    from cluster.edge.counters import EdgeMetrics
     from cluster.edge.doors import EdgeDoor
 
     Read = Callable[[Path], Events]
@@ -191,16 +193,24 @@ def _serve(args: argparse.Namespace) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        core = EdgeCore(seeing_of(recipe), transport, door, limits, grace_s=args.grace_s)
-        if args.metrics_port is not None:
-            from prometheus_client import start_http_server
-
-            start_http_server(args.metrics_port, "127.0.0.1", core.metrics.registry)
-        async with core.serving() as port:
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(transport.close)
+            core = EdgeCore(seeing_of(recipe), transport, door, limits, grace_s=args.grace_s)
+            if args.metrics_port is not None:
+                _expose(core.metrics, args.metrics_port)
+            port = await stack.enter_async_context(core.serving())
             tls = "TLS" if door.certificate is not None else "no TLS"
             report(f"{args.host}:{port}, {tls}, {'with tokens' if door.key_digests else 'no tokens'} (Ctrl-C stops)")
             await stop.wait()
-        await transport.close()
 
     asyncio.run(serve())
     return 0
+
+
+def _expose(metrics: EdgeMetrics, port: int) -> None:
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(port, "127.0.0.1", metrics.registry)
+    except (OSError, OverflowError) as error:
+        raise ConfigError("--metrics-port", port, f"a free port ({error})") from error

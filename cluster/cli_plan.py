@@ -36,7 +36,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--prompt", type=int, metavar="N", help="positions of a request; 0: by its frames")
     plan.add_argument("--tokens", type=int, metavar="N", help="of an answer")
     plan.add_argument("--frames", type=int, metavar="N", help="of a request")
-    plan.add_argument("--edge-link", metavar="MBIT,MS", help="an edge box so far away: what crosses, and break-evens")
+    plan.add_argument("--edge-link", metavar="MBIT,MS[,TIMES]", help="an edge box so far away: what crosses")
     plan.add_argument("--picture", type=Path, metavar="FILE.svg")
     plan.add_argument("-o", "--output", type=Path, metavar="FILE.toml", help="the recipe, placed as planned")
     plan.add_argument("--json", action="store_true")

@@ -94,7 +94,7 @@ def _unpacked(name: str, packing: str, data: pa.Buffer, shape: tuple[int, ...], 
         return np.frombuffer(data, dtype).reshape(shape)
     if packing == "labels" and dtype == np.uint8 and shape[-1] == 3:
         bits = np.frombuffer(_inflated(where, data, -(-size // 3 // 4)), np.uint8)
-        labels = np.stack([bits >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1)
+        labels = np.stack([bits >> shift & 3 for shift in (0, 2, 4, 6)], axis=1).reshape(-1).astype(np.uint8)
         if len(labels) and labels.max() > 2:
             raise InputError(where, "a pixel of a fourth colour", "three colours")
         return _painted(labels[: size // 3]).reshape(shape)

@@ -20,11 +20,6 @@ class ClockOffset:
             self._samples.append((round_ns, core_ns + round_ns // 2 - now_ns))
 
     @property
-    def known(self) -> bool:
-        """Whether a round trip was made."""
-        return bool(self._samples)
-
-    @property
     def offset_ns(self) -> int:
         """The core's clock minus this one; 0 before the first round trip."""
         return min(self._samples)[1] if self._samples else 0

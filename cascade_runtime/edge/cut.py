@@ -5,6 +5,7 @@
     features   frames, and encoded and adapted features; the core has its own tower, gate and language stages left
 
 The target's own tower may have to look at the frames whatever the gate says of the features, so they always come along.
+A drafter on the edge, the cut after that, is not here: stages that exchange drafts are started by one launcher.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from cascade_runtime.config import Recipe
 from cascade_runtime.edge.arrays import pack_arrays
 from cascade_runtime.edge.cut import Seeing
@@ -16,14 +19,27 @@ from cascade_runtime.vision.adapter_verifier import adapted
 from cascade_runtime.vision.event_branch import EventBranch
 
 
-class FeaturePacker:
-    """Frames, event features and aligned features of a window, as the core's own stages would make them."""
+@dataclass(frozen=True)
+class FeatureModels:
+    """A recipe's event encoder and adapter."""
 
-    def __init__(self, recipe: Recipe, seeing: Seeing) -> None:
+    encoder: Any
+    adapter: Any
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> FeatureModels:
+        """Both, on their devices. Raises `ConfigError` for a recipe without them."""
         if recipe.encoder is None or recipe.adapter is None or recipe.emulation is not None:
             raise ConfigError("cut", "features", "with a recipe that has an [encoder] and an [adapter], not emulated")
         encoder = load_event_encoder(checkpoint_path(recipe.encoder), pick_device(recipe.encoder.device))
-        self._adapter = load_adapter(checkpoint_path(recipe.adapter), pick_device(recipe.adapter.device))
+        return cls(encoder, load_adapter(checkpoint_path(recipe.adapter), pick_device(recipe.adapter.device)))
+
+
+class FeaturePacker:
+    """Frames, event features and aligned features of a window, as the core's own stages would make them."""
+
+    def __init__(self, models: FeatureModels, seeing: Seeing) -> None:
+        encoder, self._adapter = models.encoder, models.adapter
         mine, theirs = (encoder.space, self._adapter.target_space), (seeing.source_space, seeing.target_space)
         if mine != theirs:
             raise FeatureSpaceError("features.space", mine, f"the core's, {theirs}")

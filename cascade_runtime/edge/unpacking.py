@@ -75,9 +75,10 @@ class Unpacker:
         density = arrays.get("density")
         if density is not None:
             self._check_density(density, len(arrays["frames"]))
-        if not 0.0 <= said.occupancy <= 1.0 or not said.events >= 1 or said.duration_us > WINDOW_US:
+        counted = 1 <= said.events <= MAX_WINDOW_EVENTS and said.duration_us <= WINDOW_US
+        if not counted or not 0.0 <= said.occupancy <= 1.0:
             found = (said.occupancy, said.events, said.duration_us)
-            raise InputError("window.rendered", found, f"a share, at least one event, at most {WINDOW_US} us")
+            raise InputError("window.rendered", found, f"a share, events, and at most {WINDOW_US} us of them")
         features = aligned = None
         if self.cut == "features":
             transforms = (self.seeing.rule, "event_encoder")

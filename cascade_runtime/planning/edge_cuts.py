@@ -29,6 +29,7 @@ from cascade_runtime.planning.roofline import vision_s
 _WINDOWS = Path(__file__).parent / "edge_windows.toml"
 _PUBLISHED_RULE = ("event_frame/last_wins", 5)  # what is assumed of a target whose directory is not here
 _FLOAT32_BYTES = 4
+_RENDERS_SLOWER = 3.0  # an edge box than the measured core, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -143,42 +144,52 @@ def quickest(costs: Sequence[CutCost], mbit_s: float, latency_ms: float) -> str:
 
 
 def edge_cuts(recipe: Recipe, cluster: Cluster, link: str | None) -> EdgeCuts | None:
-    """The cuts of a recipe for a link "MBIT,MS", or for the cluster's own where it has one between its cameras and
-    other devices; None without either. Raises `ConfigError`.
+    """The cuts of a recipe for a link as `parse_link` reads it, or for the cluster's own between its cameras and other
+    devices; None without either. Raises `ConfigError`.
     """
     edge = next((pool for pool in cluster.pools if pool.cameras), None)
     core = max(
         (pool for pool in cluster.pools if pool is not edge), key=lambda pool: _speed(cluster, pool.kind), default=edge
     )
     if link is not None:
-        mbit_s, latency_ms = parse_link(link)
+        mbit_s, latency_ms, slower = parse_link(link)
     else:
         sites = {edge.site, core.site} if edge is not None and core is not None else set()
         known = next((each for each in cluster.links if len(sites) == 2 and set(each.between) == sites), None)
         if known is None:
             return None
-        mbit_s, latency_ms = known.mbit_s, known.latency_ms
+        mbit_s, latency_ms, slower = known.mbit_s, known.latency_ms, None
     assert core is not None
     rule, frames, notes = _rule(recipe.target)
     kinds = cluster.kinds[(edge or core).kind], cluster.kinds[core.kind]
     if edge is None:
         notes.append("the edge computes as quickly as the core: no pool has cameras")
-    costs = [(scene, _costs(recipe, scene, rule, frames, kinds)) for scene in scenes()]
+    if slower is None:
+        slower = _RENDERS_SLOWER
+        notes.append(
+            f"the edge renders {slower:g} times slower than one core of an AMD EPYC: --edge-link MBIT,MS,TIMES"
+        )
+    costs = [(scene, _costs(recipe, scene, rule, frames, kinds, slower)) for scene in scenes()]
     if not any(len(each) > 1 for _, each in costs):
         notes.append(f"no frames of rule {rule} were measured: raw events only")
     choices = tuple(Choice(scene, each, quickest(each, mbit_s, latency_ms), reigns(each)) for scene, each in costs)
     return EdgeCuts(mbit_s, latency_ms, rule, choices, tuple(notes))
 
 
-def parse_link(text: str) -> tuple[float, float]:
-    """(Mbit/s, ms one way) of "MBIT,MS". Raises `ConfigError`."""
+def parse_link(text: str) -> tuple[float, float, float | None]:
+    """(Mbit/s, ms one way, how many times slower the edge renders) of "MBIT,MS" or "MBIT,MS,TIMES". Raises
+    `ConfigError`.
+    """
     try:
-        mbit_s, latency_ms = (float(part) for part in text.split(","))
+        mbit_s, latency_ms, *more = (float(part) for part in text.split(",", 2))
     except ValueError:
-        raise ConfigError("--edge-link", text, "MBIT,MS: bandwidth in Mbit/s, latency in ms one way") from None
+        allowed = "MBIT,MS or MBIT,MS,TIMES: Mbit/s, ms one way, how many times slower the edge renders"
+        raise ConfigError("--edge-link", text, allowed) from None
     number(ConfigError, "--edge-link (Mbit/s)", mbit_s, 0.001, 1e7)
     number(ConfigError, "--edge-link (ms)", latency_ms, 0.0, 10_000.0)
-    return mbit_s, latency_ms
+    for times in more:
+        number(ConfigError, "--edge-link (times slower)", times, 0.01, 1000.0)
+    return mbit_s, latency_ms, more[0] if more else None
 
 
 @cache
@@ -187,20 +198,22 @@ def scenes() -> tuple[Scene, ...]:
     return tuple(Scene(**table) for table in tomllib.loads(_WINDOWS.read_text())["scenes"])
 
 
-def _costs(recipe: Recipe, scene: Scene, rule: str, frames: int, kinds: tuple[Kind, Kind]) -> tuple[CutCost, ...]:
-    """raw, and frames and features where they are known. Rendering is counted at the edge's or core's expense alike."""
+def _costs(
+    recipe: Recipe, scene: Scene, rule: str, frames: int, kinds: tuple[Kind, Kind], slower: float
+) -> tuple[CutCost, ...]:
+    """raw, and frames and features where they are known. kinds: the edge's and the core's."""
     if rule not in scene.frame_bytes:
         return (CutCost("raw", scene.raw_bytes, 0.0, 0.0),)
     render_s, packed = scene.frame_ms[rule] / 1000, scene.frame_bytes[rule]
     if recipe.encoder is None or recipe.adapter is None:
-        return CutCost("raw", scene.raw_bytes, 0.0, render_s), CutCost("frames", packed, render_s, 0.0)
+        return CutCost("raw", scene.raw_bytes, 0.0, render_s), CutCost("frames", packed, slower * render_s, 0.0)
     encoder, adapter = size_of(recipe.encoder), size_of(recipe.adapter)
     edge_s, core_s = (sum(vision_s(size, kind, "float32", frames) for size in (encoder, adapter)) for kind in kinds)
     features = frames * encoder.positions * (encoder.feature_size + adapter.feature_size) * _FLOAT32_BYTES
     return (
         CutCost("raw", scene.raw_bytes, 0.0, render_s + core_s),
-        CutCost("frames", packed, render_s, core_s),
-        CutCost("features", packed + features, render_s + edge_s, 0.0),
+        CutCost("frames", packed, slower * render_s, core_s),
+        CutCost("features", packed + features, slower * render_s + edge_s, 0.0),
     )
 
 

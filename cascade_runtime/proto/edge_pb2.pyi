@@ -102,16 +102,14 @@ class Welcome(_message.Message):
     def __init__(self, resumed: _Optional[bool] = ..., recipe: _Optional[str] = ..., cuts: _Optional[_Iterable[str]] = ..., rule: _Optional[str] = ..., options: _Optional[str] = ..., counts: _Optional[bool] = ..., source_space: _Optional[str] = ..., target_space: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("seq", "crc32", "body", "sent_ns")
+    __slots__ = ("seq", "crc32", "body")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     CRC32_FIELD_NUMBER: _ClassVar[int]
     BODY_FIELD_NUMBER: _ClassVar[int]
-    SENT_NS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     crc32: int
     body: bytes
-    sent_ns: int
-    def __init__(self, seq: _Optional[int] = ..., crc32: _Optional[int] = ..., body: _Optional[bytes] = ..., sent_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, seq: _Optional[int] = ..., crc32: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class WindowPart(_message.Message):
     __slots__ = ("number", "last", "begin_us", "end_us", "closed_ns", "packed_ns", "payload", "rendered", "ingest", "clock_ns")

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.config.checks import integer, number
@@ -97,6 +98,7 @@ class EdgeBox:
         self.settings, self.events = settings, events
         self.ingest = Ingest(settings.keep, settings.waiting, settings.max_events)
         self.link = EdgeLink(door, self._hello(), self)
+        self._models: Any = None
         self._packer: Packer | None = None
         self._sent: dict[int, _Sent] = {}  # by the number of the window's last batch
         self._welcomed, self._news = asyncio.Event(), asyncio.Event()
@@ -108,6 +110,7 @@ class EdgeBox:
         `FeatureSpaceError` for a cut that the core does not take.
         """
         self._report = report
+        self._models = await asyncio.to_thread(self._load_models)
         linked = asyncio.create_task(self.link.run(self.settings.give_up_s))
         work = [asyncio.create_task(each) for each in (self._replay(), self._pack())]
         try:
@@ -133,7 +136,7 @@ class EdgeBox:
         if self._packer is None:
             seeing = Seeing.of(welcome)
             seeing.check_cut(self.settings.cut)
-            self._packer = await asyncio.to_thread(self._make_packer, seeing)
+            self._packer = self._make_packer(seeing)
         self._welcomed.set()
         self._news.set()
 
@@ -224,6 +227,15 @@ class EdgeBox:
             ),
         )
 
+    def _load_models(self) -> Any:
+        """What the cut needs, before the link is there: a peer that loads for seconds is taken for dead."""
+        if self.settings.cut != "features":
+            return None
+        from cascade_runtime.edge.feature_packing import FeatureModels
+
+        assert self.settings.recipe is not None
+        return FeatureModels.load(self.settings.recipe)
+
     def _make_packer(self, seeing: Seeing) -> Packer:
         if self.settings.cut == "raw":
             return RawPacker()
@@ -231,5 +243,4 @@ class EdgeBox:
             return FramePacker(seeing)
         from cascade_runtime.edge.feature_packing import FeaturePacker
 
-        assert self.settings.recipe is not None
-        return FeaturePacker(self.settings.recipe, seeing)
+        return FeaturePacker(self._models, seeing)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
 
 import grpc
@@ -23,7 +23,7 @@ from cascade_runtime.errors import CapacityError, CascadeError, ChannelError, In
 from cascade_runtime.proto import edge_pb2, edge_pb2_grpc
 from cascade_runtime.transports import Transport
 from cluster.edge.counters import EdgeMetrics
-from cluster.edge.doors import OPTIONS, CoreDoor
+from cluster.edge.doors import END_OF_STREAM, OPTIONS, CoreDoor
 from cluster.edge.session import Session, SessionLimits
 
 PULSE_S = 1.0
@@ -44,7 +44,7 @@ class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
         self._sessions: dict[bytes, Session] = {}
 
     @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[int]:
+    async def serving(self) -> AsyncGenerator[int]:
         """Serve inside; gives the port."""
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_SESSIONS)
         edge_pb2_grpc.add_EdgeLinkServicer_to_server(self, server)
@@ -106,7 +106,7 @@ class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
         """The session of a hello, and whether it goes on."""
         async with asyncio.timeout(SILENCE_S):
             first = await context.read()
-        if first is grpc.aio.EOF:
+        if first is END_OF_STREAM:
             raise EOFError
         if first.WhichOneof("said") != "hello":
             raise InputError("first message", first.WhichOneof("said"), "a hello")
@@ -167,7 +167,7 @@ class _Connection:
         while True:
             async with asyncio.timeout(SILENCE_S):
                 message = await self.context.read()
-            if message is grpc.aio.EOF:
+            if message is END_OF_STREAM:
                 self.said_all = True
                 return
             if not self._mine:

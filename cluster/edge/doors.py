@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -18,12 +18,15 @@ from cascade_runtime.errors import ConfigError
 from cluster.serving.api_keys import caller_of
 from cluster.serving.settings import is_loopback
 
+END_OF_STREAM: Any = cast(Any, grpc.aio).EOF
+"""What `read` gives when the other end has said all."""
 _MAX_PEM_BYTES = 1 << 20
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MAX_BATCH_BYTES),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.lookahead_bytes", 4 << 20),  # HTTP/2's 64 KB in flight are 160 KB/s at 400 ms there and back
     ("grpc.so_reuseport", 0),
 ]
 

@@ -21,7 +21,7 @@ from cascade_runtime.edge.ledger import EdgeLedger
 from cascade_runtime.edge.packing import checksum
 from cascade_runtime.errors import AccessError, ChannelError, DeadlineExceeded, RemoteError
 from cascade_runtime.proto import edge_pb2, edge_pb2_grpc
-from cluster.edge.doors import EdgeDoor
+from cluster.edge.doors import END_OF_STREAM, EdgeDoor
 
 PULSE_S = 1.0
 SILENCE_S = 5.0
@@ -136,8 +136,7 @@ class EdgeLink:
             due = self.ledger.due()
             if due is not None:
                 seq, body = due
-                now_ns = time.monotonic_ns()
-                message.batch.CopyFrom(edge_pb2.Batch(seq=seq, crc32=checksum(seq, body), body=body, sent_ns=now_ns))
+                message.batch.CopyFrom(edge_pb2.Batch(seq=seq, crc32=checksum(seq, body), body=body))
                 self._owner.sent(seq)
                 self.counts.batches += 1
             elif time.monotonic() - said_at >= PULSE_S:
@@ -183,4 +182,4 @@ class EdgeLink:
         """The next message; None where the core has ended the call in peace."""
         async with asyncio.timeout(SILENCE_S):
             message = await call.read()
-        return None if message is grpc.aio.EOF else message
+        return None if message is END_OF_STREAM else message

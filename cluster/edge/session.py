@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.api.request import MAX_QUESTION_CHARACTERS
@@ -220,7 +221,8 @@ class Session:
             request_id=f"edge-{self.name}-{waiting.seq}",
         )
         outcome.started_ns = time.monotonic_ns()
-        async with contextlib.aclosing(self._transport.run([request], self.limits.answer_s, False)) as updates:
+        running: Any = self._transport.run([request], self.limits.answer_s, False)
+        async with contextlib.aclosing(running) as updates:
             async for _, update in updates:
                 if isinstance(update, CascadeError):
                     raise update

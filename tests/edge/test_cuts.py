@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from edge.edge_ends import box, core
+from threaded_pipeline import threaded_pipeline
 from toy_family import toy_events, toy_recipe, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.edge.arrays import pack_arrays, unpack_arrays
-from cascade_runtime.edge.feature_packing import FeaturePacker
+from cascade_runtime.edge.feature_packing import FeatureModels, FeaturePacker
 from cascade_runtime.edge.ingest import windows_of
+from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.edge.unpacking import Unpacker
 from cascade_runtime.errors import ConfigError, FeatureSpaceError, InputError
 from cascade_runtime.in_process import InProcess
@@ -82,12 +85,26 @@ def test_every_cut_gives_the_tokens_of_this_process(recipes: dict[str, Recipe], 
     assert sizes["frames"] < sizes["raw"] < sizes["features"]
 
 
+def test_the_stages_of_a_pipeline_take_what_an_edge_made(recipes: dict[str, Recipe]) -> None:
+    recipe = recipes["aligned"]
+    seeing = seeing_of(recipe)
+    window = next(iter(windows_of(EVENTS, 50_000)))
+    answers = []
+    with threaded_pipeline(recipe) as controller:
+        for packer in (RawPacker(), FramePacker(seeing), FeaturePacker(FeatureModels.load(recipe), seeing)):
+            cut = {"RawPacker": "raw", "FramePacker": "frames"}.get(type(packer).__name__, "features")
+            sent = Unpacker(seeing, cut, EVENTS.width, EVENTS.height).window([packer.pack(window)])
+            request = GenerateRequest(events=sent, question=QUESTION, sampling=SAMPLING)
+            answers.append(controller.generate(request).token_ids)
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) > 1
+
+
 def test_in_mode_aligned_the_sent_features_are_what_the_target_sees(recipes: dict[str, Recipe]) -> None:
     """Spoilt features change the answer: they are used, not made again."""
     recipe = recipes["aligned"]
     transport, seeing = InProcess(recipe), seeing_of(recipe)
     window = next(iter(windows_of(EVENTS, 50_000)))
-    part = FeaturePacker(recipe, seeing).pack(window)
+    part = FeaturePacker(FeatureModels.load(recipe), seeing).pack(window)
     arrays = {name: array.copy() for name, array in unpack_arrays(part.payload, 1 << 26).items()}
     answers = []
     for factor in (1.0, -4.0):
@@ -107,7 +124,7 @@ def test_features_of_another_space_or_shape_are_refused_by_the_stage(recipes: di
     branch, verifier = engine.front_end.branch, engine.front_end.verifier
 
     def changed(change: Any) -> Any:
-        part = FeaturePacker(recipe, seeing).pack(window)
+        part = FeaturePacker(FeatureModels.load(recipe), seeing).pack(window)
         arrays = dict(unpack_arrays(part.payload, 1 << 26))
         change(part, arrays)
         part.payload = pack_arrays(arrays)
@@ -140,11 +157,11 @@ def test_an_edge_whose_models_are_not_the_cores_is_told_before_it_sends(recipes:
     recipe = recipes["strict"]
     seeing = seeing_of(recipe)
     with pytest.raises(FeatureSpaceError, match="the core's"):
-        FeaturePacker(recipe, type(seeing)(**{**vars(seeing), "source_space": "another"}))
+        FeaturePacker(FeatureModels.load(recipe), replace(seeing, source_space="another"))
     bare = toy_recipe(Path(recipe.target.checkpoint or "").parent, ["noisy"], event_branch=False)
     assert seeing_of(bare).cuts == ("raw", "frames")
     with pytest.raises(ConfigError, match=r"\[encoder\]"):
-        FeaturePacker(bare, seeing)
+        FeatureModels.load(bare)
 
 
 def test_the_box_needs_torch_for_the_cut_features_only() -> None:
@@ -164,6 +181,7 @@ import sys
 import cluster.edge.box
 from cascade_runtime.edge.cut import Seeing
 from cascade_runtime.edge.ingest import windows_of
+from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.edge.packing import FramePacker, RawPacker
 from cascade_runtime.events import Events
 

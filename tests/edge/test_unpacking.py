@@ -136,6 +136,9 @@ def _frame_changes() -> list[tuple[Any, str]]:
     def options(part: Any, arrays: Any) -> None:
         part.rendered.options = "[" * 4000
 
+    def many(part: Any, arrays: Any) -> None:
+        part.rendered.events = 2**64 - 1
+
     def long(part: Any, arrays: Any) -> None:
         part.rendered.duration_us = 10**9
 
@@ -147,6 +150,7 @@ def _frame_changes() -> list[tuple[Any, str]]:
         (extra, "window.arrays"),
         (occupancy, "window.rendered"),
         (options, "options"),
+        (many, "window.rendered"),
         (long, "window.rendered"),
     ]
 
