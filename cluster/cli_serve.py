@@ -45,7 +45,6 @@ def _serve(args: argparse.Namespace) -> int:
     from cluster.serving.settings import ServerSettings
 
     given: dict[str, Any] = {
-        **_grpc_settings(args),
         "recipe": args.recipe,
         "overrides": args.set,
         "model": args.model,
@@ -55,9 +54,14 @@ def _serve(args: argparse.Namespace) -> int:
         "key_concurrency": args.key_concurrency,
         "key_per_minute": args.key_per_minute,
         "replicas": args.replicas,
+        "grpc_port": args.grpc_port,
+        "grpc_host": args.host,
+        "grpc_certfile": str(args.ssl_certfile.resolve()) if args.ssl_certfile else None,
+        "grpc_keyfile": str(args.ssl_keyfile.resolve()) if args.ssl_keyfile else None,
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
+    _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 
     import ray
@@ -96,16 +100,12 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _grpc_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The gRPC server's part. Replicas share its port, and so would another server that has it already: that is found
-    out here.
-    """
-    host, port = args.host.strip("[]"), args.grpc_port
-    if port:
-        try:
-            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
-        except (OSError, OverflowError) as error:
-            raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error})") from error
-    tls = {"grpc_certfile": args.ssl_certfile, "grpc_keyfile": args.ssl_keyfile}
-    paths = {name: str(path.resolve()) for name, path in tls.items() if path is not None}
-    return {"grpc_port": port, "grpc_host": args.host, **paths}
+def _check_free(host: str, port: int) -> None:
+    """Replicas share their gRPC port, and so would another server that has it already: that is found out here."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error.strerror})") from error

@@ -76,12 +76,11 @@ class Cascade:
 
     async def __del__(self) -> None:
         """Called by Serve once no request is left, or none may be waited for any longer."""
-        grpc_server = getattr(self, "_grpc", None)
-        if grpc_server is not None:
-            await grpc_server.stop(self._gateway.recipe.deadlines.drain_s)
         transport = getattr(self, "_transport", None)
         if transport is not None:
             self._gateway.draining = True
+            if self._grpc is not None:
+                await self._grpc.stop(self._gateway.recipe.deadlines.drain_s)
             await transport.close()
 
     async def gone(self, wait_s: float = 2.0) -> tuple[str, ...]:

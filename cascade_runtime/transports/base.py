@@ -4,7 +4,7 @@ A client knows this protocol only. Implementations register under the entry-poin
 (pyproject.toml), so that the client imports neither Ray nor a server nor an HTTP library:
 
     a name         "in-process", "ray"      (recipe) -> Transport      starts a cascade
-    a URL scheme   "http", "https"          (remote) -> Transport      reaches one that somebody else runs
+    a URL scheme   "http", "grpc", ...      (remote) -> Transport      reaches one that somebody else runs
 """
 
 from __future__ import annotations

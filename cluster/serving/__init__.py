@@ -6,10 +6,11 @@
     chat_answer.py   an `Answer` as OpenAI's JSON, whole or in chunks
     refusals.py      errors as OpenAI's JSON: status, code, nothing that the caller need not know
     api_keys.py      who may ask;  admission.py  how many at a time;  shared_runs.py  the same key, the same answer
-    rpc/             the same over gRPC: cascade_runtime/proto/cascade.proto
     ledger.py        what became of the last requests;  gateway.py  all of that in front of one pipeline
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
+    names.py         ids and keys that callers give;  readiness.py  would a request be answered now
+    rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
     page.py          the web page (files in cluster/web/), its samples and pictures
 
     POST   /v1/chat/completions                GET /v1/models   GET /v1/models/{id}

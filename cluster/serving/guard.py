@@ -8,7 +8,6 @@ without             only from this machine, and under its own name: a page in a 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from starlette.requests import Request
@@ -17,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cascade_runtime.errors import CascadeError
 from cluster.serving.api_keys import ANYBODY, caller_of
-from cluster.serving.gateway import Gateway, new_request_id
-from cluster.serving.refusals import Refusal, bad_request, refusal_of
+from cluster.serving.gateway import Gateway
+from cluster.serving.names import given_request_id
+from cluster.serving.refusals import Refusal, refusal_of
 from cluster.serving.settings import is_loopback
 
 _STATE = "cascade"
 _OPEN = ("/", "/health", "/ready")
 _PAGE = "/page/"  # its files hold nothing of anybody's; what it asks for is guarded
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Guard:
@@ -47,7 +46,7 @@ class Guard:
         state: dict[str, Any] = {}
         scope[_STATE] = state
         try:
-            state["request_id"] = given_request_id(request.headers.get("x-request-id"))
+            state["request_id"] = _request_id(request)
             state["caller"] = self._caller(request)
         except Refusal as error:
             response = await refuse(request, error)
@@ -94,14 +93,8 @@ async def refuse(request: Request, error: Exception) -> Response:
     return JSONResponse(refusal.body(name), refusal.status, refusal.all_headers())
 
 
-def given_request_id(name: str | None) -> str:
-    """A request's id: its caller's, or a new one. Raises `Refusal`."""
-    if name is None:
-        return new_request_id()
-    if not _REQUEST_ID.fullmatch(name):
-        message = "X-Request-Id may have 1 to 64 letters, digits, '_', '.', ':', '-'"
-        raise bad_request(message, "invalid_value", param="X-Request-Id")
-    return name
+def _request_id(request: Request) -> str:
+    return given_request_id(request.headers.get("x-request-id"))
 
 
 def _host(request: Request) -> str:

@@ -58,6 +58,14 @@ class MediaLimits:
 
 
 @dataclass(frozen=True)
+class SentBytes:
+    """What stands for a data URL where bytes need no text around them (gRPC): its media type and its data."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Media:
     """A recording, and whether its events were simulated from a video."""
 
@@ -79,10 +87,12 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
     if fps is not None:
         number(InputError, f"{where}.fps", fps, 0.1, 10_000)
     url = source.get("url")
-    if not isinstance(url, str):
+    if not isinstance(url, str | SentBytes):
         raise InputError(f"{where}.url", _kind(url), "a data URL")
-    scheme = url[:16].partition(":")[0].lower()
-    if scheme == "data":
+    scheme = "" if isinstance(url, SentBytes) else url[:16].partition(":")[0].lower()
+    if isinstance(url, SentBytes):
+        media_type, payload = url.media_type.strip().lower(), url.data
+    elif scheme == "data":
         media_type, payload = _split(url, f"{where}.url")
     elif scheme == "file" and limits.directory is not None:
         path = _below(limits.directory, url, f"{where}.url")
@@ -114,24 +124,13 @@ def _video(media_type: str, payload: str | bytes | Path, fps: Any, where: str, l
     return video_bytes_to_events(data, _CONTAINERS[media_type], name=where, limits=limits.video)
 
 
-class SentBytes(str):
-    """A data URL whose data needed no text around them, since they came as bytes (gRPC)."""
-
-    data: bytes
-
-    def __new__(cls, media_type: str, data: bytes) -> SentBytes:
-        url = super().__new__(cls, f"data:{media_type};base64,")
-        url.data = data
-        return url
-
-
-def _split(url: str, where: str) -> tuple[str, str | bytes]:
-    """Media type and data of a data URL (RFC 2397), as base64 unless they came as bytes."""
+def _split(url: str, where: str) -> tuple[str, str]:
+    """Media type and base64 text of a data URL (RFC 2397)."""
     head, comma, payload = url[len("data:") :].partition(",")
     media_type, *parameters = [part.strip().lower() for part in head[:1000].split(";")]
     if not comma or "base64" not in parameters:
         raise InputError(where, url[:60], "data:MEDIA/TYPE;base64,DATA")
-    return media_type or "application/octet-stream", url.data if isinstance(url, SentBytes) else payload
+    return media_type or "application/octet-stream", payload
 
 
 def _bytes(payload: str | bytes | Path, where: str, limit: int) -> bytes:

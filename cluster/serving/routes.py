@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -31,27 +30,12 @@ from cluster.serving.counters import CONTENT_TYPE
 from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
-from cluster.serving.refusals import Refusal, bad_request, not_found, overloaded, refusal_of
+from cluster.serving.names import given_key
+from cluster.serving.readiness import Vitals, readiness
+from cluster.serving.refusals import Refusal, bad_request, not_found, refusal_of
 from cluster.serving.shared_runs import Update
 
 _BODY_S = 30.0
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-
-
-class Vitals(Protocol):
-    """What a replica knows of its pipeline's health."""
-
-    async def gone(self) -> tuple[str, ...]:
-        """Stages that are silent or dead."""
-        ...
-
-    async def stats(self) -> dict[str, dict[str, Any]]:
-        """What the stages say of themselves."""
-        ...
-
-    async def canary(self) -> dict[str, Any]:
-        """One token through all of them, see `Canary.sing`."""
-        ...
 
 
 class Elsewhere(Protocol):
@@ -104,16 +88,6 @@ def recall(gateway: Gateway, caller: str, request_id: str, what: str) -> dict[st
     if what == "request":
         return entry.to_dict()
     return entry.outcome.timings.chrome_trace() if isinstance(entry.outcome, Answer) else {}
-
-
-async def readiness(gateway: Gateway, vitals: Vitals) -> tuple[str, ...]:
-    """The stages that answers are made without. Raises `Refusal` where there would be none."""
-    gone = await vitals.gone()
-    if gateway.draining:
-        raise overloaded("the server is draining", "draining")
-    if {"controller", "encoder", "adapter", gateway.recipe.target.name} & set(gone):
-        raise overloaded(f"silent or dead: {', '.join(gone)}", "not_ready")
-    return gone
 
 
 class _Routes:
@@ -274,14 +248,6 @@ def json_object(raw: bytes) -> Mapping[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def given_key(key: str | None) -> str | None:
-    """A caller's idempotency key. Raises `Refusal`."""
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        message = "Idempotency-Key may have 1 to 255 printable ASCII characters"
-        raise bad_request(message, "invalid_value", param="Idempotency-Key")
-    return key
 
 
 async def _no_route(request: Request, error: Any) -> Response:

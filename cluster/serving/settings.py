@@ -27,8 +27,8 @@ class ServerSettings:
     recipe: a built-in name or a TOML file, overrides: "table.key=value" on top. model: the name clients ask for, beside
     the recipe's own. key_digests: SHA-256 of every API key; without any, only this machine may ask. media_dir: `file:`
     URLs are read below it. max_queue: requests that wait for a slot. max_body_bytes: of one HTTP body.
-    grpc_port: of the gRPC server, 0 for none; grpc_host: where it listens; grpc_certfile, grpc_keyfile: its TLS, PEM.
     key_concurrency, key_per_minute: requests of one key at a time and in a minute, 0 is unbounded. replicas: pipelines.
+    grpc_port: of the gRPC server, 0 for none; grpc_host: where it listens; grpc_certfile, grpc_keyfile: its TLS, PEM.
     """
 
     recipe: str = "three_level"
@@ -41,11 +41,11 @@ class ServerSettings:
     max_tokens: int = 1024
     key_concurrency: int = 0
     key_per_minute: int = 0
+    replicas: int = 1
     grpc_port: int = 0
     grpc_host: str = "127.0.0.1"
     grpc_certfile: str | None = None
     grpc_keyfile: str | None = None
-    replicas: int = 1
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -54,8 +54,8 @@ class ServerSettings:
             ("max_tokens", 1, 4096),
             ("key_concurrency", 0, 10_000),
             ("key_per_minute", 0, 1_000_000),
-            ("grpc_port", 0, 65_535),
             ("replicas", 1, 1000),
+            ("grpc_port", 0, 65_535),
         ):
             integer(ConfigError, name, getattr(self, name), low, high)
         if not isinstance(self.model, str) or not 1 <= len(self.model) <= 64:

@@ -9,8 +9,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cluster.serving.gateway import Gateway
+from cluster.serving.readiness import Vitals, readiness
 from cluster.serving.refusals import Refusal, not_found
-from cluster.serving.routes import Vitals, readiness
 
 _WATCH_S = 5.0
 

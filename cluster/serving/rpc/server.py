@@ -13,7 +13,8 @@ from cascade_runtime.errors import ConfigError
 from cascade_runtime.proto.cascade_pb2 import DESCRIPTOR
 from cascade_runtime.proto.cascade_pb2_grpc import add_CascadeServicer_to_server
 from cluster.serving.gateway import Gateway
-from cluster.serving.routes import Elsewhere, Vitals
+from cluster.serving.readiness import Vitals
+from cluster.serving.routes import Elsewhere
 from cluster.serving.rpc.door import Door
 from cluster.serving.rpc.health import HealthService
 from cluster.serving.rpc.service import CascadeService

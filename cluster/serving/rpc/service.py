@@ -15,9 +15,10 @@ from cascade_runtime.proto import cascade_pb2 as wire
 from cascade_runtime.proto.cascade_pb2_grpc import CascadeServicer
 from cluster.serving.chat_answer import ChatHead
 from cluster.serving.gateway import Call, Gateway
-from cluster.serving.guard import given_request_id
+from cluster.serving.names import given_key, given_request_id
+from cluster.serving.readiness import Vitals, readiness
 from cluster.serving.refusals import Refusal, not_found
-from cluster.serving.routes import Elsewhere, Vitals, given_key, readiness, recall
+from cluster.serving.routes import Elsewhere, recall
 from cluster.serving.rpc.door import caller
 from cluster.serving.rpc.messages import answer_of, body_of, opening_of, piece_of
 from cluster.serving.rpc.session import answered_windows

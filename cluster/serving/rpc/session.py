@@ -21,7 +21,7 @@ from cascade_runtime.transports.session import ONE_EVENT
 from cluster.serving.chat_answer import ChatHead
 from cluster.serving.chat_request import parse_chat
 from cluster.serving.gateway import Call, Gateway
-from cluster.serving.guard import given_request_id
+from cluster.serving.names import given_request_id
 from cluster.serving.refusals import Refusal, bad_request, refusal_of
 from cluster.serving.rpc.messages import answer_of, body_of, failure_of
 
