@@ -1,9 +1,12 @@
-"""`cascade serve RECIPE`: the HTTP server, on a Ray of its own or on one that runs, until it is told to stop."""
+"""`cascade serve RECIPE`: the HTTP server, and the gRPC server if it has a port, on a Ray of its own or on one that
+runs, until it is told to stop.
+"""
 
 from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import ssl
 import sys
 import threading
@@ -24,6 +27,7 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
     serve.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs --api-key-file")
     serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--grpc-port", type=int, default=0, metavar="N", help="answer over gRPC as well, on this port")
     serve.add_argument("--model", default="cascade", metavar="NAME", help="what clients call it")
     serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="a key a line; every request then needs one")
     serve.add_argument("--media-dir", type=Path, metavar="DIR", help="file: URLs below it are read")
@@ -56,10 +60,15 @@ def _serve(args: argparse.Namespace) -> int:
         "replicas": args.replicas,
         "files_dir": str(args.files_dir.resolve()) if args.files_dir else None,
         "max_file_bytes": args.max_file_mb << 20,
+        "grpc_port": args.grpc_port,
+        "grpc_host": args.host,
+        "grpc_certfile": str(args.ssl_certfile.resolve()) if args.ssl_certfile else None,
+        "grpc_keyfile": str(args.ssl_keyfile.resolve()) if args.ssl_keyfile else None,
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
     _check_tls(args.ssl_certfile, args.ssl_keyfile)
+    _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 
     import ray
@@ -83,6 +92,8 @@ def _serve(args: argparse.Namespace) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
             signal.signal(number, lambda *_: stop.set())
         scheme = "https" if args.ssl_certfile else "http"
+        if args.grpc_port:
+            report(f"{'grpcs' if args.ssl_certfile else 'grpc'}://{args.host}:{args.grpc_port}")
         report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
         stop.wait()
         report("draining")
@@ -107,3 +118,14 @@ def _check_tls(certificate: Path | None, key: Path | None) -> None:
     except (OSError, ValueError) as error:
         given = f"{certificate} and {key}"
         raise ConfigError("--tls-cert", given, f"a certificate and its key, without password ({error})") from error
+
+
+def _check_free(host: str, port: int) -> None:
+    """Replicas share their gRPC port, and so would another server that has it already: that is found out here."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error.strerror})") from error

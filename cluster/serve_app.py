@@ -6,6 +6,7 @@
     cascade serve light_heavy                                      the same on a Ray of its own
 
     client -> Serve's HTTP proxy -> replica: guard, routes, gateway -> controller actor -> stages      (see launch.py)
+    client ---------- gRPC --------> replica: door, service, gateway -> ...          (see serving/rpc/__init__.py)
 
     # cascade.yaml
     http_options: {host: 127.0.0.1, port: 8000}    # Serve's default in a file is 0.0.0.0, which needs api_key_file
@@ -37,6 +38,7 @@ from cluster.serving.gateway import Gateway
 from cluster.serving.health import Canary, missing, stage_stats, vision_stats
 from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app, recall
+from cluster.serving.rpc import GrpcServer
 from cluster.serving.settings import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,9 @@ class Cascade:
         if self._batches is not None:
             self._batches.resume()
         self._canary = Canary(self._pipeline, self._transport.run)
+        self._grpc = GrpcServer(self._gateway, self, _Peers(settings.replicas)) if settings.grpc_port else None
+        if self._grpc is not None:
+            await self._grpc.start()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         peers = _Peers(self._gateway.settings.replicas)
@@ -87,6 +92,8 @@ class Cascade:
             if self._files is not None and self._batches is not None:
                 await self._batches.close()
                 self._files.close()
+            if self._grpc is not None:
+                await self._grpc.stop(self._gateway.recipe.deadlines.drain_s)
             await transport.close()
 
     async def gone(self, wait_s: float = 2.0) -> tuple[str, ...]:

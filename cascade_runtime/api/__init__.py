@@ -4,5 +4,16 @@ from cascade_runtime.api.answer import Answer, Rejection, Timings, in_words
 from cascade_runtime.api.piece import Piece
 from cascade_runtime.api.request import GenerateRequest
 from cascade_runtime.api.served import Health, ServedModel
+from cascade_runtime.api.window import WindowAnswer
 
-__all__ = ["Answer", "GenerateRequest", "Health", "Piece", "Rejection", "ServedModel", "Timings", "in_words"]
+__all__ = [
+    "Answer",
+    "GenerateRequest",
+    "Health",
+    "Piece",
+    "Rejection",
+    "ServedModel",
+    "Timings",
+    "WindowAnswer",
+    "in_words",
+]

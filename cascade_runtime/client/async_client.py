@@ -8,12 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
+from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel, WindowAnswer
 from cascade_runtime.client.recording import EventsLike, to_events
+from cascade_runtime.client.session import AsyncSession
 from cascade_runtime.config import Recipe, SamplingOptions, SamplingParams, load_recipe
 from cascade_runtime.config.checks import integer, number
 from cascade_runtime.errors import CascadeError, ConfigError, InputError
-from cascade_runtime.transports import MAX_CONCURRENCY, Remote, Transport, is_remote, open_transport
+from cascade_runtime.transports import (
+    MAX_CONCURRENCY,
+    NewestWindows,
+    Remote,
+    SessionTerms,
+    SessionTransport,
+    Transport,
+    Window,
+    answer_windows,
+    is_remote,
+    open_transport,
+)
 
 API_KEY = "CASCADE_API_KEY"
 """The environment variable that holds the key for addresses, where none is given."""
@@ -128,6 +140,21 @@ class AsyncCascadeClient:
                     results[order[position]] = update
                     bar.update()
         return [results[index] for index in range(len(events))]
+
+    def session(
+        self, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True, waiting: int = 1
+    ) -> AsyncSession:
+        """One question about a live source, answered for window after window; see `AsyncSession`. waiting: how many
+        windows wait for the one that is being answered; of more, the oldest are dropped and counted.
+        """
+        terms = SessionTerms(question=prompt, sampling=sampling or SamplingParams(), speculate=speculate)
+
+        def answers(windows: NewestWindows[Window]) -> AsyncIterator[WindowAnswer]:
+            if isinstance(self._transport, SessionTransport):
+                return self._transport.session(windows, terms, self.timeout_s, waiting)
+            return answer_windows(self._transport, windows, terms, self.timeout_s)
+
+        return AsyncSession(waiting, answers)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """What may be asked at this target."""

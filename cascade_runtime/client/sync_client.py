@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Unpack, overload
 from cascade_runtime.api import Answer, Health, Piece, ServedModel
 from cascade_runtime.client.async_client import AsyncCascadeClient
 from cascade_runtime.client.recording import EventsLike
+from cascade_runtime.client.session import Session
 from cascade_runtime.config import Recipe, SamplingOptions, SamplingParams
 from cascade_runtime.errors import CascadeError, InputError, StageError
 
@@ -143,6 +144,15 @@ class CascadeClient:
             raise StageError("client", "-", "the client was closed") from None
         finally:
             future.cancel()
+
+    def session(
+        self, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True, waiting: int = 1
+    ) -> Session:
+        """One question about a live source, answered for window after window; see `Session`. waiting: how many windows
+        wait for the one that is being answered; of more, the oldest are dropped and counted.
+        """
+        session = self._async.session(prompt, sampling=sampling, speculate=speculate, waiting=waiting)
+        return Session(session, self._start)
 
     def models(self) -> tuple[ServedModel, ...]:
         """What may be asked at this target."""

@@ -5,7 +5,7 @@ A client knows this protocol only. Implementations register under the entry-poin
 
     a name         "in-process", "ray"      (recipe) -> Transport      starts a cascade
                    "ray://ADDRESS"          (recipe, address=...)      on a Ray that runs already
-    a URL scheme   "http", "https"          (remote) -> Transport      reaches one that somebody else runs
+    a URL scheme   "http", "grpc", ...      (remote) -> Transport      reaches one that somebody else runs
 """
 
 from __future__ import annotations

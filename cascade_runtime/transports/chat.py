@@ -73,7 +73,7 @@ def read_completion(data: object) -> Answer:
     """The answer in a chat completion."""
     fields = Fields(data, "completion")
     choice = fields.only("choices")
-    return _answer(fields, choice.inner("message").text("content", MAX_TEXT), choice.text("finish_reason", _NAME))
+    return read_answer(fields, choice.inner("message").text("content", MAX_TEXT), choice.text("finish_reason", _NAME))
 
 
 @dataclass(eq=False)
@@ -100,7 +100,7 @@ class ChunkReader:
                 return self._piece(fields, text)
         if self._finish_reason is None or not fields.has("metrics"):
             return None  # the answer's figures come with a later chunk
-        return _answer(fields, "".join(self._texts), self._finish_reason)
+        return read_answer(fields, "".join(self._texts), self._finish_reason)
 
     def _keep(self, text: str) -> None:
         self._length += len(text)
@@ -114,16 +114,22 @@ class ChunkReader:
             self._levels = cascade.texts("levels", MAX_LEVELS, _NAME)
         if cascade is None or not cascade.has("token_ids"):
             return Piece(text) if text else None
-        tokens = cascade.integers("token_ids", MAX_TOKENS, 0, _MAX_ID)
-        masks = _masks(cascade, self._levels, self._tokens)
-        words = cascade.texts("pieces", MAX_TOKENS)
-        self._tokens += len(tokens)
-        if not len(tokens) == len(masks) == len(words):
-            raise InputError("chunk.cascade", (len(tokens), len(masks), len(words)), "spans and pieces for every token")
-        return Piece(text, tokens, masks, words)
+        piece = read_piece(cascade, text, self._levels, self._tokens)
+        self._tokens += len(piece.tokens)
+        return piece
 
 
-def _answer(fields: Fields, text: str, finish_reason: str) -> Answer:
+def read_piece(cascade: Fields, text: str, levels: tuple[str, ...], first: int) -> Piece:
+    """A round's text with the tokens, words and spans in a `cascade` object. first: the number of its first token."""
+    tokens = cascade.integers("token_ids", MAX_TOKENS, 0, _MAX_ID)
+    masks, words = _masks(cascade, levels, first), cascade.texts("pieces", MAX_TOKENS)
+    if not len(tokens) == len(masks) == len(words):
+        raise InputError("chunk.cascade", (len(tokens), len(masks), len(words)), "spans and pieces for every token")
+    return Piece(text, tokens, masks, words)
+
+
+def read_answer(fields: Fields, text: str, finish_reason: str) -> Answer:
+    """An answer of this text with the facts in its `cascade` and `metrics` objects."""
     cascade, metrics = fields.inner("cascade"), fields.inner("metrics")
     levels = cascade.each("stages", MAX_LEVELS, lambda stage, where: Fields(stage, where).text("name", _NAME))
     tokens = cascade.integers("token_ids", MAX_TOKENS, 0, _MAX_ID)

@@ -24,13 +24,14 @@ from urllib.parse import quote
 import httpx2 as httpx
 
 from cascade_runtime import __version__
-from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
+from cascade_runtime.api import Answer, GenerateRequest, Health, ServedModel
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, InputError, RemoteError
 from cascade_runtime.transports.base import MAX_CONCURRENCY, Remote, Update
 from cascade_runtime.transports.chat import MODEL, ChunkReader, chat_body, read_completion
 from cascade_runtime.transports.fields import Fields
 from cascade_runtime.transports.refusal import error_of
 from cascade_runtime.transports.retries import retry_after_s, wait_before_retry
+from cascade_runtime.transports.side_by_side import Tell, side_by_side
 
 DEFAULT_TIMEOUT_S = 120.0
 _CONNECT_S = 10.0
@@ -38,10 +39,7 @@ _CONTROL_S = 30.0  # for all that is not an answer
 _MAX_BYTES = 64 * 2**20  # of one response
 _MAX_EVENT_BYTES = 16 * 2**20  # of one server-sent event
 _MAX_MODELS = 1024
-_WAITING = 256  # updates that nobody has taken yet; then the socket is not read either
 _AGAIN = (429, 502, 503)  # the server refused: it has not begun; others of 500 and more where it says when to come back
-
-Tell = Callable[[Piece], Any]
 
 
 class _Again(Exception):
@@ -79,31 +77,14 @@ class HttpTransport:
         concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early closes the connections of those that still run."""
-        updates: asyncio.Queue[Update] = asyncio.Queue(_WAITING)
-        room = asyncio.Semaphore(concurrency)
         limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
 
-        async def one(index: int, request: GenerateRequest) -> None:
-            async with room:
-                outcome: Answer | CascadeError
-                try:
-                    outcome = await self._ask(request, limit_s, stream, lambda piece: updates.put((index, piece)))
-                except CascadeError as error:
-                    error.request_id = error.request_id or request.request_id
-                    outcome = error
-            await updates.put((index, outcome))
+        async def ask(request: GenerateRequest, tell: Tell) -> Answer:
+            return await self._ask(request, limit_s, stream, tell)
 
-        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
-        left = len(requests)
-        try:
-            while left:
-                update = await updates.get()
-                left -= not isinstance(update[1], str)
+        async with contextlib.aclosing(side_by_side(requests, concurrency, ask)) as updates:  # type: ignore[type-var]
+            async for update in updates:
                 yield update
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, request: GenerateRequest, limit_s: float, stream: bool, tell: Tell) -> Answer:
         """One request, asked again while that can help. Raises the error it ends with."""

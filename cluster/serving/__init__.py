@@ -9,6 +9,8 @@
     ledger.py        what became of the last requests;  gateway.py  all of that in front of one pipeline
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
+    names.py         ids and keys that callers give;  readiness.py  would a request be answered now
+    rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
     files/           what callers leave here;  batches/  files of questions, answered when nobody waits
     pipeline_view.py what every stage is doing, as it does it
     page.py          the web page (files in cluster/web/), its samples and pictures

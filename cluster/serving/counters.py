@@ -24,6 +24,7 @@ class ServerCounters:
         self._registry = CollectorRegistry()
         place: dict[str, Any] = {"registry": self._registry}
         self._responses = Counter("cascade:http_responses", "HTTP responses", ["code"], **place)
+        self._calls = Counter("cascade:grpc_calls", "gRPC calls that have ended", ["code"], **place)
         self._success = Counter("vllm:request_success", "Answers", ["finished_reason"], **place)
         self._failures = Counter("cascade:request_failures", "Requests without an answer", ["reason"], **place)
         self._prompt = Counter("vllm:prompt_tokens", "Positions of prompts", **place)
@@ -36,6 +37,10 @@ class ServerCounters:
     def responded(self, code: int) -> None:
         """One HTTP response has begun."""
         self._responses.labels(str(code)).inc()
+
+    def called(self, code: str) -> None:
+        """One gRPC call has ended with this status."""
+        self._calls.labels(code).inc()
 
     def ended(self, outcome: Answer | CascadeError) -> None:
         """One request has ended."""

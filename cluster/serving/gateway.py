@@ -15,7 +15,6 @@ import hashlib
 import logging
 import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -196,11 +195,6 @@ class Gateway:
             recording=recording,
             include_usage=chat.include_usage,
         )
-
-
-def new_request_id() -> str:
-    """An id for a request whose caller gave none."""
-    return uuid.uuid4().hex
 
 
 def _seed(call: Call) -> int:

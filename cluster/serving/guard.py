@@ -8,7 +8,6 @@ without             only from this machine, and under its own name: a page in a 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from starlette.requests import Request
@@ -17,14 +16,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cascade_runtime.errors import CascadeError
 from cluster.serving.api_keys import ANYBODY, caller_of
-from cluster.serving.gateway import Gateway, new_request_id
-from cluster.serving.refusals import Refusal, bad_request, refusal_of
+from cluster.serving.gateway import Gateway
+from cluster.serving.names import given_request_id
+from cluster.serving.refusals import Refusal, refusal_of
 from cluster.serving.settings import is_loopback
 
 _STATE = "cascade"
 _OPEN = ("/", "/health", "/ready")
 _PAGE = "/page/"  # its files hold nothing of anybody's; what it asks for is guarded
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
 class Guard:
@@ -95,13 +94,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 def _request_id(request: Request) -> str:
-    name = request.headers.get("x-request-id")
-    if name is None:
-        return new_request_id()
-    if not _REQUEST_ID.fullmatch(name):
-        message = "X-Request-Id may have 1 to 64 letters, digits, '_', '.', ':', '-'"
-        raise bad_request(message, "invalid_value", param="X-Request-Id")
-    return name
+    return given_request_id(request.headers.get("x-request-id"))
 
 
 def _host(request: Request) -> str:

@@ -77,6 +77,14 @@ class MediaLimits:
 
 
 @dataclass(frozen=True)
+class SentBytes:
+    """What stands for a data URL where bytes need no text around them (gRPC): its media type and its data."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Media:
     """A recording, and whether its events were simulated from a video."""
 
@@ -113,8 +121,8 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
     return Media(_video(media_type, payload, fps, where, limits), True)
 
 
-def _located(source: Mapping[Any, Any], where: str, limits: MediaLimits) -> tuple[str, str | Path, str | None]:
-    """The media type of a recording, its base64 text or its file, and the format that its name promises."""
+def _located(source: Mapping[Any, Any], where: str, limits: MediaLimits) -> tuple[str, str | bytes | Path, str | None]:
+    """The media type of a recording, its base64 text, bytes or file, and the format that its name promises."""
     url, file_id = source.get("url"), source.get("file_id")
     if file_id is not None:
         stored = limits.uploads.recording(file_id) if limits.uploads and isinstance(file_id, str) else None
@@ -122,6 +130,8 @@ def _located(source: Mapping[Any, Any], where: str, limits: MediaLimits) -> tupl
             allowed = f"the id of an uploaded file of purpose {' or '.join(_RECORDINGS)}, and no url"
             raise InputError(f"{where}.file_id", _kind(file_id), allowed)
         return _type_of(stored.name), limits.uploads.files.path(stored.id), format_of(stored.name)
+    if isinstance(url, SentBytes):
+        return url.media_type.strip().lower(), url.data, None
     if not isinstance(url, str):
         raise InputError(f"{where}.url", _kind(url), "a data URL")
     scheme = url[:16].partition(":")[0].lower()
@@ -138,7 +148,7 @@ def _type_of(name: str) -> str:
     return _TYPE_OF_SUFFIX.get(name[name.rfind(".") :].lower(), "application/octet-stream")
 
 
-def _video(media_type: str, payload: str | Path, fps: Any, where: str, limits: MediaLimits) -> Events:
+def _video(media_type: str, payload: str | bytes | Path, fps: Any, where: str, limits: MediaLimits) -> Events:
     if media_type == _JPEG_FRAMES and isinstance(payload, str):
         if payload.count(",") >= limits.video.max_frames:
             raise EventFormatError(where, "frames", f"more than {limits.video.max_frames} frames")
@@ -160,9 +170,13 @@ def _split(url: str, where: str) -> tuple[str, str]:
     return media_type or "application/octet-stream", payload
 
 
-def _bytes(payload: str | Path, where: str, limit: int) -> bytes:
+def _bytes(payload: str | bytes | Path, where: str, limit: int) -> bytes:
     if isinstance(payload, Path):
         return _file(payload, where, limit)
+    if isinstance(payload, bytes):
+        if len(payload) > limit:
+            raise InputError(where, f"{len(payload)} bytes", f"at most {limit} bytes")
+        return payload
     if len(payload) * 3 // 4 > limit + 2:
         raise InputError(where, f"{len(payload)} characters", f"at most {limit} bytes in base64")
     try:

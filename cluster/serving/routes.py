@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -31,28 +30,13 @@ from cluster.serving.counters import CONTENT_TYPE
 from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
+from cluster.serving.names import given_key
 from cluster.serving.pipeline_view import PipelineView
-from cluster.serving.refusals import Refusal, bad_request, not_found, overloaded, refusal_of
+from cluster.serving.readiness import Vitals, readiness
+from cluster.serving.refusals import Refusal, bad_request, not_found, refusal_of
 from cluster.serving.shared_runs import Update
 
 _BODY_S = 30.0
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-
-
-class Vitals(Protocol):
-    """What a replica knows of its pipeline's health."""
-
-    async def gone(self) -> tuple[str, ...]:
-        """Stages that are silent or dead."""
-        ...
-
-    async def stats(self) -> dict[str, dict[str, Any]]:
-        """What the stages say of themselves."""
-        ...
-
-    async def canary(self) -> dict[str, Any]:
-        """One token through all of them, see `Canary.sing`."""
-        ...
 
 
 class Elsewhere(Protocol):
@@ -118,7 +102,7 @@ class _Routes:
         try:
             raw = await read_body(request, self.gateway.settings.max_body_bytes)
             body = await asyncio.to_thread(json_object, raw)
-            key = _idempotency_key(request)
+            key = given_key(request.headers.get("idempotency-key"))
             call = Call(
                 body=body,
                 request_id=request_id(request),
@@ -198,11 +182,7 @@ class _Routes:
         return JSONResponse({"status": "ok"})
 
     async def ready(self, request: Request) -> Response:
-        gone = await self.vitals.gone()
-        if self.gateway.draining:
-            raise overloaded("the server is draining", "draining")
-        if {"controller", "encoder", "adapter", self.gateway.recipe.target.name} & set(gone):
-            raise overloaded(f"silent or dead: {', '.join(gone)}", "not_ready")
+        gone = await readiness(self.gateway, self.vitals)
         return JSONResponse({"status": "ok", "without": list(gone)})
 
     async def deep_health(self, request: Request) -> Response:
@@ -270,14 +250,6 @@ def json_object(raw: bytes) -> Mapping[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
-
-
-def _idempotency_key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        message = "Idempotency-Key may have 1 to 255 printable ASCII characters"
-        raise bad_request(message, "invalid_value", param="Idempotency-Key")
-    return key
 
 
 async def _no_route(request: Request, error: Any) -> Response:

@@ -33,6 +33,7 @@ class ServerSettings:
     files_dir: where uploaded files and batches are kept, by replicas of this machine together, over restarts; without
     it one replica keeps them as long as it lives, and several keep none. max_file_bytes, max_files_bytes: of one file
     and of all.
+    grpc_port: of the gRPC server, 0 for none; grpc_host: where it listens; grpc_certfile, grpc_keyfile: its TLS, PEM.
     """
 
     recipe: str = "three_level"
@@ -49,6 +50,10 @@ class ServerSettings:
     files_dir: str | None = None
     max_file_bytes: int = 256 * 2**20
     max_files_bytes: int = 4 * 2**30
+    grpc_port: int = 0
+    grpc_host: str = "127.0.0.1"
+    grpc_certfile: str | None = None
+    grpc_keyfile: str | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -60,12 +65,15 @@ class ServerSettings:
             ("replicas", 1, 1000),
             ("max_file_bytes", 1024, 2**32),
             ("max_files_bytes", 1024, 2**42),
+            ("grpc_port", 0, 65_535),
         ):
             integer(ConfigError, name, getattr(self, name), low, high)
         if not isinstance(self.model, str) or not 1 <= len(self.model) <= 64:
             raise ConfigError("model", self.model, "a name of 1 to 64 characters")
         if self.media_dir is not None and not Path(self.media_dir).is_dir():
             raise ConfigError("media_dir", self.media_dir, "an existing directory")
+        if (self.grpc_certfile is None) != (self.grpc_keyfile is None):
+            raise ConfigError("grpc_keyfile", self.grpc_keyfile, "a certificate and a key, or neither")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServerSettings:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from chat_bodies import chat_body
+from client.grpc_servers import free_port
 from toy_family import toy_events, toy_recipe, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest, Piece
@@ -64,6 +65,7 @@ class Server:
     """A server that runs, and how to ask it."""
 
     port: int
+    grpc_port: int
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -119,13 +121,11 @@ def server(ray_cluster: None, family: Path, tmp_path_factory: pytest.TempPathFac
 
     recipe = tmp_path_factory.mktemp("recipe") / "toy.toml"
     recipe.write_text(RECIPE.format(family=family, slots=SLOTS))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, grpc_port = free_port(), free_port()
     serve.start(http_options={"port": port}, logging_config={"log_level": "ERROR", "enable_access_log": False})
     args = {"recipe": str(recipe), "max_queue": "1", "max_body_bytes": "2000000", "max_tokens": "900"}
-    serve.run(app(args), name="toy")
-    yield Server(port)
+    serve.run(app(args | {"grpc_port": grpc_port}), name="toy")
+    yield Server(port, grpc_port)
     serve.shutdown()
 
 
@@ -192,6 +192,25 @@ def test_the_project_s_own_client_gets_the_engine_s_tokens_and_says_who_said_the
         stream = client.stream(toy_events(4), "What moves?", sampling=SamplingParams(max_tokens=180, ignore_eos=True))
         next(stream)
         stream.close()  # type: ignore[attr-defined]
+    server.until("vllm:num_requests_running", 0)
+
+
+def test_the_replica_answers_over_grpc_too(server: Server, alone: Engine) -> None:
+    sampling = SamplingParams(max_tokens=24, temperature=0.8, seed=3)
+    want = expected(alone, 4, max_tokens=24, temperature=0.8, seed=3)
+    with CascadeClient(f"grpc://127.0.0.1:{server.grpc_port}") as client:
+        *pieces, answer = client.stream(toy_events(4), "What moves?", sampling=sampling)
+        assert isinstance(answer, Answer) and answer.token_ids == want.token_ids and len(pieces) > 1
+        assert {span[0] for span in answer.timings.spans} == {"encoder", "adapter", "light", "target"}
+        assert server.call("GET", f"/v1/cascade/requests/{answer.request_id}")[1]["status"] == "done"
+        with client.session("What moves?", sampling=sampling) as session:
+            session.send(toy_events(4))
+            reply = next(iter(session))
+            assert isinstance(reply.outcome, Answer) and reply.outcome.token_ids == want.token_ids
+        stream = client.stream(toy_events(4), "What moves?", sampling=SamplingParams(max_tokens=180, ignore_eos=True))
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
+        assert client.health().ready
     server.until("vllm:num_requests_running", 0)
 
 

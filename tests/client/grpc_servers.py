@@ -1,0 +1,68 @@
+"""The real gRPC server for tests, in front of the real gateway and a transport in this process, in its own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from client.http_servers import Alone
+
+from cascade_runtime.config import Recipe
+from cascade_runtime.transports import Transport
+from cluster.serving.gateway import Gateway
+from cluster.serving.rpc import GrpcServer
+from cluster.serving.settings import ServerSettings
+
+
+class Served(Alone):
+    """The server and the replica around it. address: host:port; inside: requests that hold a place now; silent: stages
+    that are to be.
+    """
+
+    address: str
+    gateway: Gateway
+    silent: tuple[str, ...] = ()
+
+    async def gone(self) -> tuple[str, ...]:
+        return self.silent
+
+    @property
+    def inside(self) -> int:
+        return self.gateway._admission.inside
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def grpc_server(recipe: Recipe, transport: Transport, **settings: Any) -> Iterator[Served]:
+    """A server over a transport."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    served = Served()
+
+    async def start() -> GrpcServer:  # belongs to the loop that it runs on
+        served.gateway = Gateway(ServerSettings(grpc_port=free_port(), **settings), recipe, transport)
+        server = GrpcServer(served.gateway, served, served)
+        await server.start()
+        served.address = server.address
+        return server
+
+    try:
+        server = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
+        try:
+            yield served
+        finally:
+            asyncio.run_coroutine_threadsafe(server.stop(0), loop).result(20)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
