@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, BAD_FILE = 0, 1, 2, 3
 TARGETS = ("in-process", "ray")
+_RECIPE = "three_level"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +83,12 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    recipe, events = _recipe(args), _read(args.file)
+    from cascade_runtime.transports import is_remote
+
+    recipe = None if is_remote(args.target) else _recipe(args)
+    if recipe is None and (args.recipe or args.set):
+        raise ConfigError("--recipe", args.recipe or args.set[0], "none for a server: it has its own")
+    events = _read(args.file)
     sampling = SamplingParams(
         temperature=args.temperature,
         top_k=args.top_k,
@@ -92,6 +98,8 @@ def _generate(args: argparse.Namespace) -> int:
     )
     from cascade_runtime.client import CascadeClient
 
+    if recipe is not None and sys.stderr.isatty():
+        print(f"loading {', '.join(recipe.cascade.levels)} ...", file=sys.stderr, flush=True)
     with CascadeClient(target=args.target, recipe=recipe) as client:
         answer = client.generate(events, args.question, sampling=sampling)
     if args.json:
@@ -169,7 +177,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    return load_recipe(args.recipe, args.set)
+    return load_recipe(args.recipe or _RECIPE, args.set)
 
 
 def _read(path: Path) -> Events:
@@ -240,7 +248,14 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="ask about a recording")
     generate.add_argument("file", type=Path, metavar="FILE")
     generate.add_argument("-q", "--question", required=True)
-    _add_setup(generate)
+    generate.add_argument(
+        "--target",
+        default="in-process",
+        metavar="WHERE",
+        help="in-process, ray, ray://HOST:PORT of a cluster that runs here, or a server's address, http://HOST:PORT "
+        "(its key: CASCADE_API_KEY)",
+    )
+    _add_recipe(generate)
     _add_sampling(generate)
     generate.add_argument("--json", action="store_true", help="everything about the answer as one line of JSON")
     generate.set_defaults(run=_generate)
@@ -322,9 +337,8 @@ def _add_setup(command: argparse.ArgumentParser) -> None:
 def _add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
-        default="three_level",
         metavar="NAME|FILE.toml",
-        help=f"one of {', '.join(recipe_names())}, or a file",
+        help=f"one of {', '.join(recipe_names())}, or a file; default {_RECIPE}",
     )
     command.add_argument(
         "--set",

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -93,28 +92,15 @@ async def _run(args: argparse.Namespace, recipe: Recipe, config: Any, run_batch:
     """Start the stages, answer, stop the stages."""
     from cascade_runtime.transports import open_transport
 
-    if args.target == "ray":
-        _connect(args.address or os.environ.get("RAY_ADDRESS"))
-    elif args.address:
+    address = args.address or os.environ.get("RAY_ADDRESS") if args.target == "ray" else None
+    if args.address and args.target != "ray":
         raise ConfigError("address", args.address, "an address together with --target ray")
     print(f"loading {', '.join(recipe.cascade.levels)} ...", file=sys.stderr, flush=True)
-    transport = open_transport(args.target, recipe)
+    transport = open_transport(f"ray://{address}" if address else args.target, recipe)
     try:
         return await run_batch(config, transport)
     finally:
         await transport.close()
-
-
-def _connect(address: str | None) -> None:
-    """Join a running cluster, if there is one to join; what starts the stages uses the Ray it finds."""
-    if address is None:
-        return
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError("address", address, f"a running Ray cluster ({error})") from error
 
 
 def _checkpoints(recipe: Recipe) -> dict[str, str]:

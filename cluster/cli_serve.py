@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import signal
 import socket
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -30,14 +31,17 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--model", default="cascade", metavar="NAME", help="what clients call it")
     serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="a key a line; every request then needs one")
     serve.add_argument("--media-dir", type=Path, metavar="DIR", help="file: URLs below it are read")
+    serve.add_argument("--files-dir", type=Path, metavar="DIR", help="uploads and batches stay there over restarts")
+    serve.add_argument("--max-file-mb", type=int, default=256, metavar="N", help="of one uploaded file")
     serve.add_argument("--max-queue", type=int, default=32, metavar="N", help="requests that wait for a slot")
     serve.add_argument("--max-body-mb", type=int, default=64, metavar="N")
     serve.add_argument("--key-concurrency", type=int, default=0, metavar="N", help="of one key at a time; 0: any")
     serve.add_argument("--key-per-minute", type=int, default=0, metavar="N", help="of one key; 0: any")
     serve.add_argument("--replicas", type=int, default=1, metavar="N", help="whole pipelines")
     serve.add_argument("--address", help="a Ray that runs already; without, one is started")
-    serve.add_argument("--ssl-certfile", type=Path, metavar="FILE")
-    serve.add_argument("--ssl-keyfile", type=Path, metavar="FILE")
+    certificate, key = "PEM, its chain included: https", "PEM; together with --tls-cert"
+    serve.add_argument("--tls-cert", "--ssl-certfile", dest="ssl_certfile", type=Path, metavar="FILE", help=certificate)
+    serve.add_argument("--tls-key", "--ssl-keyfile", dest="ssl_keyfile", type=Path, metavar="FILE", help=key)
     serve.set_defaults(run=_serve)
 
 
@@ -54,6 +58,8 @@ def _serve(args: argparse.Namespace) -> int:
         "key_concurrency": args.key_concurrency,
         "key_per_minute": args.key_per_minute,
         "replicas": args.replicas,
+        "files_dir": str(args.files_dir.resolve()) if args.files_dir else None,
+        "max_file_bytes": args.max_file_mb << 20,
         "grpc_port": args.grpc_port,
         "grpc_host": args.host,
         "grpc_certfile": str(args.ssl_certfile.resolve()) if args.ssl_certfile else None,
@@ -61,6 +67,7 @@ def _serve(args: argparse.Namespace) -> int:
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
+    _check_tls(args.ssl_certfile, args.ssl_keyfile)
     _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 
@@ -98,6 +105,19 @@ def _serve(args: argparse.Namespace) -> int:
         if owns_ray:
             ray.shutdown()
     return 0
+
+
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    """What is wrong with them is found out before anything is started. Raises `ConfigError`."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise ConfigError("--tls-key", None if key is None else str(key), "a file, together with --tls-cert")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
+    except (OSError, ValueError) as error:
+        given = f"{certificate} and {key}"
+        raise ConfigError("--tls-cert", given, f"a certificate and its key, without password ({error})") from error
 
 
 def _check_free(host: str, port: int) -> None:

@@ -3,26 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
 from actors.controller import MAX_WAITING
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageError
+from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, StageError
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
 from cluster.launch import Pipeline, Report, launch, plain_error
 
+_CONNECT_S = 5.0
 Tell = Callable[[Piece | Answer | CascadeError], None]  # what is news of one request
 
 
-class RayTransport:
-    """A pipeline of its own, started with the client and stopped with it."""
+def join(address: str) -> bool:
+    """Connect this process to the Ray cluster at an address ("auto": the one here), of which this machine must be a
+    node: the stages are spoken to over its object store. Whether it was not connected before. Raises `ConfigError`.
+    """
+    if ray.is_initialized():
+        if address == "auto":
+            return False
+        raise ConfigError("address", address, '"auto": this process is connected to a Ray already')
+    allowed = (
+        '"auto" or HOST:PORT of a running cluster\'s head (6379), on one of its nodes; elsewhere an http:// server'
+    )
+    try:
+        if not _reachable(address):
+            raise ConnectionError("nobody answers there")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError("address", address, f"{allowed} ({' '.join(str(error).split())[:200]})") from error
+    return True
 
-    def __init__(self, recipe: Recipe, *, report: Report = lambda line: None) -> None:
+
+def _reachable(address: str) -> bool:
+    """Whether something listens at HOST:PORT; Ray itself would go on trying for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+class RayTransport:
+    """A pipeline of its own, started with the client and stopped with it. address: of a Ray cluster that runs already,
+    for who is not connected to one; without it a Ray is started, too.
+    """
+
+    def __init__(self, recipe: Recipe, *, address: str | None = None, report: Report = lambda line: None) -> None:
+        self._joined = address is not None and join(address)
         self.pipeline: Pipeline = launch(recipe, report=report)
         # What waits here has no deadline yet and takes no thread; the controller refuses more than it has threads for,
         # whoever asks, so that control calls still find one.
@@ -114,3 +153,6 @@ class RayTransport:
     async def close(self) -> None:
         """Drain and stop the pipeline."""
         await asyncio.to_thread(self.pipeline.close)
+        if self._joined:
+            self._joined = False
+            await asyncio.to_thread(ray.shutdown)

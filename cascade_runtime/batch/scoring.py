@@ -32,8 +32,13 @@ _NAMED = re.compile(
 
 def normalised(text: str) -> tuple[str, ...]:
     """The words that count. Apostrophes join, every other sign parts; a decimal point stays."""
+    return tuple(_DIGITS.get(word, word) for word in words(text) if word not in ("a", "an", "the"))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """All of them, in lower case and without signs."""
     plain = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w.]", " ", re.sub(r"['’]", "", text.lower())).replace("_", " ")
-    return tuple(_DIGITS.get(word, word) for word in plain.split() if word not in ("a", "an", "the"))
+    return tuple(plain.split())
 
 
 def same(text: str, right: str) -> bool:
@@ -49,24 +54,24 @@ def contained(text: str, right: str) -> bool:
 def chosen(text: str, options: Sequence[str]) -> str | None:
     """The letter of the option that a text names, by the rules above; None where it names none."""
     letters = LETTERS[: len(options)]
-    if named := _NAMED.match(text):
-        letter = (named["bracketed"] or named["letter"]).upper()
+    if found := _NAMED.match(text):
+        letter = (found["bracketed"] or found["letter"]).upper()
         if letter in letters:
             return letter
-    said, words = normalised(text), [normalised(option) for option in options]
-    equal = [letter for letter, option in zip(letters, words, strict=True) if option == said]
+    said, named = normalised(text), [normalised(option) for option in options]
+    equal = [letter for letter, option in zip(letters, named, strict=True) if option == said]
     if len(equal) == 1:
         return equal[0]
-    inside = [number for number, option in enumerate(words) if option and _find(said, option) >= 0]
-    widest = [number for number in inside if not any(_wider(words[other], words[number]) for other in inside)]
+    inside = [number for number, option in enumerate(named) if option and _find(said, option) >= 0]
+    widest = [number for number in inside if not any(_wider(named[other], named[number]) for other in inside)]
     return letters[widest[0]] if len(widest) == 1 else None
 
 
-def _wider(words: Sequence[str], others: Sequence[str]) -> bool:
-    return len(words) > len(others) and _find(words, others) >= 0
+def _wider(piece: Sequence[str], others: Sequence[str]) -> bool:
+    return len(piece) > len(others) and _find(piece, others) >= 0
 
 
-def _find(words: Sequence[str], piece: Sequence[str]) -> int:
-    """Where `piece` begins in `words`, -1 where it does not occur or is empty."""
-    places = range(len(words) - len(piece) + 1) if piece else range(0)
-    return next((at for at in places if words[at : at + len(piece)] == piece), -1)
+def _find(whole: Sequence[str], piece: Sequence[str]) -> int:
+    """Where `piece` begins in `whole`, -1 where it does not occur or is empty."""
+    places = range(len(whole) - len(piece) + 1) if piece else range(0)
+    return next((at for at in places if whole[at : at + len(piece)] == piece), -1)

@@ -3,6 +3,7 @@
     with CascadeClient() as client:                                     # in this process
         answer = client.generate("recording.npy", "What is moving?")
     client = CascadeClient("ray")                                       # the same on five Ray stages
+    client = CascadeClient("ray://auto")                                # those on the Ray that runs on this machine
     client = CascadeClient("https://cascade.example", api_key="...")    # one that somebody else runs; grpcs:// too
 
     async_client.py   AsyncCascadeClient, the core

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel, WindowAnswer
 from cascade_runtime.client.recording import EventsLike, to_events
 from cascade_runtime.client.session import AsyncSession
-from cascade_runtime.config import Recipe, SamplingParams, load_recipe
+from cascade_runtime.config import Recipe, SamplingOptions, SamplingParams, load_recipe
 from cascade_runtime.config.checks import integer, number
 from cascade_runtime.errors import CascadeError, ConfigError, InputError
 from cascade_runtime.transports import (
@@ -35,8 +36,9 @@ _MAX_TIMEOUT_S = 1e6
 class AsyncCascadeClient:
     """The asynchronous client.
 
-    target: None or "in-process", "ray", or the address of a server. recipe: a name, a TOML file or a `Recipe` of what
-    to start here ("three_level" if none is given); a server has its own. api_key: for an address; else that of the
+    target: None or "in-process"; "ray" for stages on a Ray of this client's own, "ray://HOST:PORT" or "ray://auto" on a
+    cluster of which this machine is a node; or the address of a server. recipe: a name, a TOML file or a `Recipe` of
+    what to start here ("three_level" if none is given); a server has its own. api_key: for an address; else that of the
     environment. timeout: seconds for one request, all its tries included; None leaves it to the recipe, and is two
     minutes for an address. max_retries: of one request to an address. Raises `ConfigError`.
     """
@@ -67,10 +69,18 @@ class AsyncCascadeClient:
         self._transport = open_transport(target, recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
 
     async def generate(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
+        self,
+        events: EventsLike,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        **options: Unpack[SamplingOptions],
     ) -> Answer:
-        """Answer one question about one recording. Raises the typed error of whatever went wrong."""
-        request = self.request(events, prompt, sampling, speculate)
+        """Answer one question about one recording. options: fields of `sampling` one by one, as in max_tokens=40.
+        Raises the typed error of whatever went wrong.
+        """
+        request = self.request(events, prompt, sampling, speculate, **options)
         async for _, update in self._transport.run([request], self.timeout_s, False, 1):
             if isinstance(update, CascadeError):
                 raise update
@@ -79,10 +89,16 @@ class AsyncCascadeClient:
         raise AssertionError("a transport ended without an answer")
 
     async def stream(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
+        self,
+        events: EventsLike,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncIterator[Piece | Answer]:
         """Pieces of text as the target confirms them, then the answer."""
-        request = self.request(events, prompt, sampling, speculate)
+        request = self.request(events, prompt, sampling, speculate, **options)
         async for _, update in self._transport.run([request], self.timeout_s, True, 1):
             if isinstance(update, CascadeError):
                 raise update
@@ -97,6 +113,7 @@ class AsyncCascadeClient:
         speculate: bool = True,
         concurrency: int = 16,
         progress: bool = False,
+        **options: Unpack[SamplingOptions],
     ) -> list[Answer | CascadeError]:
         """Answer questions about many recordings, in order and at most `concurrency` at a time; one that fails gives
         its error in its place.
@@ -112,7 +129,7 @@ class AsyncCascadeClient:
         requests: dict[int, GenerateRequest] = {}
         for index, (source, prompt) in enumerate(zip(events, prompts, strict=True)):
             try:
-                requests[index] = self.request(source, prompt, sampling, speculate)
+                requests[index] = self.request(source, prompt, sampling, speculate, **options)
             except CascadeError as error:
                 results[index] = error
         order = list(requests)
@@ -165,7 +182,15 @@ class AsyncCascadeClient:
         await self.close()
 
     @staticmethod
-    def request(events: EventsLike, prompt: str, sampling: SamplingParams | None, speculate: bool) -> GenerateRequest:
+    def request(
+        events: EventsLike,
+        prompt: str,
+        sampling: SamplingParams | None,
+        speculate: bool,
+        **options: Unpack[SamplingOptions],
+    ) -> GenerateRequest:
         """The validated request for a recording and a question."""
-        sampling = sampling or SamplingParams()
+        for name in options.keys() - SamplingOptions.__annotations__.keys():
+            raise InputError(name, options[name], f"sampling, speculate, {', '.join(SamplingOptions.__annotations__)}")
+        sampling = replace(sampling or SamplingParams(), **options)  # type: ignore[arg-type]  # texts become a tuple
         return GenerateRequest(events=to_events(events), question=prompt, sampling=sampling, speculate=speculate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,20 @@ from cascade_runtime.events.readers.arrow_files import from_batches
 from cascade_runtime.events.readers.columns import COLUMN_NAMES, from_table, microseconds
 from cascade_runtime.events.readers.source import Source
 
-EventsLike = Events | str | Path | Mapping[str, Any] | np.ndarray | pa.RecordBatch | pa.Table
+
+class Columns(Protocol):
+    """eventcv's `EventStream`: a table with times in microseconds; sensor_size: (width, height)."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def sensor_size(self) -> tuple[int, int]: ...
+
+    def numpy(self) -> np.ndarray: ...
+
+
+EventsLike = Events | str | Path | Mapping[str, Any] | np.ndarray | pa.RecordBatch | pa.Table | Columns
 
 _VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 _ALLOWED = "Events, a path, Arrow, an (N, 4) array, or arrays named t, x, y, p"
@@ -25,10 +38,10 @@ _NOWHERE = Source(Path("array"))  # what errors call an array
 def to_events(source: EventsLike) -> Events:
     """A recording from what a user has.
 
-    Events; a path (a video or a folder of frames becomes events by the simulator); an Arrow batch or table; a mapping
-    or a structured array (tonic's, eventcv's) with fields t, x, y, p under any of their usual names; an (N, 4) array of
-    t, x, y, p or x, y, t, p. Times are microseconds, or seconds where they have fractions. A mapping may hold `width`
-    and `height` of the sensor; without, it is as large as the events need. Raises `InputError`.
+    Events; a path (a video or a folder of frames becomes events by the simulator); an Arrow batch or table; eventcv's
+    `EventStream`; a mapping or a structured array (tonic's) with fields t, x, y, p under any of their usual names; an
+    (N, 4) array of t, x, y, p or x, y, t, p. Times are microseconds, or seconds where they have fractions. A mapping
+    may hold `width` and `height` of the sensor; without, it is as large as the events need. Raises `InputError`.
     """
     try:
         return _to_events(source)
@@ -58,7 +71,16 @@ def _to_events(source: EventsLike) -> Events:
         return _from_columns({name: source[name].reshape(-1) for name in source.dtype.names or ()})
     if isinstance(source, Mapping):
         return _from_columns(source)
+    if all(hasattr(source, name) for name in ("columns", "sensor_size", "numpy")):
+        return _from_stream(source)
     raise InputError("events", type(source).__name__, _ALLOWED)
+
+
+def _from_stream(stream: Columns) -> Events:
+    table = np.asarray(stream.numpy())
+    columns: dict[str, Any] = dict(zip(stream.columns, table.T, strict=True))
+    columns["width"], columns["height"] = stream.sensor_size
+    return _from_columns(columns)
 
 
 def _from_columns(source: Mapping[str, Any]) -> Events:

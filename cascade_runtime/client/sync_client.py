@@ -8,13 +8,13 @@ import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 from cascade_runtime.api import Answer, Health, Piece, ServedModel
 from cascade_runtime.client.async_client import AsyncCascadeClient
 from cascade_runtime.client.recording import EventsLike
 from cascade_runtime.client.session import Session
-from cascade_runtime.config import Recipe, SamplingParams
+from cascade_runtime.config import Recipe, SamplingOptions, SamplingParams
 from cascade_runtime.errors import CascadeError, InputError, StageError
 
 T = TypeVar("T")
@@ -50,6 +50,7 @@ class CascadeClient:
         sampling: SamplingParams | None = ...,
         speculate: bool = ...,
         progress: bool = ...,
+        **options: Unpack[SamplingOptions],
     ) -> Answer: ...
 
     @overload
@@ -61,6 +62,7 @@ class CascadeClient:
         sampling: SamplingParams | None = ...,
         speculate: bool = ...,
         progress: bool = ...,
+        **options: Unpack[SamplingOptions],
     ) -> list[Answer | CascadeError]: ...
 
     def generate(
@@ -71,16 +73,20 @@ class CascadeClient:
         sampling: SamplingParams | None = None,
         speculate: bool = True,
         progress: bool = True,
+        **options: Unpack[SamplingOptions],
     ) -> Answer | list[Answer | CascadeError]:
         """Answer one question about one recording, or about each of a list: that is `generate_many`.
 
         With `speculate` off the target decodes alone: the same tokens, for comparison. A list shows a progress bar.
+        options: fields of `sampling` one by one, as in max_tokens=40.
         """
         if isinstance(events, list):
-            return self.generate_many(events, prompt, sampling=sampling, speculate=speculate, progress=progress)
+            return self.generate_many(
+                events, prompt, sampling=sampling, speculate=speculate, progress=progress, **options
+            )
         if not isinstance(prompt, str):
             raise InputError("prompt", type(prompt).__name__, "a text")
-        return self._wait(self._async.generate(events, prompt, sampling=sampling, speculate=speculate))
+        return self._wait(self._async.generate(events, prompt, sampling=sampling, speculate=speculate, **options))
 
     def generate_many(
         self,
@@ -91,24 +97,38 @@ class CascadeClient:
         speculate: bool = True,
         concurrency: int = 16,
         progress: bool = True,
+        **options: Unpack[SamplingOptions],
     ) -> list[Answer | CascadeError]:
         """Answer many questions (one prompt, or one per recording), in order and at most `concurrency` at a time; one
         that fails gives its error in its place.
         """
         many = self._async.generate_many(
-            events, prompts, sampling=sampling, speculate=speculate, concurrency=concurrency, progress=progress
+            events,
+            prompts,
+            sampling=sampling,
+            speculate=speculate,
+            concurrency=concurrency,
+            progress=progress,
+            **options,
         )
         return self._wait(many)
 
     def stream(
-        self, events: EventsLike, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True
+        self,
+        events: EventsLike,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[Piece | Answer]:
         """Pieces of text as the target confirms them, then the answer. Leaving the loop early cancels the request."""
         updates: queue.Queue[Any] = queue.Queue()
         room = threading.Semaphore(_UNREAD)
 
         async def pump() -> None:
-            async for update in self._async.stream(events, prompt, sampling=sampling, speculate=speculate):
+            stream = self._async.stream(events, prompt, sampling=sampling, speculate=speculate, **options)
+            async for update in stream:
                 while not room.acquire(blocking=False):
                     await asyncio.sleep(0.01)
                 updates.put(update)

@@ -31,7 +31,7 @@ from cascade_runtime.config.recipe import (
     recipe_from_dict,
     recipe_names,
 )
-from cascade_runtime.config.sampling import MAX_TOKENS, SamplingParams
+from cascade_runtime.config.sampling import MAX_TOKENS, SamplingOptions, SamplingParams
 from cascade_runtime.config.sees import Sees
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.config.tree import TreeConfig
@@ -48,6 +48,7 @@ __all__ = [
     "GateConfig",
     "PolicyConfig",
     "Recipe",
+    "SamplingOptions",
     "SamplingParams",
     "Sees",
     "StageConfig",

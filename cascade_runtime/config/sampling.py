@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from cascade_runtime.config.checks import integer, number
 from cascade_runtime.errors import InputError
 
 MAX_TOKENS = 4096
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` one by one, for calls that take them as keywords."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    max_tokens: int
+    stop: Sequence[str]
+    ignore_eos: bool
 
 
 @dataclass(frozen=True, kw_only=True)

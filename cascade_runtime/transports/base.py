@@ -4,6 +4,7 @@ A client knows this protocol only. Implementations register under the entry-poin
 (pyproject.toml), so that the client imports neither Ray nor a server nor an HTTP library:
 
     a name         "in-process", "ray"      (recipe) -> Transport      starts a cascade
+                   "ray://ADDRESS"          (recipe, address=...)      on a Ray that runs already
     a URL scheme   "http", "grpc", ...      (remote) -> Transport      reaches one that somebody else runs
 """
 
@@ -88,8 +89,8 @@ class Remote:
 
 
 def is_remote(target: str) -> bool:
-    """Whether a target is an address."""
-    return "://" in target
+    """Whether a target is the address of a server; "ray://..." says where stages are to be started."""
+    return "://" in target and not target.lower().startswith("ray://")
 
 
 def transport_names() -> tuple[str, ...]:
@@ -98,15 +99,16 @@ def transport_names() -> tuple[str, ...]:
 
 
 def open_transport(target: str, how: Recipe | Remote) -> Transport:
-    """Start a cascade of a recipe ("in-process", "ray"), or reach the one at an address. Raises `ConfigError` for a
-    target that is not installed.
+    """Start a cascade of a recipe ("in-process", "ray", "ray://ADDRESS"), or reach the one at an address. Raises
+    `ConfigError` for a target that is not installed.
     """
-    name = target.partition("://")[0].lower() if is_remote(target) else target
+    name, scheme, address = target.partition("://")
+    name = name.lower() if scheme else target
     for point in entry_points(group=GROUP, name=name):
         try:
             make = point.load()
         except ModuleNotFoundError as error:
             allowed = f"an address only, in an installation without {error.name}"
             raise ConfigError("target", target, allowed) from error
-        return make(how)
+        return make(how, address=address) if scheme and not isinstance(how, Remote) else make(how)
     raise ConfigError("target", target, ", ".join(transport_names()) or "none is installed: pip install -e .")

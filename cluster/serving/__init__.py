@@ -11,11 +11,16 @@
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
     names.py         ids and keys that callers give;  readiness.py  would a request be answered now
     rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
+    files/           what callers leave here;  batches/  files of questions, answered when nobody waits
+    pipeline_view.py what every stage is doing, as it does it
     page.py          the web page (files in cluster/web/), its samples and pictures
 
     POST   /v1/chat/completions                GET /v1/models   GET /v1/models/{id}
     GET    /v1/cascade/requests/{id}           GET /v1/cascade/requests/{id}/trace       Chrome trace, for Perfetto
     DELETE /v1/cascade/requests/{id}           POST /v1/cascade/requests/{id}/cancel     the same
+    GET    /v1/cascade/pipeline                server-sent events: what every stage is doing
+    POST   /v1/files   GET /v1/files   GET, DELETE /v1/files/{id}   GET /v1/files/{id}/content
+    POST   /v1/batches   GET /v1/batches   GET /v1/batches/{id}   POST /v1/batches/{id}/cancel
     GET    /health   /ready   /health/deep     /metrics   /version
     GET    /   /page/{file}                    GET /v1/cascade/samples   /v1/cascade/samples/{name}
                                                POST /v1/cascade/frames
@@ -41,6 +46,8 @@ Request (application/json). Only `messages` is required, one of role "user" with
   without one is found by content. Beside `url` may stand `format`, and `width` and `height` of the sensor.
 - Video becomes *simulated* events, which `cascade.input.simulated` says: data:video/jpeg;base64,FRAME,FRAME,... with
   `fps` (30), and video/mp4, /webm, /quicktime, /x-matroska, /x-msvideo, where PyAV is installed.
+- {"type": "file", "file": {"file_id": "file-..."}} is a recording that its caller uploaded; `format` and its like
+  may stand there, too. Its name decides between video and events where the content does not.
 - A URL that is no data URL is refused; file: URLs are read below the directory that the server was given, if any.
 - Ignored: user, metadata, store, service_tier, safety_identifier, prompt_cache_key, prompt_cache_retention,
   parallel_tool_calls. Accepted only where they ask for nothing: n = 1, penalties 0 or 1, logprobs false, tools [],
@@ -114,6 +121,16 @@ Errors, always: {"error": {"message", "type", "param", "code", "retryable", "req
 
 Where a retry may help, `retryable` is true and `Retry-After` says when; elsewhere `x-should-retry: false` tells
 OpenAI's clients to leave it.
+
+Files are OpenAI's: a form with `purpose` ("batch", or "user_data" and "vision" for recordings), `file`, perhaps
+`expires_after`; each caller sees its own. They are kept for 30 days, 1,000 of a caller, in one private folder that
+the server was given, or else as long as the replica lives (with several replicas and no folder there are none).
+
+Batches are OpenAI's: lines {"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"} of an uploaded file,
+50,000 at most, eight batches of a caller at a time. All lines are checked first; one that is wrong fails the batch.
+Rows then take slots that nobody else wants, all but one, and count for none of their caller's limits. Answers go to
+`output_file_id`, others to `error_file_id`, both there when the batch has ended, whatever its end. A server that is
+stopped goes on with what is unfinished where it was given a folder; a line once written is not asked again.
 
 GET /v1/cascade/requests/{id}, of the same key, among the last thousand (what is not known is null):
 

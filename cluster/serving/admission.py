@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from cascade_runtime.errors import CapacityError, RateLimitError
 
+PATIENT = "patient"
+"""Whose name work has that waits for a place which nobody else wants; callers' names are others."""
+
 
 @dataclass
 class _Bucket:
@@ -36,6 +39,13 @@ class Admission:
         if self._per_minute:
             self._spend(caller, now_s)
         self._inside[caller] += 1
+
+    def enter_patient(self, spare: int) -> bool:
+        """Let work in that can wait, if it and all who are inside are `spare` at most; it counts for no caller."""
+        if self.inside >= spare:
+            return False
+        self._inside[PATIENT] += 1
+        return True
 
     def leave(self, caller: str) -> None:
         """One request of this caller has ended."""

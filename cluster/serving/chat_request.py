@@ -63,7 +63,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "web_search_options": (),
 }
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "ignore_eos")
-_MEDIA = ("events_url", "video_url")
+_MEDIA = ("events_url", "video_url", "file")
 _CASCADE = ("deadline_ms", "speculate", "clip")
 _MAX_PARTS = 16
 _MAX_MESSAGES = 64
@@ -188,7 +188,7 @@ def _asked(messages: object, limits: ChatLimits) -> tuple[str, Media]:
         raise InputError("messages", f"{len(messages)} messages", "one: a question about one recording")
     content = messages[0].get("content")
     if not isinstance(content, list) or not 1 <= len(content) <= _MAX_PARTS:
-        allowed = f"a list of 1 to {_MAX_PARTS} parts, one of them a recording (events_url or video_url)"
+        allowed = f"a list of 1 to {_MAX_PARTS} parts, one of them a recording (events_url, video_url or file)"
         raise InputError("messages[0].content", _short(content), allowed)
     texts: list[str] = []
     sources: list[tuple[str, object]] = []
@@ -200,11 +200,11 @@ def _asked(messages: object, limits: ChatLimits) -> tuple[str, Media]:
         elif isinstance(kind, str) and kind in _MEDIA:
             sources.append((f"{where}.{kind}", _object(where, part, ("type", kind)).get(kind)))
         else:
-            raise InputError(f"{where}.type", _short(kind), "text, events_url, video_url")
+            raise InputError(f"{where}.type", _short(kind), "text, events_url, video_url, file")
     if not "".join(texts).strip():
         raise InputError("messages[0].content", "no text", "a text part with the question")
     if len(sources) != 1:
-        raise InputError("messages[0].content", f"{len(sources)} recordings", "one events_url or video_url part")
+        raise InputError("messages[0].content", f"{len(sources)} recordings", "one events_url, video_url or file part")
     question = "\n".join(texts)
     if len(question) > MAX_QUESTION_CHARACTERS:  # before a recording is read
         raise InputError("messages[0].content", f"{len(question)} characters", f"at most {MAX_QUESTION_CHARACTERS}")

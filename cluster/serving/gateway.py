@@ -1,6 +1,7 @@
 """`Gateway`: what stands between a server's doors and one pipeline: who may enter, what is run, what is remembered.
 
     place = gateway.enter(caller)        a bounded queue: refused at once, before a body is read
+    place = await gateway.enter_patiently(caller)    for work that can wait: once a slot more than it takes is free
     run   = gateway.start(place, ...)    the validator, then the pipeline; the same key follows the run that is there
     run.follow()                         a `ChatHead`, pieces as the target confirms them, the `Answer`
 
@@ -14,9 +15,10 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import cascade_runtime
@@ -25,11 +27,13 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CapacityError, CascadeError, DeadlineExceeded, InputError
 from cascade_runtime.events import Events
 from cascade_runtime.transports import Transport
-from cluster.serving.admission import Admission
+from cluster.serving.admission import PATIENT, Admission
 from cluster.serving.chat_answer import ChatHead
-from cluster.serving.chat_request import ChatRequest, parse_chat
+from cluster.serving.chat_request import ChatLimits, ChatRequest, parse_chat
 from cluster.serving.counters import ServerCounters
+from cluster.serving.files.store import FileStore
 from cluster.serving.ledger import Entry, Ledger
+from cluster.serving.media import Uploads
 from cluster.serving.settings import ServerSettings
 from cluster.serving.shared_runs import Run, SharedRuns, Update
 
@@ -39,15 +43,14 @@ log = logging.getLogger(__name__)
 class Place:
     """One request's place in the queue; `leave` gives it back, once."""
 
-    def __init__(self, admission: Admission, caller: str) -> None:
-        admission.enter(caller, time.monotonic())
+    def __init__(self, caller: str, leave: Callable[[], None]) -> None:
         self.caller = caller
-        self._admission: Admission | None = admission
+        self._leave: Callable[[], None] | None = leave
 
     def leave(self) -> None:
-        if self._admission is not None:
-            self._admission.leave(self.caller)
-            self._admission = None
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,10 @@ class Call:
 class Gateway:
     """The front of one pipeline that `transport` reaches."""
 
-    def __init__(self, settings: ServerSettings, recipe: Recipe, transport: Transport) -> None:
-        self.settings, self.recipe = settings, recipe
+    def __init__(
+        self, settings: ServerSettings, recipe: Recipe, transport: Transport, files: FileStore | None = None
+    ) -> None:
+        self.settings, self.recipe, self.files = settings, recipe, files
         self.limits = settings.chat_limits(recipe)
         self.counters = ServerCounters()
         self.draining = False
@@ -75,6 +80,7 @@ class Gateway:
             key_concurrency=settings.key_concurrency,
             key_per_minute=settings.key_per_minute,
         )
+        self._vacated = asyncio.Event()
         self._shared = SharedRuns()
         self._ledger = Ledger()
         self._fingerprint = f"cascade-{cascade_runtime.__version__}-{recipe.name}"
@@ -83,7 +89,21 @@ class Gateway:
         """A place in the queue. Raises `CapacityError`, `RateLimitError`."""
         if self.draining:
             raise CapacityError("the server is draining")
-        return Place(self._admission, caller)
+        self._admission.enter(caller, time.monotonic())
+        return Place(caller, partial(self._leave, caller))
+
+    async def enter_patiently(self, caller: str) -> Place:
+        """A place for work that can wait: it leaves one slot for those who cannot, and none is taken while somebody
+        waits. It does not count among its caller's requests. While the server drains there is none.
+        """
+        while self.draining or not self._admission.enter_patient(max(1, self.recipe.cascade.slots - 1)):
+            self._vacated.clear()
+            await self._vacated.wait()
+        return Place(caller, partial(self._leave, PATIENT))
+
+    def _leave(self, counted_as: str) -> None:
+        self._admission.leave(counted_as)
+        self._vacated.set()
 
     def start(self, place: Place, call: Call) -> Run:
         """The run of a call, which from now on holds its place: a new one, or the one that its idempotency key names.
@@ -109,7 +129,7 @@ class Gateway:
             if isinstance(outcome, CascadeError):
                 log.info("request %s: %s: %s", entry.request_id, type(outcome).__name__, outcome)
 
-        entry.run = Run(self._answer(call, entry), ended)
+        entry.run = Run(self._answer(place.caller, call, entry), ended)
         self._ledger.open(place.caller, entry)
         if key is not None:
             self._shared.keep(place.caller, key, call.body_digest, entry.run)
@@ -127,9 +147,9 @@ class Gateway:
         entry.run.cancel()
         return True
 
-    async def _answer(self, call: Call, entry: Entry) -> AsyncIterator[Update]:
+    async def _answer(self, caller: str, call: Call, entry: Entry) -> AsyncIterator[Update]:
         begun = time.monotonic()
-        chat = await asyncio.to_thread(parse_chat, call.body, self.limits, seed=_seed(call))
+        chat = await asyncio.to_thread(parse_chat, call.body, self._limits_of(caller), seed=_seed(call))
         del call  # a body may be large, and a run is remembered
         entry.head = self._head(chat, entry)
         yield entry.head
@@ -148,6 +168,12 @@ class Gateway:
                     yield update if isinstance(update, Answer) else cast(Piece, update)
         except TimeoutError:
             raise DeadlineExceeded(f"request {entry.request_id}: the pipeline is silent") from None
+
+    def _limits_of(self, caller: str) -> ChatLimits:
+        """What this caller may ask: about files that it has left here, too."""
+        if self.files is None:
+            return self.limits
+        return replace(self.limits, media=replace(self.limits.media, uploads=Uploads(self.files, caller)))
 
     def _head(self, chat: ChatRequest, entry: Entry) -> ChatHead:
         events = cast(Events, chat.request.events)

@@ -1,4 +1,5 @@
-"""A recording as a request names it -> `Media`: data URLs, and files below a directory that the operator has named.
+"""A recording as a request names it -> `Media`: data URLs, files that its caller has uploaded, and files below a
+directory that the operator has named.
 
 Nothing is fetched. The media type decides how the bytes are read; the bytes themselves decide only where it says
 nothing ("application/octet-stream"), and then among event formats. Sizes are checked before the bytes are looked at.
@@ -11,7 +12,7 @@ import binascii
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,8 +21,9 @@ from cascade_runtime.config.checks import integer, number
 from cascade_runtime.errors import EventFormatError, InputError
 from cascade_runtime.events import Events, ReadLimits
 from cascade_runtime.events.array import MAX_SENSOR_SIDE
-from cascade_runtime.events.readers import SENT_FORMATS, read_event_bytes
+from cascade_runtime.events.readers import SENT_FORMATS, format_of, read_event_bytes
 from cascade_runtime.events.video_bytes import VideoLimits, jpeg_frames_to_events, video_bytes_to_events
+from cluster.serving.files.store import FileStore, StoredFile
 
 _EVENT_TYPES: dict[str, str | None] = {
     "application/vnd.apache.arrow.stream": "arrow",
@@ -43,18 +45,35 @@ _CONTAINERS = {
 _JPEG_FRAMES = "video/jpeg"
 _TYPE_OF_SUFFIX = {".mp4": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm"}
 _FRAMES_PER_SECOND = 30.0
-_KEYS = ("url", "format", "width", "height", "fps")
+_KEYS = ("url", "file_id", "format", "width", "height", "fps")
+_RECORDINGS = ("user_data", "vision")
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """What one caller has left in a store."""
+
+    files: FileStore
+    caller: str
+
+    def recording(self, id: str) -> StoredFile | None:
+        """The recording of this id, if it is one of theirs."""
+        stored = self.files.find(self.caller, id)
+        return stored if stored is not None and stored.purpose in _RECORDINGS else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaLimits:
-    """What one recording may take. directory: `file:` URLs are read below it; None refuses all of them."""
+    """What one recording may take. directory: `file:` URLs are read below it; None refuses all of them. uploads: the
+    files that a request may name by their id.
+    """
 
     max_bytes: int = 48 * 2**20
     max_expanded_bytes: int = 512 * 2**20
     max_events: int = 20_000_000
     video: VideoLimits = field(default_factory=VideoLimits)
     directory: Path | None = None
+    uploads: Uploads | None = None
 
 
 @dataclass(frozen=True)
@@ -74,31 +93,22 @@ class Media:
 
 
 def read_media(source: object, where: str, limits: MediaLimits) -> Media:
-    """The recording of one content part: {"url", "format", "width", "height", "fps"}, all but the first optional.
+    """The recording of one content part: {"url" or "file_id", "format", "width", "height", "fps"}; the last four may be
+    missing.
 
     Raises `InputError` naming a field below `where`, and `EventFormatError` for a recording that cannot be read.
     """
     if not isinstance(source, Mapping):
-        raise InputError(where, _kind(source), 'an object with a "url"')
+        raise InputError(where, _kind(source), 'an object with a "url" or a "file_id"')
     for key in source:
         if key not in _KEYS:
             raise InputError(f"{where}.{str(key)[:40]}", "a key", f"only the keys {', '.join(_KEYS)}")
     format, sensor, fps = _format(source, where), _sensor(source, where), source.get("fps")
     if fps is not None:
         number(InputError, f"{where}.fps", fps, 0.1, 10_000)
-    url = source.get("url")
-    if not isinstance(url, str | SentBytes):
-        raise InputError(f"{where}.url", _kind(url), "a data URL")
-    scheme = "" if isinstance(url, SentBytes) else url[:16].partition(":")[0].lower()
-    if isinstance(url, SentBytes):
-        media_type, payload = url.media_type.strip().lower(), url.data
-    elif scheme == "data":
-        media_type, payload = _split(url, f"{where}.url")
-    elif scheme == "file" and limits.directory is not None:
-        path = _below(limits.directory, url, f"{where}.url")
-        media_type, payload = _TYPE_OF_SUFFIX.get(path.suffix.lower(), "application/octet-stream"), path
-    else:
-        raise InputError(f"{where}.url", url[:60], "a data URL (data:...;base64,...): this server fetches nothing")
+    media_type, payload, promised = _located(source, where, limits)
+    if limits.uploads and source.get("file_id") is not None:
+        limits = replace(limits, max_bytes=min(limits.uploads.files.max_file_bytes, limits.max_expanded_bytes))
     if media_type in _EVENT_TYPES:
         data = _bytes(payload, f"{where}.url", limits.max_bytes)
         bounds = ReadLimits(
@@ -106,9 +116,36 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
             max_expanded_bytes=limits.max_expanded_bytes,
             max_events=limits.max_events,
         )
-        said = format or _EVENT_TYPES[media_type]
+        said = format or _EVENT_TYPES[media_type] or promised
         return Media(read_event_bytes(data, name=where, limits=bounds, format=said, sensor=sensor), False)
     return Media(_video(media_type, payload, fps, where, limits), True)
+
+
+def _located(source: Mapping[Any, Any], where: str, limits: MediaLimits) -> tuple[str, str | bytes | Path, str | None]:
+    """The media type of a recording, its base64 text, bytes or file, and the format that its name promises."""
+    url, file_id = source.get("url"), source.get("file_id")
+    if file_id is not None:
+        stored = limits.uploads.recording(file_id) if limits.uploads and isinstance(file_id, str) else None
+        if stored is None or limits.uploads is None or url is not None:
+            allowed = f"the id of an uploaded file of purpose {' or '.join(_RECORDINGS)}, and no url"
+            raise InputError(f"{where}.file_id", _kind(file_id), allowed)
+        return _type_of(stored.name), limits.uploads.files.path(stored.id), format_of(stored.name)
+    if isinstance(url, SentBytes):
+        return url.media_type.strip().lower(), url.data, None
+    if not isinstance(url, str):
+        raise InputError(f"{where}.url", _kind(url), "a data URL")
+    scheme = url[:16].partition(":")[0].lower()
+    if scheme == "data":
+        return *_split(url, f"{where}.url"), None
+    if scheme == "file" and limits.directory is not None:
+        path = _below(limits.directory, url, f"{where}.url")
+        return _type_of(path.name), path, format_of(path.name)
+    raise InputError(f"{where}.url", url[:60], "a data URL (data:...;base64,...): this server fetches nothing")
+
+
+def _type_of(name: str) -> str:
+    """The media type that a file's name promises; of events their content decides."""
+    return _TYPE_OF_SUFFIX.get(name[name.rfind(".") :].lower(), "application/octet-stream")
 
 
 def _video(media_type: str, payload: str | bytes | Path, fps: Any, where: str, limits: MediaLimits) -> Events:

@@ -31,6 +31,7 @@ from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
 from cluster.serving.names import given_key
+from cluster.serving.pipeline_view import PipelineView
 from cluster.serving.readiness import Vitals, readiness
 from cluster.serving.refusals import Refusal, bad_request, not_found, refusal_of
 from cluster.serving.shared_runs import Update
@@ -62,6 +63,7 @@ def build_app(gateway: Gateway, vitals: Vitals, elsewhere: Elsewhere, more: Sequ
         ("DELETE", one, routes.cancel),
         ("POST", f"{one}/cancel", routes.cancel),
         ("GET", f"{one}/trace", routes.trace),
+        ("GET", "/v1/cascade/pipeline", PipelineView(vitals).watch),
         ("GET", "/health", routes.health),
         ("GET", "/ready", routes.ready),
         ("GET", "/health/deep", routes.deep_health),
@@ -256,7 +258,8 @@ async def _no_route(request: Request, error: Any) -> Response:
         refusal = bad_request(f"{request.method} is not for this path", "method_not_allowed", status=405)
         refusal.headers.update(error.headers or {})
     elif request.url.path.startswith("/v1/"):
-        refusal = not_found("not supported; there are /v1/chat/completions, /v1/models and /v1/cascade/requests")
+        there = "/v1/chat/completions, /v1/models, /v1/cascade/requests"
+        refusal = not_found(f"not supported; there are {there}, and where files are kept /v1/files and /v1/batches")
     else:
         refusal = not_found("no such path")
     return await refuse(request, refusal)

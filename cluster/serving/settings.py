@@ -14,9 +14,11 @@ from cascade_runtime.config.checks import integer
 from cascade_runtime.errors import ConfigError
 from cluster.serving.api_keys import read_key_file
 from cluster.serving.chat_request import ChatLimits
+from cluster.serving.files.store import FileStore
 from cluster.serving.media import MediaLimits
 
 RECIPE_VARIABLE = "CASCADE_RECIPE"
+_FILE_AGE_S = 30 * 86_400
 _MAX_QUEUE = 48  # below what the pipeline's controller lets wait, so that a full queue is refused here
 
 
@@ -28,6 +30,9 @@ class ServerSettings:
     the recipe's own. key_digests: SHA-256 of every API key; without any, only this machine may ask. media_dir: `file:`
     URLs are read below it. max_queue: requests that wait for a slot. max_body_bytes: of one HTTP body.
     key_concurrency, key_per_minute: requests of one key at a time and in a minute, 0 is unbounded. replicas: pipelines.
+    files_dir: where uploaded files and batches are kept, by replicas of this machine together, over restarts; without
+    it one replica keeps them as long as it lives, and several keep none. max_file_bytes, max_files_bytes: of one file
+    and of all.
     grpc_port: of the gRPC server, 0 for none; grpc_host: where it listens; grpc_certfile, grpc_keyfile: its TLS, PEM.
     """
 
@@ -42,6 +47,9 @@ class ServerSettings:
     key_concurrency: int = 0
     key_per_minute: int = 0
     replicas: int = 1
+    files_dir: str | None = None
+    max_file_bytes: int = 256 * 2**20
+    max_files_bytes: int = 4 * 2**30
     grpc_port: int = 0
     grpc_host: str = "127.0.0.1"
     grpc_certfile: str | None = None
@@ -55,6 +63,8 @@ class ServerSettings:
             ("key_concurrency", 0, 10_000),
             ("key_per_minute", 0, 1_000_000),
             ("replicas", 1, 1000),
+            ("max_file_bytes", 1024, 2**32),
+            ("max_files_bytes", 1024, 2**42),
             ("grpc_port", 0, 65_535),
         ):
             integer(ConfigError, name, getattr(self, name), low, high)
@@ -100,6 +110,17 @@ class ServerSettings:
             max_tokens=self.max_tokens,
             deadline_s=recipe.deadlines.request_s,
             media=media,
+        )
+
+    def file_store(self) -> FileStore | None:
+        """Where this replica keeps what callers upload. Raises `CascadeError` for a folder that cannot be used."""
+        if self.files_dir is None and self.replicas > 1:
+            return None
+        return FileStore(
+            Path(self.files_dir) if self.files_dir is not None else None,
+            max_file_bytes=self.max_file_bytes,
+            max_bytes=self.max_files_bytes,
+            max_age_s=_FILE_AGE_S,
         )
 
     def check_address(self, host: str | None) -> None:

@@ -49,21 +49,30 @@ export async function* chunks(body, signal) {
     headers: headers({ "Content-Type": "application/json" }),
     signal,
   };
-  const response = await send("v1/chat/completions", options);
+  for await (const chunk of events(await send("v1/chat/completions", options))) {
+    if (chunk.error) throw new Problem(String(chunk.error.message));
+    yield chunk;
+  }
+}
+
+/** What every stage is doing, a few times a second, until the signal is aborted. */
+export async function* pipeline(signal) {
+  yield* events(await send("v1/cascade/pipeline", { headers: headers({}), signal }));
+}
+
+/** The JSON of server-sent events, up to [DONE]. */
+async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   while (true) {
     const { value, done } = await reader.read();
     held += value ?? "";
-    const events = held.split("\n\n");
-    held = events.pop();
-    for (const event of events) {
+    const whole = held.split("\n\n");
+    held = whole.pop();
+    for (const event of whole) {
       const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
       if (data === "[DONE]") return;
-      if (!data) continue;
-      const chunk = JSON.parse(data);
-      if (chunk.error) throw new Problem(String(chunk.error.message));
-      yield chunk;
+      if (data) yield JSON.parse(data);
     }
     if (done) throw new Problem("The answer broke off.");
   }

@@ -1,5 +1,5 @@
-// The lanes: a row per stage. While an answer streams, a tick for every token in the lane of who said it, at the time it
-// came; once it is there, what each stage really did, from the trace.
+// The lanes: a row per stage. While an answer streams, how busy each stage is, as high as it is busy, and a tick for every
+// token in the lane of who said it, at the time it came; once it is there, what each stage really did, from the trace.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 74, RIGHT = 12, HIGH = 24, TOP = 6;
@@ -18,13 +18,16 @@ export class Lanes {
     this.levels = levels;
     this.spans = [];
     this.ticks = [];
+    this.loads = [];
     this.width = () => Math.max(280, place.clientWidth);
-    addEventListener("resize", () => { if (this.place.isConnected && this.spans.length + this.ticks.length) this.draw(); });
+    addEventListener("resize", () => { if (this.place.isConnected && this.spans.length + this.ticks.length + this.loads.length) this.draw(); });
   }
 
   clear() {
     this.spans = [];
     this.ticks = [];
+    this.loads = [];
+    this.before = 0;
     this.place.replaceChildren();
   }
 
@@ -33,20 +36,28 @@ export class Lanes {
     this.draw();
   }
 
+  /** told: one event of /v1/cascade/pipeline. */
+  busy(told, atMs) {
+    for (const { name, busy } of told.stages) if (busy) this.loads.push({ name, busy, from: this.before, to: atMs });
+    this.before = atMs;
+    this.draw();
+  }
+
   /** timeline: [{stage, what, start_ms, end_ms}] */
   show(timeline) {
     this.spans = timeline;
     this.ticks = [];
+    this.loads = [];
     this.draw();
   }
 
   draw() {
     const names = [...VISION.filter((name) => this.spans.some(({ stage }) => stage === name)), ...this.levels];
     const width = this.width();
-    const end = Math.max(1, ...this.spans.map((span) => span.end_ms), ...this.ticks.map((tick) => tick.atMs));
+    const end = Math.max(1, ...this.spans.map((span) => span.end_ms), ...this.ticks.map((tick) => tick.atMs), ...this.loads.map((load) => load.to));
     const x = (ms) => LEFT + (Math.max(0, ms) / end) * (width - LEFT - RIGHT);
     const height = TOP + names.length * HIGH + 20;
-    const told = this.spans.length ? "passes of every stage" : "tokens as they came";
+    const told = this.spans.length ? "passes of every stage" : "how busy each stage is, and tokens as they came";
     const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": `Timeline: ${told}` });
     names.forEach((name, row) => {
       const y = TOP + row * HIGH, level = this.levels.indexOf(name);
@@ -59,6 +70,14 @@ export class Lanes {
           class: `bar ${kind} ${span.what === "prefill" ? "prefill" : ""}`,
         });
         bar.append(make("title", {}, `${name}: ${span.what}, ${(span.end_ms - span.start_ms).toFixed(1)} ms from ${span.start_ms.toFixed(1)} ms`));
+        svg.append(bar);
+      }
+      for (const load of this.loads.filter((each) => each.name === name)) {
+        const high = (HIGH - 6) * load.busy;
+        const bar = make("rect", {
+          x: x(load.from), y: y + HIGH - 3 - high, width: Math.max(1, x(load.to) - x(load.from) - 1), height: high, class: `load ${kind}`,
+        });
+        bar.append(make("title", {}, `${name}: busy ${Math.round(100 * load.busy)} %`));
         svg.append(bar);
       }
       for (const { atMs } of this.ticks.filter(({ by }) => by === name)) {

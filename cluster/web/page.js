@@ -1,14 +1,16 @@
-// The page: choose a recording, ask, watch. Parts: api.js (the server), film.js, answer.js, lanes.js.
+// The page: choose a recording, ask, watch. Parts: api.js (the server), film.js, answer.js, lanes.js, stages.js.
 
-import { Problem, chunks, getBytes, getJson, postJson, sendable, useKey } from "./api.js";
+import { Problem, chunks, getBytes, getJson, pipeline, postJson, sendable, useKey } from "./api.js";
 import { AnswerView } from "./answer.js";
 import { Film } from "./film.js";
 import { Lanes } from "./lanes.js";
+import { StageTable } from "./stages.js";
 
 const get = (id) => document.getElementById(id);
 const film = new Film();
 let levels = [];
 let lanes = null;
+let stages = null;
 let recording = null; // {url, format}, the url with all its data
 let running = null; // an AbortController
 
@@ -139,18 +141,46 @@ async function run() {
   get("verdict").hidden = true;
   say("");
   lanes.clear();
+  stages.clear();
+  const rest = watch();
   get("trace").hidden = true;
   const both = get("compare").checked;
   try {
     const cascade = await ask("The cascade", true, running.signal, true);
+    await rest();
     lanes.show(cascade.cascade.timeline);
     offerTrace(cascade.cascade.request_id);
     if (both) verdict(cascade, await ask(`${levels.at(-1)} alone`, false, running.signal, false));
   } catch (error) {
     complain(error);
   } finally {
+    rest();
     busy(false);
   }
+}
+
+/** Show what the stages are doing while an answer is made. Gives what ends it: they are shown once more, at rest. Where
+ *  nobody tells, the answer comes all the same. */
+function watch() {
+  const asking = new AbortController(), started = performance.now();
+  let last = false;
+  const shown = (async () => {
+    try {
+      for await (const told of pipeline(asking.signal)) {
+        stages.show(told);
+        if (last) return;
+        lanes.busy(told, performance.now() - started);
+      }
+    } catch { /* nobody to ask, or asked no longer */ }
+  })();
+  return async () => {
+    last = true;
+    const late = setTimeout(() => asking.abort(), 1000);
+    await shown;
+    clearTimeout(late);
+    asking.abort();
+    stages.rest();
+  };
 }
 
 function busy(is) {
@@ -208,6 +238,7 @@ async function connect() {
     get("server").textContent = `${model.id}: ${levels.join(" → ")}, ${model.cascade.mode}`;
     get("target").textContent = levels.at(-1);
     lanes = new Lanes(get("lanes"), levels);
+    stages = new StageTable(get("stages"), levels);
     showLegend();
     get("samples").replaceChildren();
     offer((await getJson("v1/cascade/samples")).data);

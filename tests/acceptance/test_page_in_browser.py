@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client.http_servers import cascade_server
+from client.http_servers import Stats, cascade_server
 
 from cascade_runtime.config import load_recipe
 from cascade_runtime.in_process import InProcess
+from cascade_runtime.metrics import EdgeCounters
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,9 +30,44 @@ PATIENCE_MS = 60_000
 QUESTION = "What is moving? <img src=x onerror=document.title='owned'>"
 
 
+def engine_stats(transport: InProcess) -> Stats:
+    """What stages say of themselves, told by the engine's levels."""
+    busy = dict.fromkeys(range(len(transport.engine.levels)), 0.0)
+
+    def timed(number: int, extend: Any) -> Any:
+        def call(*args: Any) -> Any:
+            begun = time.monotonic()
+            try:
+                return extend(*args)
+            finally:
+                busy[number] += time.monotonic() - begun
+
+        return call
+
+    for number, level in enumerate(transport.engine.levels):
+        level.decoder.extend = timed(number, level.decoder.extend)  # type: ignore[method-assign]
+
+    def stats() -> dict[str, dict[str, Any]]:
+        decoders = [level.decoder for level in transport.engine.levels]
+        return {
+            name: {
+                "name": name,
+                "busy_s": busy[number],
+                "active_rows": decoder.cache.slots - decoder.free_slots,
+                "slots": decoder.cache.slots,
+                "passes": decoder.passes,
+                "tokens_fed": decoder.tokens_fed,
+                "edge": EdgeCounters(name).to_dict(),
+            }
+            for number, (name, decoder) in enumerate(zip(transport.engine.recipe.cascade.levels, decoders, strict=True))
+        }
+
+    return stats
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[str, InProcess]]:
-    with cascade_server(load_recipe("three_level")) as (address, transport):
+    with cascade_server(load_recipe("three_level"), engine_stats) as (address, transport):
         yield address, transport
 
 
@@ -117,6 +153,10 @@ def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server:
         visit.page.locator(".text .token").first.wait_for()
         assert visit.page.locator(".caret").count() == 1 and visit.at("go").is_disabled()
         assert visit.page.locator("#lanes rect.bar").count() > 0  # ticks, while it goes on
+        visit.page.locator("#lanes rect.load.l2").first.wait_for()  # heavy is busy
+        busy = visit.page.locator("#stages tr").filter(has_text="heavy").locator("td.busy")
+        busy.wait_for()
+        assert busy.inner_text().startswith("busy ")
         visit.shot("streaming")
         visit.at("stop").click()
         visit.page.get_by_text("Stopped.").wait_for()
@@ -125,6 +165,7 @@ def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server:
             time.sleep(0.05)
         assert decoder.free_slots == decoder.cache.slots and decoder.passes <= passes + 2
         assert visit.at("go").is_enabled() and visit.at("problem").is_hidden()
+        assert visit.page.locator("#stages td.busy").count() == 0 and visit.page.locator("#stages tr").count() == 4
     finally:
         decoder.extend = extend  # type: ignore[method-assign]
 

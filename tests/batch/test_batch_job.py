@@ -216,7 +216,7 @@ def test_accuracy_acceptance_and_bleu_are_of_the_whole_output(folder: Path) -> N
     assert told.edges["light-heavy"][0] == 5 * 4 and told.tokens == 5 * 6
     pairs = [texts["four"], texts["five"]], [["the red car passes by slowly", "2"]]
     assert told.bleu4 == pytest.approx(sacrebleu.metrics.BLEU().corpus_score(*pairs).score, abs=0.01)
-    assert 50 < told.bleu4 < 100
+    assert 50 < told.bleu4 < 100 and told.cider and f"CIDEr-D {told.cider:.2f}" in told.text()
     assert told.to_dict()["accuracy"] == 0.3333
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cascade_runtime.batch.cider import Cider
 from cascade_runtime.batch.question import Question, question_from
-from cascade_runtime.batch.scoring import chosen, contained, normalised, same
+from cascade_runtime.batch.scoring import chosen, contained, normalised, same, words
 
 OPTIONS = ("a car", "a red car", "to the left", "none")
 
@@ -60,3 +61,18 @@ def test_options_are_asked_under_their_letters() -> None:
     row = question_from({"video": "a.mp4", "question": "Which?", "options": ["x", "y"]}, 3)
     assert isinstance(row, Question) and row.id == "3" and row.answer is None
     assert row.prompt == "Which?\nA. x\nB. y\nAnswer with the letter of the right option."
+
+
+def test_cider_is_the_authors_number() -> None:
+    pairs = [
+        ("a dog runs across the road", "a dog runs over the road"),
+        ("two cars wait at the red light", "two cars wait at a red light"),
+        ("one bar is moving to the right", "one bar moves to the left at a medium pace"),
+        ("a man", "a man is riding a bike on the street"),
+        ("nothing moves", "a dog runs over the road"),
+    ]
+    cider = Cider()
+    assert cider.score() is None
+    for said, right in pairs:
+        cider.add(words(said), words(right))
+    assert cider.score() == 2.3018  # pycocoevalcap 1.2: CiderScorer(n=4, sigma=6.0)

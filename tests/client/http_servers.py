@@ -18,20 +18,29 @@ import uvicorn
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.in_process import InProcess
+from cluster.serving.batches.routes import batch_routes
+from cluster.serving.batches.runs import BatchRuns
+from cluster.serving.files.routes import file_routes
+from cluster.serving.files.store import FileStore
 from cluster.serving.gateway import Gateway
 from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app
 from cluster.serving.settings import ServerSettings
 
+Stats = Callable[[], dict[str, dict[str, Any]]]
+
 
 class Alone:
-    """A replica without stages of its own to ask, and without others beside it."""
+    """A replica without others beside it; its stages say what a test wants to be said."""
+
+    def __init__(self, stats: Stats | None = None) -> None:
+        self._stats = stats or dict
 
     async def gone(self) -> tuple[str, ...]:
         return ()
 
     async def stats(self) -> dict[str, dict[str, Any]]:
-        return {}
+        return self._stats()
 
     async def canary(self) -> dict[str, Any]:
         return {"status": "ok"}
@@ -44,14 +53,18 @@ class Alone:
 
 
 @contextlib.contextmanager
-def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InProcess]]:
-    """The address, and the engine's transport behind it."""
+def cascade_server(
+    recipe: Recipe, stats: Callable[[InProcess], Stats] | None = None, **settings: Any
+) -> Iterator[tuple[str, InProcess]]:
+    """The address, and the engine's transport behind it. stats: makes what the stages say of themselves."""
     transport = InProcess(recipe)
+    alone = Alone(stats(transport) if stats is not None else None)
     made: list[Any] = []
+    stores: list[FileStore] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if not made:  # a gateway belongs to the loop that it runs on
-            made.append(_app(Gateway(ServerSettings(**settings), recipe, transport)))
+            made.append(_app(ServerSettings(**settings), recipe, transport, stores, alone))
         await _until_the_caller_goes(made[0], scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=2))
@@ -65,10 +78,20 @@ def cascade_server(recipe: Recipe, **settings: Any) -> Iterator[tuple[str, InPro
     finally:
         server.should_exit = True
         thread.join(10)
+        for store in stores:
+            store.close()
 
 
-def _app(gateway: Gateway) -> Any:
-    return build_app(gateway, Alone(), Alone(), page_routes(gateway))
+def _app(settings: ServerSettings, recipe: Recipe, transport: InProcess, stores: list[FileStore], alone: Alone) -> Any:
+    files = settings.file_store()
+    gateway = Gateway(settings, recipe, transport, files)
+    more = [*page_routes(gateway)]
+    if files is not None:
+        stores.append(files)
+        batches = BatchRuns(files, gateway)
+        batches.resume()
+        more += [*file_routes(files), *batch_routes(batches)]
+    return build_app(gateway, alone, alone, more)
 
 
 async def _until_the_caller_goes(app: Any, scope: Any, receive: Any, send: Any) -> None:

@@ -52,6 +52,20 @@ def test_every_way_to_hand_over_a_recording_is_the_same_recording(tmp_path: Path
         assert np.array_equal(loose.t, events.t)
 
 
+def test_what_event_libraries_hold_is_a_recording() -> None:
+    events = toy_events()
+    tonic = np.zeros(len(events), [("x", "i2"), ("y", "i2"), ("t", "i8"), ("p", "?")])  # as its datasets give them
+    for name in ("x", "y", "t", "p"):
+        tonic[name] = getattr(events, name)
+    assert np.array_equal(to_events(tonic).p, events.p) and np.array_equal(to_events(tonic).t, events.t)
+    eventcv = pytest.importorskip("eventcv")
+    table = np.stack([tonic[name].astype(np.int64) for name in ("x", "y", "t", "p")], axis=1)
+    stream = to_events(eventcv.from_numpy(table, time_unit="us"))
+    assert (stream.width, stream.height) == (int(events.x.max()) + 1, int(events.y.max()) + 1)
+    for name in ("t", "x", "y", "p"):
+        assert np.array_equal(getattr(stream, name), getattr(events, name))
+
+
 def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"also y, p"):
         to_events({"t": [0], "x": [0]})
@@ -63,6 +77,28 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04nonsense")
     with pytest.raises(EventFormatError):
         to_events(tmp_path / "bad.npz")
+
+
+def test_sampling_may_be_given_field_by_field(client: CascadeClient) -> None:
+    want = client.generate(toy_events(), "What moves?", sampling=SAMPLING)
+    fields = {"max_tokens": 20, "temperature": 0.8, "seed": 5}
+    assert client.generate(toy_events(), "What moves?", **fields).token_ids == want.token_ids
+    *_, streamed = client.stream(toy_events(), "What moves?", sampling=SAMPLING, max_tokens=3)
+    assert isinstance(streamed, Answer) and streamed.token_ids == want.token_ids[:3]
+    (answer,) = client.generate_many([toy_events()], "What moves?", progress=False, **fields)
+    assert isinstance(answer, Answer) and answer.token_ids == want.token_ids
+    with pytest.raises(InputError, match=r"max_token: got 3; allowed: sampling, speculate, temperature, .*max_tokens"):
+        client.generate(toy_events(), "What moves?", max_token=3)  # type: ignore[call-overload]
+
+
+def test_the_package_itself_has_what_a_user_starts_with() -> None:
+    import cascade_runtime
+
+    assert cascade_runtime.CascadeClient is CascadeClient and cascade_runtime.SamplingParams is SamplingParams
+    assert set(cascade_runtime.__all__) <= set(dir(cascade_runtime))
+    assert all(getattr(cascade_runtime, name).__name__ == name for name in cascade_runtime.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Client'"):
+        cascade_runtime.Client  # noqa: B018
 
 
 def test_an_answer_says_who_said_what(client: CascadeClient, family: Path) -> None:

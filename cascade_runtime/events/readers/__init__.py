@@ -17,8 +17,8 @@ Whatever the format, `t` begins at 0 and `t_offset_us` is the file's own time of
 
 from __future__ import annotations
 
-from cascade_runtime.events.readers.read import FORMATS, SENT_FORMATS, read_event_bytes, read_events
+from cascade_runtime.events.readers.read import FORMATS, SENT_FORMATS, format_of, read_event_bytes, read_events
 from cascade_runtime.events.readers.source import ReadLimits
 from cascade_runtime.events.readers.write import write_events
 
-__all__ = ["FORMATS", "SENT_FORMATS", "ReadLimits", "read_event_bytes", "read_events", "write_events"]
+__all__ = ["FORMATS", "SENT_FORMATS", "ReadLimits", "format_of", "read_event_bytes", "read_events", "write_events"]

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 
@@ -119,6 +119,12 @@ def read_event_bytes(
     """
     received = Received(path=Path(name), limits=limits or ReadLimits(), sensor=sensor, body=data)
     return _read(received, format, SENT_FORMATS)
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name promises, if it is one of SENT_FORMATS."""
+    found = _BY_SUFFIX.get(PurePath(name).suffix.lower())
+    return found if found in SENT_FORMATS else None
 
 
 def _read(source: Source, format: str | None, allowed: tuple[str, ...]) -> Events:

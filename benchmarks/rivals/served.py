@@ -1,4 +1,6 @@
-"""OpenVINO GenAI as a contestant: a process of its own, since it needs other versions of the same libraries."""
+"""A rival in a process of its own, since it needs other versions of the same libraries: a server that reads one JSON
+line per run and answers with one (`openvino_server.py`, `vllm_server.py`).
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,20 @@ from typing import Any
 from benchmarks.rivals.prompts import Task, tokens_of
 from cascade_runtime.config import SamplingParams
 
-SERVER = Path(__file__).with_name("openvino_server.py")
 
+class Server:
+    """A server, started; `versions` is its first line. Raises `RuntimeError` where it cannot run."""
 
-class OpenVinoProcess:
-    """The server, started. Raises `RuntimeError` with what it said where it cannot run."""
-
-    def __init__(self, python: Path, folder: Path, end: int) -> None:
-        self.end = end
+    def __init__(self, python: Path, script: str, folder: Path, end: int, *arguments: str) -> None:
+        self.end, self._script = end, script
         self._process = subprocess.Popen(
-            [str(python), str(SERVER), str(folder)],
+            [str(python), str(Path(__file__).with_name(script)), str(folder), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sys.stderr,
             text=True,
         )
-        self.versions = self._read()
+        self.versions: dict[str, str] = self._read()
 
     def ask(self, **fields: Any) -> dict[str, Any]:
         """One run."""
@@ -49,23 +49,23 @@ class OpenVinoProcess:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the OpenVINO process ended with code {self._process.wait(30)}")
+            raise RuntimeError(f"{self._script} ended with code {self._process.wait(30)}")
         return json.loads(line)
 
 
-class OpenVino:
-    """One of its modes: "plain", "batched", or "draft" with so many assistant tokens."""
+class Served:
+    """One of a server's modes: "plain" and "draft" take the questions one after the other, "batched" together."""
 
-    def __init__(self, process: OpenVinoProcess, mode: str, assistant: int = 0) -> None:
-        self.process, self.mode, self.assistant = process, mode, assistant
+    def __init__(self, server: Server, mode: str, assistant: int = 0) -> None:
+        self.server, self.mode, self.assistant = server, mode, assistant
 
     def __call__(self, tasks: Sequence[Task], sampling: SamplingParams) -> tuple[float, list[list[int]]]:
         """Seconds, and the answers' token ids."""
-        answer = self.process.ask(
+        answer = self.server.ask(
             mode=self.mode,
             prompts=[task.ids for task in tasks],
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             assistant=self.assistant,
         )
-        return answer["seconds"], [tokens_of(row, self.process.end) for row in answer["tokens"]]
+        return answer["seconds"], [tokens_of(row, self.server.end) for row in answer["tokens"]]
