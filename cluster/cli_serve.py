@@ -67,8 +67,8 @@ def _serve(args: argparse.Namespace) -> int:
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
-    _check_free(args.host, args.grpc_port)
     _check_tls(args.ssl_certfile, args.ssl_keyfile)
+    _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 
     import ray
@@ -107,17 +107,6 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_free(host: str, port: int) -> None:
-    """Replicas share their gRPC port, and so would another server that has it already: that is found out here."""
-    if not port:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]"), port), family=family).close()
-    except OSError as error:
-        raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error.strerror})") from error
-
-
 def _check_tls(certificate: Path | None, key: Path | None) -> None:
     """What is wrong with them is found out before anything is started. Raises `ConfigError`."""
     if certificate is None and key is None:
@@ -129,3 +118,14 @@ def _check_tls(certificate: Path | None, key: Path | None) -> None:
     except (OSError, ValueError) as error:
         given = f"{certificate} and {key}"
         raise ConfigError("--tls-cert", given, f"a certificate and its key, without password ({error})") from error
+
+
+def _check_free(host: str, port: int) -> None:
+    """Replicas share their gRPC port, and so would another server that has it already: that is found out here."""
+    if not port:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error.strerror})") from error

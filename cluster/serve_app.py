@@ -91,11 +91,11 @@ class Cascade:
         transport = getattr(self, "_transport", None)
         if transport is not None:
             self._gateway.draining = True
-            if self._grpc is not None:
-                await self._grpc.stop(self._gateway.recipe.deadlines.drain_s)
             if self._files is not None and self._batches is not None:
                 await self._batches.close()
                 self._files.close()
+            if self._grpc is not None:
+                await self._grpc.stop(self._gateway.recipe.deadlines.drain_s)
             await transport.close()
 
     async def gone(self, wait_s: float = 2.0) -> tuple[str, ...]:

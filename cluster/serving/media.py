@@ -122,7 +122,7 @@ def read_media(source: object, where: str, limits: MediaLimits) -> Media:
 
 
 def _located(source: Mapping[Any, Any], where: str, limits: MediaLimits) -> tuple[str, str | bytes | Path, str | None]:
-    """The media type of a recording, its bytes, base64 text or file, and the format that its name promises."""
+    """The media type of a recording, its base64 text, bytes or file, and the format that its name promises."""
     url, file_id = source.get("url"), source.get("file_id")
     if file_id is not None:
         stored = limits.uploads.recording(file_id) if limits.uploads and isinstance(file_id, str) else None

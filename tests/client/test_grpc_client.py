@@ -159,7 +159,7 @@ def test_what_may_be_asked_again_is_with_the_same_id_and_only_so_often(recipe: R
     ):
         with pytest.raises(CapacityError):
             client.generate(toy_events(), "What moves?")
-        assert transport.started == 2
+        assert transport.started == 2 and len(served.gateway._ledger._entries) == 1
         stream = client.stream(toy_events(), "What moves?")
         assert next(stream) == "a"
         with pytest.raises(CapacityError):  # a piece was passed on: the rest is the caller's to ask again

@@ -154,7 +154,7 @@ def test_closing_a_session_ends_what_is_being_answered(recipe: Recipe) -> None:
     with grpc_server(recipe, transport) as served, CascadeClient(f"grpc://{served.address}") as client:
         with client.session("What moves?") as session:
             session.send(toy_events())
-            while not served.inside:
+            while not transport.started:
                 time.sleep(0.002)
         end = time.monotonic() + 20
         while served.inside or not transport.ended:

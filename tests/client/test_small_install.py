@@ -6,9 +6,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import pytest
+from client.grpc_servers import grpc_server
 from client.http_servers import scripted_server
+from client.scripted import Scripted
 from client.test_http_faults import GOOD, sends
+
+from cascade_runtime.config import load_recipe
 
 ROOT = Path(__file__).parents[2]
 ASK = """
@@ -35,14 +41,19 @@ except ConfigError as error:
     print(error)
 """
 # what pip brings with them
+IMPORTED_AS = ["grpc", "google"]  # grpcio, protobuf
 BROUGHT = ["httpcore2", "h11", "anyio", "idna", "truststore", "typing_extensions"]
 
 
-def test_the_client_works_where_only_its_own_few_packages_are() -> None:
+@pytest.mark.parametrize("by", ["http", "grpc"])
+def test_the_client_works_where_only_its_own_few_packages_are(by: str) -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    names = [line.partition(">")[0] for line in groups["dependency-groups"]["client"]]
+    names = [line.partition(">")[0] for line in groups["dependency-groups"]["client"]] + IMPORTED_AS
     assert set(groups["dependency-groups"]["client"]) <= set(groups["project"]["dependencies"])
-    with scripted_server(sends(GOOD)) as address:
+    over_grpc = by == "grpc"
+    door: Any = grpc_server(load_recipe("light_heavy"), Scripted()) if over_grpc else scripted_server(sends(GOOD))
+    with door as served:
+        address = f"grpc://{served.address}" if over_grpc else served
         done = subprocess.run(
             [sys.executable, "-c", ASK, address, " ".join([*names, *BROUGHT])],
             cwd=ROOT,
@@ -52,5 +63,5 @@ def test_the_client_works_where_only_its_own_few_packages_are() -> None:
         )
     assert done.returncode == 0, done.stderr
     answer, refusal = done.stdout.splitlines()
-    assert answer == "a car ('light', 'heavy') True"
+    assert answer == ("ab" if over_grpc else "a car") + " ('light', 'heavy') True"
     assert "in-process" in refusal and "an address only, in an installation without torch" in refusal

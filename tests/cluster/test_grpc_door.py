@@ -124,6 +124,12 @@ def test_a_model_that_is_not_there_is_not_found(server: Served) -> None:
         assert refused(lambda: stub.Trace(wire.RequestName(request_id="nobody")))[0] == "NOT_FOUND"
 
 
+def test_what_another_replica_has_is_found_and_cancelled(server: Served) -> None:
+    with calls(server) as stub:
+        there = wire.RequestName(request_id="elsewhere")
+        assert "elsewhere" in stub.Trace(there).json and stub.Cancel(there) == wire.Cancelled()
+
+
 def test_messages_that_are_none_are_the_caller_s_fault(server: Served) -> None:
     """On every kind of method, reflection's too."""
     garbage = b"\x0a\xff\xff\xff\xff\x0f"

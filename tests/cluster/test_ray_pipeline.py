@@ -106,6 +106,15 @@ def test_streams_in_rounds_and_answers_as_the_target_alone(client: CascadeClient
     assert 0 < answer.timings.ttft_ms <= answer.timings.total_ms
 
 
+def test_a_session_answers_window_after_window(client: CascadeClient) -> None:
+    with client.session("What moves?", sampling=SamplingParams(max_tokens=8)) as session:
+        for number in range(2):
+            assert session.send(toy_events(number)) == number
+            reply = next(iter(session))
+            alone = client.generate(toy_events(number), "What moves?", sampling=SamplingParams(max_tokens=8))
+            assert isinstance(reply.outcome, Answer) and reply.outcome.token_ids == alone.token_ids
+
+
 def test_lists_keep_their_order_and_carry_their_errors(client: CascadeClient) -> None:
     answers = client.generate([toy_events(1), toy_events(2)], ["What?", "where " * 400], progress=False)
     assert isinstance(answers[0], Answer) and isinstance(answers[1], PromptTooLong)
