@@ -239,6 +239,28 @@ def test_a_stream_has_a_chunk_per_round_and_ends_as_openais(server: Server, alon
     assert told["metrics"]["speculative_decoding"] is None and "usage" not in told
 
 
+def test_a_batch_about_an_upload_is_answered_behind_serve(server: Server, alone: Engine) -> None:
+    def upload(name: str, content: bytes, purpose: str) -> str:
+        head = f'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n--x\r\n'
+        head += f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+        form = head.encode() + content + b"\r\n--x--\r\n"
+        return server.call("POST", "/v1/files", form, Content_Type="multipart/form-data; boundary=x")[1]["id"]
+
+    kept = upload("drive.arrow", toy_events(2).to_ipc_bytes(), "user_data")
+    content = [{"type": "file", "file": {"file_id": kept}}, {"type": "text", "text": "What moves?"}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 9}
+    lines = [{"custom_id": name, "url": "/v1/chat/completions", "body": body} for name in "ab"]
+    source = upload("in.jsonl", "\n".join(map(json.dumps, lines)).encode(), "batch")
+    asked = {"input_file_id": source, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    batch, end = server.call("POST", "/v1/batches", asked)[1], time.monotonic() + 60
+    while (batch := server.call("GET", f"/v1/batches/{batch['id']}")[1])["status"] != "completed":
+        assert time.monotonic() < end, batch
+        time.sleep(0.05)
+    answers = server.call("GET", f"/v1/files/{batch['output_file_id']}/content")[1].splitlines()
+    want = list(expected(alone, 2, max_tokens=9).token_ids)
+    assert [json.loads(line)["response"]["body"]["cascade"]["token_ids"] for line in answers] == [want, want]
+
+
 def test_one_key_is_one_run_for_all_who_ask_with_it(server: Server) -> None:
     before = server.metric("vllm:request_success_total")
     body = chat_body(temperature=1.0, max_tokens=40)
