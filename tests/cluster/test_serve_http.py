@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_bodies import chat_body
+from chat_bodies import FORM, body_about, chat_body, upload_form
 from client.grpc_servers import free_port
 from toy_family import toy_events, toy_recipe, write_toy_family
 
@@ -240,25 +240,20 @@ def test_a_stream_has_a_chunk_per_round_and_ends_as_openais(server: Server, alon
 
 
 def test_a_batch_about_an_upload_is_answered_behind_serve(server: Server, alone: Engine) -> None:
-    def upload(name: str, content: bytes, purpose: str) -> str:
-        head = f'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n--x\r\n'
-        head += f'Content-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
-        form = head.encode() + content + b"\r\n--x--\r\n"
-        return server.call("POST", "/v1/files", form, Content_Type="multipart/form-data; boundary=x")[1]["id"]
+    def made(path: str, body: Any, **headers: str) -> str:
+        return server.call("POST", path, body, **headers)[1]["id"]
 
-    kept = upload("drive.arrow", toy_events(2).to_ipc_bytes(), "user_data")
-    content = [{"type": "file", "file": {"file_id": kept}}, {"type": "text", "text": "What moves?"}]
-    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 9}
-    lines = [{"custom_id": name, "url": "/v1/chat/completions", "body": body} for name in "ab"]
-    source = upload("in.jsonl", "\n".join(map(json.dumps, lines)).encode(), "batch")
+    drive = upload_form(toy_events(2).to_ipc_bytes(), "drive.arrow", "user_data")
+    body = body_about(made("/v1/files", drive, Content_Type=FORM), max_tokens=9)
+    rows = "\n".join(json.dumps({"custom_id": name, "url": "/v1/chat/completions", "body": body}) for name in "ab")
+    source = made("/v1/files", upload_form(rows.encode(), "in.jsonl", "batch"), Content_Type=FORM)
     asked = {"input_file_id": source, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-    batch, end = server.call("POST", "/v1/batches", asked)[1], time.monotonic() + 60
-    while (batch := server.call("GET", f"/v1/batches/{batch['id']}")[1])["status"] != "completed":
+    name, end = made("/v1/batches", asked), time.monotonic() + 60
+    while (batch := server.call("GET", f"/v1/batches/{name}")[1])["status"] != "completed":
         assert time.monotonic() < end, batch
-        time.sleep(0.05)
     answers = server.call("GET", f"/v1/files/{batch['output_file_id']}/content")[1].splitlines()
-    want = list(expected(alone, 2, max_tokens=9).token_ids)
-    assert [json.loads(line)["response"]["body"]["cascade"]["token_ids"] for line in answers] == [want, want]
+    told = [json.loads(line)["response"]["body"]["cascade"]["token_ids"] for line in answers]
+    assert told == [list(expected(alone, 2, max_tokens=9).token_ids)] * 2
 
 
 def test_one_key_is_one_run_for_all_who_ask_with_it(server: Server) -> None:
