@@ -48,6 +48,7 @@ def add_serve(commands: Any) -> None:
 def _serve(args: argparse.Namespace) -> int:
     from cluster.serving.settings import ServerSettings
 
+    _check_tls(args.ssl_certfile, args.ssl_keyfile)
     given: dict[str, Any] = {
         "recipe": args.recipe,
         "overrides": args.set,
@@ -67,7 +68,6 @@ def _serve(args: argparse.Namespace) -> int:
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
-    _check_tls(args.ssl_certfile, args.ssl_keyfile)
     _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 

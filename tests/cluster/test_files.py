@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-from chat_bodies import chat_body
+from chat_bodies import body_about, chat_body
 from client.http_servers import cascade_server
 from toy_family import toy_events, toy_recipe, write_toy_family
 
@@ -58,12 +58,6 @@ def upload(client: httpx.Client, content: bytes, name: str = "a.jsonl", purpose:
 
 def line(name: str, **body: Any) -> dict[str, Any]:
     return {"custom_id": name, "method": "POST", "url": URL, "body": body}
-
-
-def about(id: str) -> dict[str, Any]:
-    """A body about a recording that was uploaded."""
-    content = [{"type": "file", "file": {"file_id": id}}, {"type": "text", "text": "What moves?"}]
-    return {"messages": [{"role": "user", "content": content}]}
 
 
 def batch_of(client: httpx.Client, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -164,7 +158,7 @@ def test_a_recording_is_asked_about_by_its_id(site: tuple[httpx.Client, Path]) -
     kept = upload(client, toy_events().to_ipc_bytes(), "drive.arrow", "user_data").json()["id"]
 
     def ask(id: str, **headers: str) -> Any:
-        return client.post(URL, json=about(id) | {"max_tokens": 5}, headers=headers)
+        return client.post(URL, json=body_about(id, max_tokens=5), headers=headers)
 
     assert ask(kept).json()["cascade"]["token_ids"] == inline["cascade"]["token_ids"]
     for refused in (
@@ -235,7 +229,7 @@ def test_a_batch_answers_every_row_once_and_tells_which_failed(site: tuple[httpx
 def test_a_batch_can_be_cancelled_and_keeps_what_it_has(site: tuple[httpx.Client, Path]) -> None:
     client, _ = site
     kept = upload(client, toy_events().to_ipc_bytes(), "drive.arrow", "user_data").json()["id"]
-    long = about(kept) | {"max_tokens": 200, "ignore_eos": True}
+    long = body_about(kept, max_tokens=200, ignore_eos=True)
     rows = [line("short", **long | {"max_tokens": 1}), *(line(f"q{number}", **long) for number in range(30))]
     batch = batch_of(client, rows)
     while not client.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["completed"]:

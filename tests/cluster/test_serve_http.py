@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_bodies import chat_body
+from chat_bodies import FORM, body_about, chat_body, upload_form
 from client.grpc_servers import free_port
 from toy_family import toy_events, toy_recipe, write_toy_family
 
@@ -239,6 +239,23 @@ def test_a_stream_has_a_chunk_per_round_and_ends_as_openais(server: Server, alon
     told = json.loads(last.removeprefix("data: "))
     assert told["cascade"]["token_ids"] == list(want.token_ids) and told["choices"][0]["finish_reason"] == "length"
     assert told["metrics"]["speculative_decoding"] is None and "usage" not in told
+
+
+def test_a_batch_about_an_upload_is_answered_behind_serve(server: Server, alone: Engine) -> None:
+    def made(path: str, body: Any, **headers: str) -> str:
+        return server.call("POST", path, body, **headers)[1]["id"]
+
+    drive = upload_form(toy_events(2).to_ipc_bytes(), "drive.arrow", "user_data")
+    body = body_about(made("/v1/files", drive, Content_Type=FORM), max_tokens=9)
+    rows = "\n".join(json.dumps({"custom_id": name, "url": "/v1/chat/completions", "body": body}) for name in "ab")
+    source = made("/v1/files", upload_form(rows.encode(), "in.jsonl", "batch"), Content_Type=FORM)
+    asked = {"input_file_id": source, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    name, end = made("/v1/batches", asked), time.monotonic() + 60
+    while (batch := server.call("GET", f"/v1/batches/{name}")[1])["status"] != "completed":
+        assert time.monotonic() < end, batch
+    answers = server.call("GET", f"/v1/files/{batch['output_file_id']}/content")[1].splitlines()
+    told = [json.loads(line)["response"]["body"]["cascade"]["token_ids"] for line in answers]
+    assert told == [list(expected(alone, 2, max_tokens=9).token_ids)] * 2
 
 
 def test_one_key_is_one_run_for_all_who_ask_with_it(server: Server) -> None:

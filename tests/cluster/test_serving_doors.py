@@ -329,3 +329,20 @@ def test_the_ledger_forgets_the_oldest_that_have_ended() -> None:
         ledger.open("a", Entry(str(number), 0, False, outcome=ANSWER, head=HEAD))
     assert ledger.find("a", "first") is running and ledger.find("a", "50") is None
     assert ledger.find("a", "1099") is not None and ledger.find("b", "1099") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tls-cert", "CERT"], "--tls-key: got None; allowed: a file, together with --tls-cert"),
+        (["--tls-key", "CERT"], "--tls-key: got "),
+        (["--tls-cert", "CERT", "--tls-key", "CERT"], "a certificate and its key, without password"),
+        (["--ssl-certfile", "/nowhere", "--ssl-keyfile", "/nowhere"], "No such file"),
+    ],
+)
+def test_a_wrong_certificate_is_told_before_anything_starts(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cert.pem").write_text("nonsense")
+    assert main(["serve", "heavy", *(option.replace("CERT", str(tmp_path / "cert.pem")) for option in options)]) == 2
+    assert said in capsys.readouterr().err
