@@ -55,6 +55,11 @@ def _serve(args: argparse.Namespace) -> int:
     settings.check_address(args.host)
     recipe = settings.load_recipe()
 
+    from cluster.serving.proxy_limits import limit_proxies
+
+    sizes = (getattr(settings, name, 0) for name in ("max_body_bytes", "max_file_bytes"))
+    limit_proxies(max(sizes))
+
     import ray
     from ray import serve
 

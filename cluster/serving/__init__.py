@@ -9,6 +9,7 @@
     ledger.py        what became of the last requests;  gateway.py  all of that in front of one pipeline
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
+    proxy_limits.py  what Serve's proxies take in front of all that
     openapi.py       all of it as an OpenAPI document; chat_schema.py from the validator's tables;  answer_schema.py
     page.py          the web page (files in cluster/web/), its samples and pictures
 
