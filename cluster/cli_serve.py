@@ -71,6 +71,11 @@ def _serve(args: argparse.Namespace) -> int:
     _check_free(args.host, args.grpc_port)
     recipe = settings.load_recipe()
 
+    from cluster.serving.proxy_limits import limit_proxies
+
+    sizes = (getattr(settings, name, 0) for name in ("max_body_bytes", "max_file_bytes"))
+    limit_proxies(max(sizes))
+
     import ray
     from ray import serve
 

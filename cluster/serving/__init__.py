@@ -13,6 +13,7 @@
     rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
     files/           what callers leave here;  batches/  files of questions, answered when nobody waits
     pipeline_view.py what every stage is doing, as it does it
+    proxy_limits.py  what Serve's proxies take in front of all that
     openapi.py       all of it as an OpenAPI document; chat_schema.py from the validator's tables;  answer_schema.py
     page.py          the web page (files in cluster/web/), its samples and pictures
 

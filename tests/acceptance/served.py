@@ -1,8 +1,8 @@
 """A real server for the tests of this folder: `cascade serve light_heavy` in a process of its own, on a free port.
 
-CASCADE_ACCEPTANCE_URL names one that runs already. CASCADE_ACCEPTANCE_VENV (build/acceptance) is the environment with
-the tools of requirements.txt, and its node_modules those of package.json: tools of others never share one with the
-project.
+CASCADE_ACCEPTANCE_URL (and _PID) name one that runs already. CASCADE_ACCEPTANCE_VENV (build/acceptance) is the
+environment with the tools of requirements.txt, and its node_modules those of package.json: tools of others never share
+one with the project.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from cascade_runtime.training.scenes import simulate_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(os.environ.get("CASCADE_ACCEPTANCE_VENV", ROOT / "build" / "acceptance"))
-_START_S, _STOP_S = 300.0, 90.0
+KNOWN_URL = os.environ.get("CASCADE_ACCEPTANCE_URL")
+_START_S, _STOP_S = 600.0, 90.0
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,8 @@ class Served:
 @contextmanager
 def served(recipe: str = "light_heavy") -> Iterator[Served]:
     """A server that is ready."""
-    known = os.environ.get("CASCADE_ACCEPTANCE_URL")
-    if known:
-        yield Served(int(known.rpartition(":")[2]))
+    if KNOWN_URL:
+        yield Served(int(KNOWN_URL.rpartition(":")[2]), int(os.environ.get("CASCADE_ACCEPTANCE_PID", 0)) or None)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
