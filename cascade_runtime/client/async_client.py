@@ -142,12 +142,18 @@ class AsyncCascadeClient:
         return [results[index] for index in range(len(events))]
 
     def session(
-        self, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True, waiting: int = 1
+        self,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        waiting: int = 1,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncSession:
         """One question about a live source, answered for window after window; see `AsyncSession`. waiting: how many
         windows wait for the one that is being answered; of more, the oldest are dropped and counted.
         """
-        terms = SessionTerms(question=prompt, sampling=sampling or SamplingParams(), speculate=speculate)
+        terms = SessionTerms(question=prompt, sampling=_sampling(sampling, options), speculate=speculate)
 
         def answers(windows: NewestWindows[Window]) -> AsyncIterator[WindowAnswer]:
             if isinstance(self._transport, SessionTransport):
@@ -190,7 +196,12 @@ class AsyncCascadeClient:
         **options: Unpack[SamplingOptions],
     ) -> GenerateRequest:
         """The validated request for a recording and a question."""
-        for name in options.keys() - SamplingOptions.__annotations__.keys():
-            raise InputError(name, options[name], f"sampling, speculate, {', '.join(SamplingOptions.__annotations__)}")
-        sampling = replace(sampling or SamplingParams(), **options)  # type: ignore[arg-type]  # texts become a tuple
-        return GenerateRequest(events=to_events(events), question=prompt, sampling=sampling, speculate=speculate)
+        chosen = _sampling(sampling, options)
+        return GenerateRequest(events=to_events(events), question=prompt, sampling=chosen, speculate=speculate)
+
+
+def _sampling(sampling: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
+    """With the fields that were given one by one."""
+    for name in options.keys() - SamplingOptions.__annotations__.keys():
+        raise InputError(name, options[name], f"sampling, speculate, {', '.join(SamplingOptions.__annotations__)}")
+    return replace(sampling or SamplingParams(), **options)  # type: ignore[arg-type]  # texts become a tuple

@@ -146,12 +146,18 @@ class CascadeClient:
             future.cancel()
 
     def session(
-        self, prompt: str, *, sampling: SamplingParams | None = None, speculate: bool = True, waiting: int = 1
+        self,
+        prompt: str,
+        *,
+        sampling: SamplingParams | None = None,
+        speculate: bool = True,
+        waiting: int = 1,
+        **options: Unpack[SamplingOptions],
     ) -> Session:
         """One question about a live source, answered for window after window; see `Session`. waiting: how many windows
         wait for the one that is being answered; of more, the oldest are dropped and counted.
         """
-        session = self._async.session(prompt, sampling=sampling, speculate=speculate, waiting=waiting)
+        session = self._async.session(prompt, sampling=sampling, speculate=speculate, waiting=waiting, **options)
         return Session(session, self._start)
 
     def models(self) -> tuple[ServedModel, ...]:

@@ -29,18 +29,20 @@ class GenerateRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., model: _Optional[str] = ..., question: _Optional[str] = ..., recording: _Optional[_Union[Recording, _Mapping]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., speculate: _Optional[bool] = ..., deadline_ms: _Optional[int] = ..., clip: _Optional[_Union[Clip, _Mapping]] = ...) -> None: ...
 
 class Recording(_message.Message):
-    __slots__ = ("media_type", "data", "format", "width", "height")
+    __slots__ = ("media_type", "data", "file_id", "format", "width", "height")
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    FILE_ID_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
     media_type: str
     data: bytes
+    file_id: str
     format: str
     width: int
     height: int
-    def __init__(self, media_type: _Optional[str] = ..., data: _Optional[bytes] = ..., format: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
+    def __init__(self, media_type: _Optional[str] = ..., data: _Optional[bytes] = ..., file_id: _Optional[str] = ..., format: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
 
 class Clip(_message.Message):
     __slots__ = ("t_start_us", "t_end_us")

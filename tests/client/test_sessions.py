@@ -142,7 +142,9 @@ def test_what_is_wrong_with_a_session_is_said_at_once_or_ends_it(recipe: Recipe)
                 next(iter(session))
             with pytest.raises(InputError, match="max_tokens: got 51"):
                 session.send(toy_events())
-        with client.session("What?", sampling=SamplingParams(max_tokens=5)) as session:
+        with pytest.raises(InputError, match="no_such_option"):
+            client.session("What?", no_such_option=1)  # type: ignore[call-arg]
+        with client.session("What?", max_tokens=5) as session:
             session.send(toy_events(count=9000))
             with pytest.raises(InputError, match="at most 20000 bytes"):
                 next(iter(session))

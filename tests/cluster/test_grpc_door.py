@@ -85,6 +85,7 @@ def refused(call: Callable[[], Any]) -> tuple[str, dict[str, str], str]:
         ({"question": "x" * 8193}, "question"),
         ({"recording": {}}, "recording"),
         ({"recording": {"data": b"nonsense"}}, "recording"),
+        ({"recording": {"file_id": "file-of-nobody"}}, "recording.file_id"),
         ({"recording": {"data": b"x", "media_type": "image/png"}}, "recording.data"),
         (
             {"recording": {"data": b"x", "media_type": "application/octet-stream", "format": "pickle"}},

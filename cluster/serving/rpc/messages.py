@@ -53,7 +53,11 @@ _LONGEST = 1000  # characters of an error: trailers are small
 
 def body_of(request: wire.GenerateRequest | wire.SessionTerms, recording: wire.Recording) -> dict[str, Any]:
     """The chat completion's body that asks the same."""
-    source: dict[str, Any] = {"url": SentBytes(recording.media_type.strip() or _ARROW, recording.data)}
+    source: dict[str, Any] = {}
+    if recording.data or not recording.file_id:
+        source["url"] = SentBytes(recording.media_type.strip() or _ARROW, recording.data)
+    if recording.file_id:
+        source["file_id"] = recording.file_id
     if recording.format:
         source["format"] = recording.format
     source |= {name: getattr(recording, name) for name in ("width", "height") if recording.HasField(name)}
