@@ -1,4 +1,4 @@
-"""`document(gateway)`: the HTTP API as an OpenAPI 3.1 document, which `GET /openapi.json` gives.
+"""`document(gateway, routes)`: the HTTP API as an OpenAPI 3.1 document, which `GET /openapi.json` gives.
 
 The body of a question is described from the validator's tables (`chat_schema.py`), answers in `answer_schema.py`, and
 `_OPERATIONS` has a line for every path and method; a test compares them with the routes that there are.
@@ -7,10 +7,12 @@ The body of a question is described from the validator's tables (`chat_schema.py
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
+
+from starlette.routing import Route
 
 import cascade_runtime
 from cluster.serving.answer_schema import SCHEMAS
@@ -77,11 +79,14 @@ _PARAMETERS: dict[str, Json] = {
 }
 
 
-def document(gateway: Gateway) -> Json:
-    """The document of a server with this gateway's limits and keys."""
+def document(gateway: Gateway, routes: Iterable[Route]) -> Json:
+    """The document of a server with this gateway's limits and keys, and these routes."""
     paths: dict[str, Json] = {}
     keys = bool(gateway.settings.key_digests)
+    there = {(method, route.path.replace(":path}", "}")) for route in routes for method in route.methods or ()}
     for (method, path), operation in _OPERATIONS.items():
+        if (method, path) not in there:
+            continue
         paths.setdefault(path, {})[method.lower()] = {"operationId": _id(method, path)} | _operation(
             path, operation, keys
         )

@@ -200,7 +200,7 @@ class _Routes:
         return JSONResponse({"version": cascade_runtime.__version__})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(document(self.gateway))
+        return JSONResponse(document(self.gateway, request.app.routes))
 
 
 async def _events(head: ChatHead, first: Update, updates: AsyncIterator[Update]) -> AsyncIterator[bytes]:
