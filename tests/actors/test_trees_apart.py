@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -107,18 +108,20 @@ def test_an_end_of_sequence_in_a_tree_ends_the_answer(family: Path) -> None:
 
 
 class BadLinks:
-    """Loses, repeats and delays what neighbours tell each other. kinds: what became of how many blocks."""
+    """Loses, repeats and delays what neighbours tell each other, trees in turns. trees: what became of how many."""
 
     def __init__(self, seed: int) -> None:
         self.rng, self.lock = random.Random(seed), threading.Lock()
         self.late: list[tuple[Any, Any]] = []
-        self.trees = dict.fromkeys(("lost", "repeated", "late", "whole"), 0)
+        self.trees = dict.fromkeys(("late", "repeated", "lost"), 0)
+        self.turns = itertools.cycle(self.trees)
         self.tell = Neighbour.tell
 
     def __call__(self, neighbour: Any, message: Any) -> None:
         with self.lock:
             fate = self.rng.choice(("lost", "repeated", "late", "whole", "whole"))
             if isinstance(message, DraftBlock) and message.parents is not None:
+                fate = next(self.turns)
                 self.trees[fate] += 1
             due = [each for each in self.late if each[0] is neighbour]
             self.late = [each for each in self.late if each[0] is not neighbour]
