@@ -14,20 +14,20 @@ import ray
 from cascade_runtime.config import Recipe
 from cascade_runtime.transports import Replicas, Transport
 from cluster.launch import Report, connect
-from cluster.ray_transport import RayTransport
+from cluster.ray_transport import RayTransport, join
 
 _STARTS = 4  # pipelines that load at a time
 
 
-def open_ray(recipe: Recipe, *, report: Report = lambda line: None) -> Transport:
-    """Start the pipelines of a recipe on the Ray that this process is connected to, or on one of its own. Raises what
-    `launch` raises; what was started by then is stopped.
+def open_ray(recipe: Recipe, *, address: str | None = None, report: Report = lambda line: None) -> Transport:
+    """Start the pipelines of a recipe on the Ray that this process is connected to, on the one at an address, or on one
+    of its own. Raises what `launch` and `join` raise; what was started by then is stopped.
     """
     count = recipe.cascade.replicas
     if count == 1:
-        return RayTransport(recipe, report=report)
+        return RayTransport(recipe, address=address, report=report)
     recipe.check_runs_apart()
-    owns_ray = connect(recipe, None, report, pipelines=count)
+    owns_ray = connect(recipe, None, report, pipelines=count) if address is None else join(address)
     one = replace(recipe, cascade=replace(recipe.cascade, replicas=1))
     with ThreadPoolExecutor(min(count, _STARTS)) as pool:
         starting = [pool.submit(RayTransport, one, report=report) for _ in range(count)]
