@@ -29,6 +29,7 @@ from actors.ending import Ending
 from actors.handles import StageHandle, Stages
 from actors.pulse import Pulse
 from actors.quarantine import Quarantine
+from actors.rows import RowReport
 from actors.target import Progress
 from cascade_runtime.api import Answer, GenerateRequest, Piece
 from cascade_runtime.config import Recipe
@@ -117,7 +118,7 @@ class Controller:
         are suspects, unless it was `planned`.
         """
         with self._changed:
-            inside = list(self._inside.values())
+            inside = [course for course in self._inside.values() if not course.over]
             if not planned:
                 present = [course.request.request_id for course in inside if self._is_in(course, name)]
                 self._quarantine.crashed(name, present)
@@ -165,13 +166,19 @@ class Controller:
         try:
             progress = yield from self._pursue(course, stream=stream)
         except BaseException:
-            self._ending.release(course, self.stages)
+            self._release(course)
             self._leave(course)
             raise
         received = time.monotonic()
-        reports = self._ending.release(course, self.stages)
+        reports = self._release(course)
         self._leave(course)
         yield self._ending.answer(course, self.stages, progress, received, reports)
+
+    def _release(self, course: Course) -> dict[str, RowReport]:
+        """Free its slots. From here on no stage is told of it again: nobody would release it there."""
+        with self._changed:
+            course.over, stages = True, self.stages
+        return self._ending.release(course, stages)
 
     def _leave(self, course: Course) -> None:
         with self._changed:

@@ -39,6 +39,7 @@ class Course:
     prepared: bool = False  # encoder and adapter are through with it, as far as is known
     notes: list[str] = field(default_factory=list)
     entered: bool = False  # it has a slot
+    over: bool = False  # it is being released
     cancelled: bool = False
 
     @property
