@@ -28,7 +28,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from benchmarks.throughput.measure import questions
@@ -41,7 +40,6 @@ from cluster.ray_transport import RayTransport
 from cluster.serving.settings import ServerSettings
 
 FIRST_SCENE = 9_500_000  # far from the seeds of training
-QUIET = Path("/tmp/quiet")  # another measurement runs while it exists
 TIMEOUT_S = 100.0
 PACKAGES = ("ray", "torch", "transformers", "numpy", "httpx2", "uvicorn")
 
@@ -158,11 +156,8 @@ def serve_pipeline(settings: ServerSettings) -> Transport:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print. Returns 1 where answers differ, 2 while another measurement runs."""
+    """Measure and print. Returns 1 where answers differ."""
     args = _arguments(argv)
-    if QUIET.exists() and not args.anyway:
-        print(f"{QUIET} exists: another measurement runs (--anyway)", file=sys.stderr)
-        return 2
     recipe, overrides = _recipe(args)
     from ray import serve, shutdown
 
@@ -219,7 +214,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--max-tokens", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help="two rounds")
-    parser.add_argument("--anyway", action="store_true", help=f"measure although {QUIET} exists")
     args = parser.parse_args(argv)
     args.rounds = 2 if args.quick else args.rounds
     return args

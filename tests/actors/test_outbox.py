@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.target import _NOTHING, Target, _Outbox
+from actors.target import NOTHING, Target, _Outbox
 
 
 class Counted(threading.Condition):
@@ -38,9 +38,9 @@ def test_a_waiter_is_woken_for_tokens_beyond_those_it_knows_and_for_the_end(
     wanted: list[int], tokens: int, reason: str | None, problem: str | None, woken: int
 ) -> None:
     stopper: Any = None
-    outbox = _Outbox(stopper, _NOTHING, Counted(), wanted)
-    progress = replace(_NOTHING, tokens=tuple(range(tokens)), finish_reason=reason, problem=problem)
-    target: Any = SimpleNamespace()
+    outbox = _Outbox(stopper, NOTHING, Counted(), wanted)
+    progress = replace(NOTHING, tokens=tuple(range(tokens)), finish_reason=reason, problem=problem)
+    target: Any = SimpleNamespace(_stopping=threading.Event())
     Target._show(target, outbox, progress)
     assert outbox.changed.woken == woken  # type: ignore[attr-defined]
     assert outbox.progress is progress
@@ -48,8 +48,9 @@ def test_a_waiter_is_woken_for_tokens_beyond_those_it_knows_and_for_the_end(
 
 def test_who_has_waited_in_vain_is_forgotten() -> None:
     stopper: Any = None
-    outbox = _Outbox(stopper, _NOTHING)
+    outbox = _Outbox(stopper, NOTHING)
     policy = SimpleNamespace(decision=SimpleNamespace(speculate=True))
     target: Any = SimpleNamespace(_outboxes={1: outbox}, scheduler=SimpleNamespace(policy=policy), name="heavy")
+    target._stopping = threading.Event()
     assert Target.take(target, 1, 64, 0.001).tokens == ()
     assert outbox.wanted == []
