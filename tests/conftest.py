@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,30 @@ def shared_data() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Two processes share the suite file by file; everything that needs the Ray cluster is one file, and goes first.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the Ray cluster goes first: it takes longest."""
+    items.sort(key=lambda item: not _on_ray(item.nodeid))
 
-    Fixtures of a module then are made once, one cluster is started, and the longest part does not come last.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Two processes share the suite file by file, so that a module's fixtures are made once; all that needs the Ray
+    cluster is as one file, so that one cluster is started.
     """
-    for item in items:
-        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if _on_ray(nodeid) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
+
+
+def _on_ray(nodeid: str) -> bool:
+    return _names_the_cluster(ROOT / nodeid.partition("::")[0])
+
+
+@cache
+def _names_the_cluster(path: Path) -> bool:
+    text = path.read_text()
+    return "ray_cluster" in text or "mark.ray" in text

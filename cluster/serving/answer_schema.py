@@ -91,6 +91,43 @@ _MODEL = record(
     cascade=record(recipe=TEXT, levels=several(TEXT), mode=TEXT, slots=COUNT, notes=several(TEXT)),
 )
 
+_FILE = record(
+    id=TEXT,
+    object={"const": "file"},
+    bytes=COUNT,
+    created_at=COUNT,
+    expires_at=COUNT,
+    filename=TEXT,
+    purpose=TEXT,
+    status={"const": "processed"},
+)
+_BATCH = record(
+    id=TEXT,
+    object={"const": "batch"},
+    endpoint=TEXT,
+    errors=optional(record(object={"const": "list"}, data=several({"type": "object"}))),
+    input_file_id=TEXT,
+    completion_window=TEXT,
+    status=TEXT,
+    output_file_id=optional(TEXT),
+    error_file_id=optional(TEXT),
+    created_at=COUNT,
+    expires_at=COUNT,
+    request_counts=record(total=COUNT, completed=COUNT, failed=COUNT),
+    metadata=optional({"type": "object"}),
+)
+
+
+def _page_of(item: Json) -> Json:
+    return record(
+        object={"const": "list"},
+        data=several(item),
+        first_id=optional(TEXT),
+        last_id=optional(TEXT),
+        has_more={"type": "boolean"},
+    )
+
+
 SCHEMAS: dict[str, Json] = {
     "Error": record(error=_ERROR),
     "ChatCompletion": record(
@@ -124,6 +161,11 @@ SCHEMAS: dict[str, Json] = {
     "Ready": record(status={"const": "ok"}, without=several(TEXT)),
     "DeepHealth": record(status={"enum": ["ok", "failed"]}, ms=MS, stages={"type": "object"}),
     "Version": record(version=TEXT),
+    "File": _FILE,
+    "Files": _page_of(_FILE),
+    "Deleted": record(id=TEXT, object={"const": "file"}, deleted={"const": True}),
+    "Batch": _BATCH,
+    "Batches": _page_of(_BATCH),
     "Samples": record(data=several(record(name=TEXT, title=TEXT))),
     "Frames": record(
         facts=record(events=COUNT, width=COUNT, height=COUNT, duration_us=COUNT, on_share=MS),

@@ -31,7 +31,7 @@ EXAMPLE_URL = f"data:text/csv;base64,{base64.b64encode(_EVENTS.encode()).decode(
 """A recording of 64 events."""
 
 
-def chat_body(limits: ChatLimits) -> Json:
+def chat_body(limits: ChatLimits, *, uploads: bool) -> Json:
     """The schema of what `parse_chat` takes, with these limits."""
     tokens: Json = {"type": "integer", "minimum": 1, "maximum": limits.max_tokens}
     stop: Json = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARACTERS}
@@ -59,21 +59,27 @@ def chat_body(limits: ChatLimits) -> Json:
     refused: dict[str, Json] = {name: {"type": "null"} for name, allowed in _NEUTRAL.items() if not allowed}
     properties = {name: _or_null(schema) for name, schema in (used | neutral).items()}
     ignored: dict[str, Json] = {name: {"description": "ignored"} for name in _IGNORED}
-    return _closed({"messages": _messages(limits), **properties, **refused, **ignored}, required=["messages"])
+    return _closed(
+        {"messages": _messages(limits, uploads=uploads), **properties, **refused, **ignored}, required=["messages"]
+    )
 
 
-def media_source(limits: MediaLimits) -> Json:
-    """The schema of what `read_media` takes, with these limits."""
+def media_source(limits: MediaLimits, *, uploads: bool) -> Json:
+    """The schema of what `read_media` takes, with these limits. uploads: files may be named by their ids."""
     url = _DATA_URL if limits.directory is None else f"{_DATA_URL}|^file://"
     side: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_SENSOR_SIDE}
     properties: dict[str, Json] = {
         "url": {"type": "string", "pattern": url},
+        "file_id": {"type": "string"},
         "format": {"enum": [*SENT_FORMATS, None]},
         "width": side,
         "height": side,
         "fps": {"type": ["number", "null"], "minimum": 0.1, "maximum": 10_000},
     }
-    return _closed(properties, required=["url"])
+    if not uploads:
+        del properties["file_id"]
+        return _closed(properties, required=["url"])
+    return _closed(properties) | {"oneOf": [{"required": ["url"]}, {"required": ["file_id"]}]}
 
 
 def example_body() -> Json:
@@ -83,14 +89,13 @@ def example_body() -> Json:
     return {"messages": [{"role": "user", "content": content}], "max_tokens": 8}
 
 
-def _messages(limits: ChatLimits) -> Json:
+def _messages(limits: ChatLimits, *, uploads: bool) -> Json:
     text = _closed(
         {"type": {"const": "text"}, "text": {"type": "string", "maxLength": MAX_QUESTION_CHARACTERS}},
         required=["type", "text"],
     )
-    media = [
-        _closed({"type": {"const": kind}, kind: media_source(limits.media)}, required=["type", kind]) for kind in _MEDIA
-    ]
+    source = media_source(limits.media, uploads=uploads)
+    media = [_closed({"type": {"const": kind}, kind: source}, required=["type", kind]) for kind in _MEDIA]
     content = {"type": "array", "minItems": 2, "maxItems": _MAX_PARTS, "items": {"oneOf": [text, *media]}}
     message = _closed({"role": {"const": "user"}, "content": content, "name": {}}, required=["role", "content"])
     return {"type": "array", "minItems": 1, "maxItems": 1, "items": message}

@@ -70,6 +70,20 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
     ("POST", "/v1/cascade/frames"): _Operation(
         "Pictures of a recording.", _json("Frames"), (*_BODY, 429, 503), "FramesRequest"
     ),
+    ("GET", "/v1/cascade/pipeline"): _Operation(
+        "What every stage is doing, as server-sent events.", {"text/event-stream": None}, (503,)
+    ),
+    ("POST", "/v1/files"): _Operation(
+        "Keep a file, sent as a form with `file` and `purpose`.", _json("File"), (*_BODY, 429, 503)
+    ),
+    ("GET", "/v1/files"): _Operation("The caller's files.", _json("Files")),
+    ("GET", "/v1/files/{id}"): _Operation("One of them.", _json("File"), (404,)),
+    ("DELETE", "/v1/files/{id}"): _Operation("Forget it.", _json("Deleted"), (404,)),
+    ("GET", "/v1/files/{id}/content"): _Operation("Its bytes.", {"application/octet-stream": None}, (404,)),
+    ("POST", "/v1/batches"): _Operation("Begin a batch.", _json("Batch"), (404, *_BODY, 429, 503)),
+    ("GET", "/v1/batches"): _Operation("The caller's batches.", _json("Batches")),
+    ("GET", "/v1/batches/{id}"): _Operation("One of them.", _json("Batch"), (404,)),
+    ("POST", "/v1/batches/{id}/cancel"): _Operation("End it.", _json("Batch"), (404, 409)),
 }
 _FOLLOW = (("GET", _ONE), ("GET", f"{_ONE}/trace"), ("DELETE", _ONE), ("POST", f"{_ONE}/cancel"))
 _WORDS = {499: "The request was cancelled.", 408: "The body did not arrive in time."}
@@ -90,9 +104,10 @@ def document(gateway: Gateway, routes: Iterable[Route]) -> Json:
         paths.setdefault(path, {})[method.lower()] = {"operationId": _id(method, path)} | _operation(
             path, operation, keys
         )
-    frames = {"type": "object", "properties": {"recording": media_source(gateway.limits.media)}}
+    uploads = ("POST", "/v1/files") in there
+    frames = {"type": "object", "properties": {"recording": media_source(gateway.limits.media, uploads=uploads)}}
     bodies = {
-        "ChatCompletionRequest": chat_body(gateway.limits),
+        "ChatCompletionRequest": chat_body(gateway.limits, uploads=uploads),
         "FramesRequest": frames | {"required": ["recording"], "additionalProperties": False},
     }
     return {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import jsonschema
 import pytest
 from chat_bodies import body_about, chat_body
 from client.http_servers import cascade_server
@@ -342,3 +343,23 @@ def test_work_that_can_wait_leaves_a_slot_and_never_goes_before_a_caller(family:
         (await waiting).leave()
 
     asyncio.run(wakes())
+
+
+def test_the_openapi_document_describes_files_and_batches_and_their_answers(
+    site: tuple[httpx.Client, Path],
+) -> None:
+    client, _ = site
+    document = client.get("/openapi.json").json()
+    for path in ("/v1/files", "/v1/files/{id}", "/v1/files/{id}/content", "/v1/batches", "/v1/batches/{id}/cancel"):
+        assert path in document["paths"]
+    part = document["components"]["schemas"]["FramesRequest"]["properties"]["recording"]
+    assert {"required": ["file_id"]} in part["oneOf"] and "file_id" in part["properties"]
+    stored = upload(client, json.dumps(line("a", **chat_body())).encode())
+    batch = client.post(
+        "/v1/batches",
+        json={"input_file_id": stored.json()["id"], "endpoint": URL, "completion_window": "24h"},
+    )
+    told = {"File": stored, "Files": client.get("/v1/files"), "Batch": batch, "Batches": client.get("/v1/batches")}
+    for name, answer in told.items():
+        schema = {"$ref": f"#/components/schemas/{name}", **document}
+        jsonschema.Draft202012Validator(schema).validate(answer.json())

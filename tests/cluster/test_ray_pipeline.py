@@ -158,33 +158,28 @@ def test_a_list_that_is_left_makes_room_for_the_next(client: CascadeClient) -> N
     assert pipeline(client).stats()["controller"]["cancelled"] > before
 
 
-def test_a_killed_drafter_costs_time_and_no_token(ray_cluster: None, family: Path) -> None:
-    import ray
-
-    unsupervised = replace(ray_recipe(family, "stream"), supervision=SupervisionConfig(restarts=0))
-    with CascadeClient("ray", recipe=unsupervised) as client:
-        request = {"sampling": SamplingParams(max_tokens=40, temperature=0.7, seed=4)}
-        before = client.generate(toy_events(), "What moves?", **request)
-        ray.kill(pipeline(client).stages["level1"].actor)
-        after = client.generate(toy_events(), "What moves?", **request)
-        assert after.token_ids == before.token_ids
-        assert any("level1" in note for note in after.notes)
-        stats = pipeline(client).stats()
-        assert "died" in stats["level1"]["problem"] and "problem" not in stats["target"]
-        ray.kill(pipeline(client).stages["target"].actor)
-        with pytest.raises(StageError, match="died"):
-            client.generate(toy_events(), "What moves?", **request)
-
-
-def test_closing_leaves_no_actor_and_no_placement_group(ray_cluster: None, family: Path) -> None:
+def test_unsupervised_a_killed_drafter_costs_no_token_and_closing_leaves_nothing(
+    ray_cluster: None, family: Path
+) -> None:
     import ray
     from ray.util import list_named_actors, placement_group_table
 
-    client = CascadeClient("ray", recipe=ray_recipe(family, "object_store"))
+    unsupervised = replace(ray_recipe(family, "object_store"), supervision=SupervisionConfig(restarts=0))
+    client = CascadeClient("ray", recipe=unsupervised)
     assert pipeline(client).backends == ("object_store", "object_store")
     actors = [stage.actor for stage in (*pipeline(client).stages.values(), pipeline(client).controller)]
-    assert isinstance(client.generate(toy_events(), "What?"), Answer)
     group = pipeline(client).group.id.hex()
+    request = {"sampling": SamplingParams(max_tokens=40, temperature=0.7, seed=4)}
+    before = client.generate(toy_events(), "What moves?", **request)
+    ray.kill(pipeline(client).stages["level1"].actor)
+    after = client.generate(toy_events(), "What moves?", **request)
+    assert after.token_ids == before.token_ids
+    assert any("level1" in note for note in after.notes)
+    stats = pipeline(client).stats()
+    assert "died" in stats["level1"]["problem"] and "problem" not in stats["target"]
+    ray.kill(pipeline(client).stages["target"].actor)
+    with pytest.raises(StageError, match="died"):
+        client.generate(toy_events(), "What moves?", **request)
     client.close()
     client.close()
     for actor in actors:
@@ -209,12 +204,12 @@ def test_what_the_cluster_cannot_hold_is_refused_by_name(
         CascadeClient("ray", recipe=recipe)
 
 
-def test_the_async_client_answers_side_by_side(ray_cluster: None, family: Path) -> None:
+def test_the_async_client_answers_side_by_side(client: CascadeClient, family: Path) -> None:
     async def ask() -> list[Answer]:
-        async with AsyncCascadeClient("ray", recipe=toy_recipe(family, ["noisy"])) as client:
-            return await asyncio.gather(*(client.generate(toy_events(k), "What moves?") for k in range(4)))
+        asked: AsyncCascadeClient = client._async
+        return await asyncio.gather(*(asked.generate(toy_events(k), "What moves?") for k in range(4)))
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run_coroutine_threadsafe(ask(), client._loop).result(120)
     expected = Engine.load(toy_recipe(family, [])).generate(
         [GenerateRequest(events=toy_events(k), question="What moves?") for k in range(4)]
     )

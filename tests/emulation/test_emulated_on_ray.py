@@ -12,12 +12,8 @@ from cascade_runtime.config import SamplingParams, recipe_from_dict
 pytestmark = pytest.mark.ray
 
 
-@pytest.mark.parametrize("event_branch", [True, False])
-def test_emulated_stages_run_on_ray_and_say_so(ray_cluster: None, event_branch: bool) -> None:
+def test_emulated_stages_run_on_ray_and_say_so(ray_cluster: None) -> None:
     table = emulated_table(["light"], {"agreement": [0.7]})
-    for name in ("encoder", "adapter"):
-        if not event_branch:
-            del table[name]
     table["stages"]["light"]["device"] = table["stages"]["target"]["device"] = "emulated:shared_by_a_test"
     recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}})
     sampling = SamplingParams(max_tokens=40, temperature=0.7, seed=3)

@@ -32,7 +32,7 @@ def answers(engine: Engine | InTurns, requests: list[GenerateRequest]) -> list[o
 
 @pytest.mark.parametrize("drafters", [[], ["identical"], ["random", "noisy"], ["inverted", "identical"]])
 def test_turns_give_the_engines_tokens(family: Path, drafters: list[str]) -> None:
-    requests = toy_requests(10, seed=3)
+    requests = toy_requests(6, seed=3)
     expected = Engine.load(toy_recipe(family, [])).generate(requests)
     told = answers(InTurns(toy_recipe(family, drafters, cascade=TURNS)), requests)
     assert [a.token_ids for a in told] == [e.token_ids for e in expected]  # type: ignore[attr-defined, union-attr]
