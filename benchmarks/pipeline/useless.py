@@ -55,7 +55,7 @@ def _beside_alone(
 
 def _two_emulated(step_ms: float, agreement: float) -> Recipe:
     """A drafter of so many ms a step in front of the target."""
-    recipe = load_recipe("benchmarks/recipes/emulated_5_25_100.toml")
+    recipe = load_recipe("benchmarks/recipes/emulated_5_25_100.toml", ["supervision.restarts=0"])  # dead stays dead
     light, _, heavy = recipe.stages
     assert recipe.emulation is not None
     assert isinstance(light.profile, StepProfile) and isinstance(heavy.profile, StepProfile)
