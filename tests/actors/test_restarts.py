@@ -219,19 +219,20 @@ def test_a_request_that_kills_the_target_fails_alone(family: Path) -> None:
 
                 handle.stage.level.admit = dying
 
-        controller.crew.start = lambda name: (arm(name), poisoned(name))
+        starts: list[str] = []  # a target that dies again before it is linked is one recovery, but two starts
+        controller.crew.start = lambda name: (starts.append(name), arm(name), poisoned(name))
         poisoned("target")
         poison = GenerateRequest(events=toy_events(), question="poison", request_id="poison")
         bad = pool.submit(controller.generate, poison)
         answers = [pool.submit(controller.generate, request) for request in requests]
         assert isinstance(bad.exception(60), Quarantined)
         assert [a.result(60).token_ids for a in answers] == [r.token_ids for r in reference]  # type: ignore[union-attr]
-        assert until(lambda: not controller.supervisor._under_way and len(controller.supervisor.recoveries) >= 2)
-        crashes = len(controller.supervisor.recoveries)
-        assert crashes <= 3
+        assert until(lambda: not controller.supervisor._under_way and len(controller.supervisor.recoveries) >= 1)
+        crashes = len(starts)
+        assert set(starts) == {"target"} and 2 <= crashes <= 3
         with pytest.raises(Quarantined):  # nor is it tried again
             controller.generate(poison)
-        assert len(controller.supervisor.recoveries) == crashes
+        assert len(starts) == crashes
 
 
 def test_a_stage_that_fails_too_often_is_given_up_and_says_so(family: Path) -> None:
