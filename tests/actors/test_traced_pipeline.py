@@ -21,7 +21,9 @@ STREAMS = 6
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sequence[Answer], dict[str, Trace], dict[str, Any]]:
     """Answers, traces by stage, and stats by language stage of one run of three levels."""
-    recipe = toy_recipe(write_toy_family(tmp_path_factory.mktemp("toy")), ["noisy", "noisy"], [2, 4])
+    patient = {"start_s": 300.0, "upstream_s": 10.0}  # on a busy machine too, no verifier goes on without drafts
+    family = write_toy_family(tmp_path_factory.mktemp("toy"))
+    recipe = toy_recipe(family, ["noisy", "noisy"], [2, 4], deadlines=patient)
     with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(STREAMS) as pool:
         answers = list(pool.map(controller.generate, toy_requests(24, seed=3)))
         stages = [controller.stages.encoder.stage, controller.stages.adapter.stage, *controller.language]
