@@ -67,6 +67,7 @@ from cluster.supervision.supervisor import Recovery, Supervisor
 log = logging.getLogger(__name__)
 
 _CONTROL_THREADS = 8
+_REASON = 160  # characters of what Ray says of a death, which can be a page
 _OBJECT_STORE_BYTES = 400_000_000
 FOREGROUND: dict[str, Any] = {"worker_niceness": 0}  # Ray's 15 starves a stage as soon as anything else wants the cores
 Report = Callable[[str], None]
@@ -102,7 +103,8 @@ def plain_error(error: BaseException, stage: str) -> CascadeError:
     if isinstance(error, ActorUnavailableError):
         return ChannelError(f"stage {stage}: a call was lost on its way")
     if isinstance(error, RayActorError):
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[-1][:_REASON] if lines else "no reason was given"
         return StageDied(stage, "-", f"its process has died: {reason}")
     if isinstance(error, ObjectLostError):
         return FeaturesLost(stage, "-", f"what it had made is lost ({type(error).__name__})")
