@@ -30,7 +30,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(family: Path, **supervision: Any) -> Recipe:
     quick = {"backoff_s": 0.01, "silent_s": 0.6, "restarts": 1000, **supervision}
-    return toy_recipe(family, ["noisy", "noisy"], [2, 3], supervision=quick)
+    patient = {"start_s": 300.0, "upstream_s": 0.5}
+    return toy_recipe(family, ["noisy", "noisy"], [2, 3], supervision=quick, deadlines=patient)
 
 
 def long_request(temperature: float = 0.8, **changes: Any) -> GenerateRequest:

@@ -29,7 +29,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ray_recipe(family: Path, backend: str = "auto") -> Recipe:
-    return toy_recipe(family, ["random", "noisy"], [2, 4], channels={"backend": backend})
+    patient = {"start_s": 300.0, "upstream_s": 10.0}  # on a busy machine too, no verifier goes on without drafts
+    return toy_recipe(family, ["random", "noisy"], [2, 4], channels={"backend": backend}, deadlines=patient)
 
 
 @pytest.fixture(scope="module")
