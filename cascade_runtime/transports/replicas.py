@@ -82,11 +82,10 @@ class Replicas:
         slots: int,
         patience_s: float,
         on_close: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = [_Replica(transport, number) for number, transport in enumerate(transports)]
         self._most = slots + 1 + slots // 4  # a freed slot finds the next request at the replica already
-        self._patience_s, self._on_close, self._clock = patience_s, on_close, clock
+        self._patience_s, self._on_close = patience_s, on_close
         self._changed = asyncio.Condition()
 
     def run(
@@ -130,14 +129,14 @@ class Replicas:
         failed, tried, told = 0, set[int](), Told()
         until: float | None = None
         while True:
-            now = self._clock()
+            now = time.monotonic()
             replica = await self._take(request, tried, until or now + (timeout_s or self._patience_s))
-            until = until or self._clock() + (timeout_s or self._patience_s)  # counts from when it was first taken
-            left_s = None if timeout_s is None else max(0.05, until - self._clock())
+            until = until or time.monotonic() + (timeout_s or self._patience_s)  # counts from when it was first taken
+            left_s = None if timeout_s is None else max(0.05, until - time.monotonic())
             try:
                 outcome = await self._ask(replica, request, left_s, stream, told.filtered(tell))
                 if isinstance(outcome, _ELSEWHERE):
-                    replica.resting_until = self._clock() + _REST_S  # before its place is taken by the next
+                    replica.resting_until = time.monotonic() + _REST_S  # before its place is taken by the next
             finally:
                 await self._free(replica, request)
             if isinstance(outcome, Answer):
@@ -146,11 +145,11 @@ class Replicas:
                 raise outcome
             full = isinstance(outcome, CapacityError)
             if await self._healthy(replica):
-                replica.resting_until = self._clock() + _FULL_S if full else 0.0
+                replica.resting_until = time.monotonic() + _FULL_S if full else 0.0
             if not full:
                 failed += 1
                 tried.add(replica.number)
-            if failed == _TRIES or len(self._replicas) == 1 or self._clock() >= until:
+            if failed == _TRIES or len(self._replicas) == 1 or time.monotonic() >= until:
                 raise outcome
 
     async def _ask(
@@ -171,7 +170,7 @@ class Replicas:
     async def _take(self, request: GenerateRequest, tried: set[int], until: float) -> _Replica:
         """The replica with room that would be done first; waits for one. Raises `DeadlineExceeded`."""
         while True:
-            now = self._clock()
+            now = time.monotonic()
             ready = [replica for replica in self._replicas if replica.resting_until <= now]
             rested = next((replica for replica in ready if replica.resting_until), None)
             if rested is not None:  # asked by one request, while the others go elsewhere
@@ -198,7 +197,7 @@ class Replicas:
                     continue
 
     async def _free(self, replica: _Replica, request: GenerateRequest) -> None:
-        replica.leave(_work(request), self._clock())
+        replica.leave(_work(request), time.monotonic())
         async with self._changed:
             self._changed.notify_all()
 
