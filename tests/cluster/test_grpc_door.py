@@ -5,15 +5,13 @@ test_grpc_sessions.py has sessions, test_grpc_health.py what any gRPC tool may a
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from chat_bodies import chat_body
-from client.grpc_servers import Served, free_port, grpc_server
+from client.grpc_servers import Served, free_port, grpc_server, until
 from client.scripted import Scripted
 from google.protobuf.json_format import MessageToDict
 from grpc_calls import BEARER, EVENTS, GENERATE, KEY, asked, calls, health, reflected, refused
@@ -271,10 +269,3 @@ def test_a_public_address_needs_a_key_and_a_port_is_this_server_s_alone(
         assert main(["serve", "heavy", "--grpc-port", port]) == 2
         assert f"--grpc-port: got {port}" in capsys.readouterr().err
     assert main(["serve", "heavy", "--grpc-port", str(free_port()), "--ssl-certfile", "only.pem"]) == 2
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
