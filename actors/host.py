@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+_GRADES = 4
+
 
 def host() -> str:
     """The machine this process runs on: its name and the identity of its running kernel."""
@@ -36,11 +38,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def step_back(grades: int = 4) -> None:
-    """Let this thread go after others by so many of the 19 grades of niceness.
+def step_back() -> None:
+    """Let this thread go after others by `_GRADES` of the 19 grades of niceness.
 
     Where stages share CPU cores, the target goes first: a draft is worth less than the pass that waits for it.
     """
     with contextlib.suppress(OSError):
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + grades))
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _GRADES))

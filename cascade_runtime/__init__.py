@@ -2,10 +2,14 @@
 
 Rows, each importing only from the rows below it (tests/test_architecture.py enforces this):
 
-    8  cluster      7  actors       6  training, evaluation, batch      5  engine, in_turns, client, planning, edge
-    4  vision, decoding, transports
+    8  cluster
+    7  actors
+    6  training, evaluation, batch
+    5  engine, in_process, in_turns, client, planning, edge
+    4  vision, decoding, transports, simulation, emulation
     3  events, models, scheduling, channels, api                 leaves: they do not know each other
-    2  config, messages, metrics, tracing                        1  errors
+    2  config, messages, metrics, proto, tracing                 nor do these
+    1  errors
 
 Importing this package loads none of torch, transformers or ray: names are resolved on first use.
 

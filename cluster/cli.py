@@ -259,22 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     add_heads(train)
     add_distil(train)
 
-    trace = commands.add_parser("trace", help="what every stage does when: a Gantt chart, a Perfetto trace, counters")
-    _add_recipe(trace)
-    trace.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE.json|FILE.svg",
-        help="a trace for ui.perfetto.dev, or a picture; repeatable",
+    _add_trace(
+        commands.add_parser("trace", help="what every stage does when: a Gantt chart, a Perfetto trace, counters")
     )
-    trace.add_argument("--metrics", type=Path, metavar="FILE", help="the counters of the run, as Prometheus text")
-    trace.add_argument("--streams", type=int, default=4, metavar="N", help="how many ask at the same time")
-    trace.add_argument("--requests", type=int, default=3, metavar="N", help="questions of each stream")
-    trace.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes are simulated")
-    trace.set_defaults(run=_trace)
 
     doctor = commands.add_parser("doctor", help="what this machine can run")
     doctor.add_argument("--json", action="store_true")
@@ -301,6 +288,24 @@ def _add_events(events: argparse.ArgumentParser) -> None:
     render.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.png")
     render.add_argument("--quiet", action="store_true", help="no preview in the terminal")
     render.set_defaults(run=_events_render)
+
+
+def _add_trace(trace: argparse.ArgumentParser) -> None:
+    _add_recipe(trace)
+    trace.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json|FILE.svg",
+        help="a trace for ui.perfetto.dev, or a picture; repeatable",
+    )
+    trace.add_argument("--metrics", type=Path, metavar="FILE", help="the counters of the run, as Prometheus text")
+    trace.add_argument("--streams", type=int, default=4, metavar="N", help="how many ask at the same time")
+    trace.add_argument("--requests", type=int, default=3, metavar="N", help="questions of each stream")
+    trace.add_argument("--seed", type=int, default=0, metavar="N", help="which scenes are simulated")
+    trace.set_defaults(run=_trace)
 
 
 def _add_setup(command: argparse.ArgumentParser) -> None:

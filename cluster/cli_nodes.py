@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cascade_runtime.errors import CascadeError
+from cluster.output_file import write_output
 
 if TYPE_CHECKING:
     from cluster.nodes import RayNode, Survey
@@ -53,10 +54,7 @@ def _nodes(args: argparse.Namespace) -> int:
 
     found = live_survey(args.address, args.timeout, probe=not args.no_probe)
     if args.output:
-        try:
-            args.output.write_text(to_toml(found.table), encoding="utf-8")
-        except OSError as error:
-            raise CascadeError(f"{args.output}: {error.strerror or error}") from error
+        write_output(args.output, to_toml(found.table))
     print(json.dumps(found.to_dict()) if args.json else _text(found))
     return 0
 

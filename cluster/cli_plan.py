@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cascade_runtime.errors import CascadeError, ConfigError
+from cascade_runtime.errors import ConfigError
 from cluster.cli_nodes import LIVE, live_survey
+from cluster.output_file import write_output
 
 _PROBE_S = 15.0
 
@@ -56,10 +57,10 @@ def _plan(args: argparse.Namespace) -> int:
     load = replace(cluster.load, **{key: value for key, value in given.items() if value is not None})
     found = plan(recipe, cluster, load=load, assume=check_assumptions(args.assume))
     if args.picture:
-        _write(args.picture, draw(found))
+        write_output(args.picture, draw(found))
     if args.output:
         for path, text in _placed(args.output, recipe, found, cluster).items():
-            _write(path, text)
+            write_output(path, text)
             print(f"{path}: for cascade serve, or --recipe", file=sys.stderr)
     cuts = edge_cuts(recipe, cluster, args.edge_link)
     if args.json:
@@ -76,10 +77,3 @@ def _placed(output: Path, recipe: Any, found: Any, cluster: Any) -> Mapping[Path
 
     texts = [to_toml(recipe_to_dict(each)) for each in placed_recipes(recipe, found, cluster)]
     return {output if not i else output.with_stem(f"{output.stem}-{i + 1}"): text for i, text in enumerate(texts)}
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CascadeError(f"{path}: {error.strerror or error}") from error

@@ -127,7 +127,7 @@ def run_demo(*, target: str, seed: int, question: str | None, recipe: Recipe, co
     print(_paint(_BOLD, "A scene in front of a simulated event camera", color))
     print(_scene(scene, color), flush=True)
     started = time.perf_counter()
-    where = "five Ray stages" if target == "ray" else "this process"
+    where = f"{len(recipe.stages) + 2} Ray stages" if target == "ray" else "this process"  # and encoder, adapter
     print(f"loading {', '.join(recipe.cascade.levels)} into {where} ...", file=sys.stderr, flush=True)
     with CascadeClient(target=target, recipe=recipe) as client:
         print(f"ready after {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)

@@ -210,7 +210,7 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         backends = tuple(spec.backend for spec in edges)
         report("starting five stages and the controller")
         stages = _start_stages(recipe, reserved, actors)
-        infos = _infos(recipe, stages, deadline, report)
+        infos = _infos(stages, deadline, report)
         check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
         _link(recipe, stages, edges, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
@@ -306,7 +306,7 @@ def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RaySt
     return Supervisor(recipe, handles, crew)
 
 
-def _infos(recipe: Recipe, stages: Mapping[str, RayStage], deadline: float, report: Report) -> dict[str, Any]:
+def _infos(stages: Mapping[str, RayStage], deadline: float, report: Report) -> dict[str, Any]:
     references = {name: stage.start("info") for name, stage in stages.items()}
     infos = {}
     for name, reference in references.items():

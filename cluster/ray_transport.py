@@ -13,12 +13,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from actors.controller import MAX_WAITING
-from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
+from cascade_runtime.api import Answer, GenerateRequest, Health, ServedModel
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, InputError, StageError
-from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
+from cascade_runtime.errors import ConfigError, DeadlineExceeded, InputError
+from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Tell, Told, Update, side_by_side
 from cluster.launch import Pipeline, Report, launch, plain_error
-from cluster.told import Tell, Told
 
 _CONNECT_S = 5.0
 _PAUSE_S = 0.1  # between looks for another controller
@@ -70,7 +69,7 @@ class RayTransport:
         self._recent = RecentAnswers()
         self.retried = 0  # requests that a second controller was asked
 
-    async def run(
+    def run(
         self,
         requests: Sequence[GenerateRequest],
         timeout_s: float | None,
@@ -78,49 +77,25 @@ class RayTransport:
         concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early cancels those that still run."""
-        updates: asyncio.Queue[Update] = asyncio.Queue()
+        ask = partial(self._answer, timeout_s=timeout_s, stream=stream)
+        return side_by_side(requests, concurrency, ask, waiting=None)
 
-        def tell(index: int, update: Piece | Answer | CascadeError) -> None:
-            updates.put_nowait((index, update))
-
-        places = asyncio.Semaphore(concurrency)
-
-        async def one(index: int, request: GenerateRequest) -> None:
-            async with places:
-                await self._one(request, timeout_s, stream, partial(tell, index))
-
-        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
-        left = len(requests)
-        try:
-            while left:
-                update = await updates.get()
-                left -= not isinstance(update[1], str)
-                if isinstance(update[1], Answer):
-                    self._recent.keep(update[1])
-                yield update
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _one(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> None:
-        outcome: Answer | CascadeError
+    async def _answer(self, request: GenerateRequest, tell: Tell, *, timeout_s: float | None, stream: bool) -> Answer:
         deadlines = self.pipeline.recipe.deadlines
         grace_s = (deadlines.request_s if timeout_s is None else timeout_s) + deadlines.control_s
         async with self._room:
             try:
                 async with asyncio.timeout(grace_s):
-                    outcome = await self._ask(request, timeout_s, stream, tell)
+                    answer = await self._ask(request, timeout_s, stream, tell)
             except TimeoutError:
-                outcome = DeadlineExceeded(f"request {request.request_id}: the controller is silent")
+                raise DeadlineExceeded(f"request {request.request_id}: the controller is silent") from None
             except RayError as error:
-                outcome = plain_error(error, "controller")
+                raise plain_error(error, "controller") from None
             except asyncio.CancelledError:
                 self.pipeline.controller.start("cancel", request.request_id)
                 raise
-            except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this request, and somebody waits for it
-                outcome = StageError("client", request.request_id, f"{type(error).__name__}: {error}")
-        tell(outcome)
+        self._recent.keep(answer)
+        return answer
 
     async def _ask(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> Answer:
         """Ask the controller; the next one, should it die meanwhile: the answer is the same. Nothing is told twice."""
@@ -160,7 +135,7 @@ class RayTransport:
             if isinstance(update, Answer):
                 answer = update
             else:
-                tell(update)
+                await tell(update)
         assert answer is not None  # the controller's stream ends in an answer or raises
         return answer
 

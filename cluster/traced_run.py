@@ -21,13 +21,14 @@ from typing import Any, Protocol, TextIO
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, ConfigError
+from cascade_runtime.errors import ConfigError
 from cascade_runtime.metrics import prometheus_text
 from cascade_runtime.tracing import Trace
 from cascade_runtime.tracing.arrows import arrows
 from cascade_runtime.tracing.chrome import chrome_trace
 from cascade_runtime.tracing.gantt import gantt
 from cascade_runtime.tracing.occupancy import Occupancy, occupancy
+from cluster.output_file import write_output
 
 QUESTIONS = (
     "What are the key elements in this scene?",
@@ -130,17 +131,10 @@ def run_trace(
     print(run.text(), file=out)
     for path in outputs:
         if path.suffix == ".json":
-            _write(path, json.dumps(chrome_trace(run.traces)))
+            write_output(path, json.dumps(chrome_trace(run.traces)))
         else:
             title = f"{recipe.cascade.name}: {len(run.answers)} questions of {streams} streams"
-            _write(path, gantt(run.traces, title))
+            write_output(path, gantt(run.traces, title))
     if metrics is not None:
-        _write(metrics, prometheus_text(stats))
+        write_output(metrics, prometheus_text(stats))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CascadeError(f"{path}: {error.strerror or error}") from error

@@ -41,7 +41,7 @@ TORCH_FREE = {
     "batch",
     "edge",
 }
-TORCH_FREE |= {"edge", *ROWS[2], *ROWS[1]}
+TORCH_FREE |= {*ROWS[2], *ROWS[1]}
 RAY_HOMES = ("cluster.", "cascade_runtime.channels.object_store", "cascade_runtime.channels.call")
 TRANSFORMERS_HOMES = ("cascade_runtime.models.", "cascade_runtime.training.")
 MAX_LINES = 400

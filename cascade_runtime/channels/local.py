@@ -1,4 +1,6 @@
-"""Channels inside one process: two bounded queues. For tests and the one-process engine; also the model of the rest."""
+"""Channels inside one process: two bounded queues. For stages of one process, and to wake a loop (`actors/bell.py`);
+also the model of the rest.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@
       .channels           how neighbouring stages are linked                            [channels]
       .policy             who decides how far to draft and when to verify               [policy]
       .deadlines          how long anything may wait                                    [deadlines]
-      .supervision        which stages hang, and how often one is started anew              [supervision]
+      .supervision        when a stage hangs, and how often one is started anew         [supervision]
       .tree               the tree that the lightest level drafts, or None for a chain  [tree]
       .emulation          what emulated devices say, or None where models run           [emulation]
       .acceptance         parameters of the rule that `cascade.acceptance` names        [acceptance]

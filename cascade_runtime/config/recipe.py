@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from cascade_runtime.config.drafting import check_drafting, check_runs_apart
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
 from cascade_runtime.config.stage import StageConfig
 from cascade_runtime.config.supervision import SupervisionConfig
+from cascade_runtime.config.toml_file import arguments, known_keys, read_toml
 from cascade_runtime.config.tree import TreeConfig
 from cascade_runtime.errors import ConfigError
 
 MAX_LEVELS = 6
-_RECIPE_BYTES = 65_536
 _TARGET_SEES = "the answer is a function of what the target sees"
 _BUILT_IN = Path(__file__).parents[1] / "recipes"
 
@@ -296,17 +296,7 @@ def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = (
         if str(source) not in (names := (*recipe_names(), *setup_names())):
             raise ConfigError("recipe", str(source), f"a .toml file, or one of {', '.join(names)}")
         path = _BUILT_IN / f"{source}.toml"
-    try:
-        with path.expanduser().open("rb") as file:
-            text = file.read(_RECIPE_BYTES + 1)
-    except (OSError, RuntimeError, ValueError) as error:  # no such file, no such home, a name no file can have
-        raise ConfigError("recipe", str(source), f"a readable file ({error})") from error
-    if len(text) > _RECIPE_BYTES:
-        raise ConfigError("recipe", str(source), f"a file of at most {_RECIPE_BYTES} bytes")
-    try:
-        table = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # bad TOML, bad UTF-8, nested without end
-        raise ConfigError("recipe", str(source), f"well-formed TOML ({error})") from error
+    table = read_toml("recipe", source, path)
     for override in overrides:
         _apply(table, override)
     return recipe_from_dict(table)
@@ -314,14 +304,14 @@ def load_recipe(source: str | Path = "three_level", overrides: Sequence[str] = (
 
 def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     """Build a recipe from the nested tables of its TOML form. Raises `ConfigError` on any unknown key."""
-    _known("recipe", table, [item.name for item in fields(Recipe)])
+    known_keys("recipe", table, [item.name for item in fields(Recipe)])
     for required in ("cascade", "stages"):
         if required not in table:
             raise ConfigError("recipe", list(table), f"a [{required}] table")
     stages = table["stages"]
     if not isinstance(stages, Mapping):
         raise ConfigError("stages", stages, "one table per level")
-    cascade = CascadeConfig(**_arguments(CascadeConfig, "cascade", table["cascade"]))
+    cascade = CascadeConfig(**arguments(CascadeConfig, "cascade", table["cascade"]))
     ordered = sorted(stages, key=lambda name: cascade.levels.index(name) if name in cascade.levels else MAX_LEVELS)
     parts: dict[str, Any] = {
         "cascade": cascade,
@@ -342,38 +332,19 @@ def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
     }
     for key, kind in kinds.items():
         if key in table:
-            parts[key] = kind(**_arguments(kind, key, table[key]))
+            parts[key] = kind(**arguments(kind, key, table[key]))
     return Recipe(**parts)
 
 
 def _stage(name: str, where: str, table: Any) -> StageConfig:
-    arguments = _arguments(StageConfig, where, table, "name")
-    if "profile" in arguments:
+    given = arguments(StageConfig, where, table, "name")
+    if "profile" in given:
         kind = profile_kind(name)
         try:
-            arguments["profile"] = kind(**_arguments(kind, "profile", arguments["profile"]))
+            given["profile"] = kind(**arguments(kind, "profile", given["profile"]))
         except ConfigError as error:
             raise ConfigError(f"{where}.{error.field}", error.value, error.allowed) from None
-    return StageConfig(name=name, **arguments)
-
-
-def _known(where: str, table: object, allowed: Sequence[str]) -> None:
-    if not isinstance(table, Mapping):
-        raise ConfigError(where, table, "a table")
-    for key in table:
-        if key not in allowed:
-            raise ConfigError(f"{where}.{key}", table[key], f"only the keys {', '.join(allowed)}")
-
-
-def _arguments(kind: type, where: str, table: Any, *given: str) -> dict[str, Any]:
-    """The table as keyword arguments of the dataclass `kind`, none unknown and none missing (`given` come apart)."""
-    items = [item for item in fields(kind) if item.name not in given]
-    _known(where, table, [item.name for item in items])
-    needed = (item.name for item in items if item.default is MISSING and item.default_factory is MISSING)
-    missing = [name for name in needed if name not in table]
-    if missing:
-        raise ConfigError(where, list(table), f"also {', '.join(missing)}")
-    return dict(table)
+    return StageConfig(name=name, **given)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -50,13 +50,13 @@ def attention_scores(
     return cache.paid / language.num_layers
 
 
-def two_stages(scores: torch.Tensor, keep: int, mass: float = MASS) -> torch.Tensor:
-    """The `keep` of n scored tokens that stay, ascending: the fewest that hold `mass` of all scores, then as many as
+def two_stages(scores: torch.Tensor, keep: int) -> torch.Tensor:
+    """The `keep` of n scored tokens that stay, ascending: the fewest that hold `MASS` of all scores, then as many as
     are left to keep, evenly spaced over the others.
     """
     order = scores.argsort(descending=True, stable=True)
     held = scores[order].cumsum(0) / scores.sum()
-    first = order[: min(keep, int((held < mass).sum()) + 1)]
+    first = order[: min(keep, int((held < MASS).sum()) + 1)]
     rest = torch.ones(len(scores), dtype=torch.bool)
     rest[first] = False
     others = rest.nonzero().flatten()

@@ -2,6 +2,7 @@
 
 simulated.py     fresh held-out scenes: accuracy per question kind and model, agreement of light and mid with heavy
 recordings.py    real recordings: the answers beside the facts that can be computed from the events themselves
+acceptance.py    what a drafter is worth, teacher-forced and in a cascade
 direction.py     when a direction is nearly right
 report.py        the whole, as tables and as one JSON object
 

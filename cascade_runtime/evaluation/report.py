@@ -147,50 +147,49 @@ def on_recordings(
     return found, accuracy
 
 
-def print_report(report: FamilyReport, show: Callable[[str], None] = print) -> None:
+def print_report(report: FamilyReport) -> None:
     """The tables, as the family's card shows them."""
     kinds = list(report.asked)
     for title, table in (("dense features", report.simulated), ("aligned features", report.aligned)):
-        show(f"\nAccuracy on {report.scenes} held-out scenes of seed {report.seed}, {title} (%)\n")
+        print(f"\nAccuracy on {report.scenes} held-out scenes of seed {report.seed}, {title} (%)\n")
         rows = [[name, *(f"{100 * row[kind]:.1f}" for kind in ("overall", *kinds))] for name, row in table.items()]
         questions = ["questions", str(report.questions), *(str(report.asked[kind]) for kind in kinds)]
-        _show_table(["model", "overall", *kinds], [*rows, questions], show)
-    show("\nAgreement with heavy's greedy answers on dense features (%)\n")
+        _print_table(["model", "overall", *kinds], [*rows, questions])
+    print("\nAgreement with heavy's greedy answers on dense features (%)\n")
     shares = [[name, *(f"{100 * value:.1f}" for value in row.values())] for name, row in report.agreement.items()]
-    _show_table(["model", "tokens", "whole answers"], shares, show)
-    show("\nAdapter: " + ", ".join(f"{name} {value:.4f}" for name, value in report.adapter.items()))
-    show("\nSizes\n")
-    _show_table(
+    _print_table(["model", "tokens", "whole answers"], shares)
+    print("\nAdapter: " + ", ".join(f"{name} {value:.4f}" for name, value in report.adapter.items()))
+    print("\nSizes\n")
+    _print_table(
         ["member", "parameters", "MB"],
         [[name, f"{report.parameters[name] / 1e6:.2f} M", f"{report.megabytes[name]:.2f}"] for name in MEMBERS],
-        show,
     )
     if report.recordings:
-        _show_recordings(report, show)
+        _print_recordings(report)
 
 
-def _show_recordings(report: FamilyReport, show: Callable[[str], None]) -> None:
-    show("\nReal recordings, right/graded per fact\n")
+def _print_recordings(report: FamilyReport) -> None:
+    print("\nReal recordings, right/graded per fact\n")
     facts = sorted({fact for row in report.real_accuracy.values() for fact in row})
     rows = [[name, *(row.get(fact, "-") for fact in facts)] for name, row in report.real_accuracy.items()]
-    _show_table(["model", *facts], rows, show)
-    show("\nWhat heavy says of them\n")
+    _print_table(["model", *facts], rows)
+    print("\nWhat heavy says of them\n")
     rows = []
     for file, entry in report.recordings.items():
         computed, heavy = entry["computed"], entry["heavy"]
         stated = {fact: heavy["stated"][fact] for fact in computed}  # type: ignore[index]
         rows.append([file, _named(computed), _named(stated), heavy["answers"]["describe"]])  # type: ignore[index]
     asked = f'heavy, "{real.QUESTIONS["describe"]}"'
-    _show_table(["recording", "computed from the events", "heavy says (facts asked for)", asked], rows, show)
+    _print_table(["recording", "computed from the events", "heavy says (facts asked for)", asked], rows)
 
 
 def _named(facts: Mapping[str, int | None]) -> str:
     return "; ".join(f"{fact} {'-' if k is None else CLASSES[fact][k]}" for fact, k in facts.items())
 
 
-def _show_table(header: list[str], rows: list[list[str]], show: Callable[[str], None]) -> None:
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
     for row in (header, ["---"] * len(header), *rows):
-        show(f"| {' | '.join(row)} |")
+        print(f"| {' | '.join(row)} |")
 
 
 def _megabytes(directory: Path) -> float:

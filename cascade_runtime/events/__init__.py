@@ -6,7 +6,9 @@
     representations/    represent(events, "family/rule") -> numpy array; each rule is named, because two
                         "red/blue images" differ in 5-93 % of their active pixels
     cell_counts.py      where the events of each frame lie, on a grid of its own
-    picture.py          PNG and terminal pictures; describe(events)
+    picture.py          PNG (png.py) and terminal pictures; describe(events)
+    video_bytes.py      a video that somebody sent, as simulated events
+    arrow_ipc.py        Arrow bytes of a stranger, read safely; flatbuffer.py: what that and AEDAT4 need
     facts.py            what the events themselves say: direction, speed, busiest region, rate, ON share
 
 Needs numpy and pyarrow only. It knows nothing of models, channels or Ray.

@@ -6,8 +6,15 @@
         .projector  Projector        raw -> visual embeddings    projector.py         each model its own
         .prompts    PromptBuilder    question -> Prompt          prompts.py
         .language   LanguageModel    embeddings -> logits, over a SlotCache          language.py, slot_cache.py
-    load_compressor(path) -> Compressor   a drafter's visual tokens as fewer                compressor.py
-    stage_sizes("7b")                what the published sizes weigh                    sizes.py
+    load_event_encoder, load_adapter     the event branch                    event_encoder.py, adapter_kinds.py
+    load_medusa, load_eagle_net          heads beside a target               medusa.py, eagle.py, head_folder.py
+    load_compressor(path) -> Compressor  a drafter's visual tokens as fewer  compressor.py, visual_layout.py
+    stage_sizes("7b")                    what the published sizes weigh      sizes.py
+
+    read      checkpoint.py, architectures.py, weights_file.py; stage_source.py: which directory a stage means;
+              room.py: is there memory for it; family.py: the bundled members
+    compute   block.py of linear.py and norm.py; over several devices layer_split.py
+    sooner    compiled.py on a CPU; kernels.py (device_code.py), replay.py on a GPU
 
 Names are resolved on first use: importing this package loads neither torch nor transformers.
 """

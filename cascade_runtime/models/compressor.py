@@ -14,12 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.weights_file import fill_module, save_weights
 
 FILE = "compressor.safetensors"
 OPTIONS = ("events:25%", "pool:4", "conv", "resampler", "text")
@@ -70,22 +69,10 @@ def load_compressor(directory: str | Path, width: int, device: torch.device, dty
         raise ConfigError(str(file), "no such file", allowed)
     with torch.device("meta"):
         compressor = Compressor(width)
-    wanted = {name: list(value.shape) for name, value in compressor.state_dict().items()}
-    try:
-        with safe_open(str(file), framework="pt", device="cpu") as opened:
-            found = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-            if found != wanted:
-                raise ConfigError(str(file), found, allowed)
-            weights = {name: opened.get_tensor(name) for name in wanted}
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(str(file), str(error), allowed) from error
-    if not all(value.is_floating_point() and bool(value.isfinite().all()) for value in weights.values()):
-        raise ConfigError(str(file), "numbers of another kind", allowed)
-    compressor.load_state_dict(weights, assign=True)
+    fill_module(compressor, file, allowed)
     return compressor.to(device=device, dtype=dtype).eval()
 
 
 def save_compressor(compressor: Compressor, directory: str | Path) -> None:
     """Write the weights beside the drafter's, in float16."""
-    weights = {name: value.detach().half().contiguous().cpu() for name, value in compressor.state_dict().items()}
-    save_file(weights, Path(directory) / FILE, metadata={"format": "pt"})
+    save_weights(compressor, Path(directory) / FILE)

@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from cascade_runtime.config.checks import integer
 from cascade_runtime.errors import ConfigError, FeatureSpaceError, InputError
+from cascade_runtime.models.weights_file import save_weights
 
 _LIMITS = {
     "size": 1024,
@@ -200,8 +202,7 @@ def load_adapter(path: str | Path, device: str | torch.device = "cpu", dtype: to
 
 def _check(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LIMITS[name]:
-            raise ConfigError(name, value, f"an integer from 1 to {_LIMITS[name]}")
+        integer(ConfigError, name, value, 1, _LIMITS[name])
 
 
 def _space(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
@@ -215,8 +216,7 @@ def _space(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
 def _save(module: nn.Module, path: str | Path, fields: dict[str, Any]) -> str:
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().half().contiguous().cpu() for name, value in module.state_dict().items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    weights = save_weights(module, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     settings = module.settings
     return _space(settings, weights)  # type: ignore[arg-type]

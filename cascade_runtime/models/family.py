@@ -184,13 +184,13 @@ def read_model(directory: str | Path) -> tuple[LlavaOnevisionForConditionalGener
     return model.eval(), Tokenizer.from_file(str(Path(directory) / "tokenizer.json"))
 
 
-def write_random_family(directory: str | Path, *, seed: int = 0, vocab_size: int = 512) -> None:
+def write_random_family(directory: str | Path, *, seed: int = 0) -> None:
     """The whole family with random weights: everything loads and runs, and every answer is noise."""
     from cascade_runtime.models.loading import load_checkpoint
 
     torch.manual_seed(seed)
     directory = Path(directory)
-    tokenizer = build_tokenizer(_PLAIN_TEXT * 4, vocab_size)
+    tokenizer = build_tokenizer(_PLAIN_TEXT * 4, vocab_size=512)
     heavy = build_model("heavy", tokenizer)
     save_model(heavy, tokenizer, directory / "heavy")
     for member in ("light", "mid"):

@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
+from cascade_runtime.config.checks import integer
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.checkpoint import read_json
 from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.weights_file import fill_module, save_weights
 
 HEAD_KINDS = ("medusa", "eagle", "eagle3")
 _HOME = Path(__file__).parent.parent / "family" / "heads"
@@ -36,8 +36,7 @@ def save_head(path: str | Path, kind: str, settings: dict[str, Any], module: nn.
     """Write a head's folder, weights in float16."""
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().half().contiguous().cpu() for name, value in module.state_dict().items()}
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    save_weights(module, directory / "model.safetensors")
     (directory / "model.safetensors").chmod(0o644)
     fields = {"model_type": f"cascade_{kind}", **settings}
     (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -69,8 +68,7 @@ def check_settings(settings: dict[str, Any], limits: dict[str, int]) -> None:
     if settings.keys() != limits.keys():
         raise ConfigError("config.json", sorted(settings), f"exactly the fields {sorted(limits)}")
     for name, value in settings.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limits[name]:
-            raise ConfigError(name, value, f"an integer from 1 to {limits[name]}")
+        integer(ConfigError, name, value, 1, limits[name])
 
 
 def check_target(settings: dict[str, Any], language: LanguageModel) -> None:
@@ -85,19 +83,5 @@ def fill(module: Any, path: str | Path, language: LanguageModel) -> Any:
 
     Raises ConfigError listing tensors that are missing, unexpected, of another shape or not floating.
     """
-    file = Path(path) / "model.safetensors"
-    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
-    try:
-        with safe_open(str(file), framework="pt", device="cpu") as opened:
-            found = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-            wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-            if wrong:
-                raise ConfigError(str(file), wrong[:8], "exactly the tensors that config.json describes")
-            weights = {name: opened.get_tensor(name) for name in wanted}
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(str(file), str(error), "a whole safetensors file") from error
-    for name, value in weights.items():
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise ConfigError(f"{file} [{name}]", value.dtype, "finite floating-point numbers")
-    module.load_state_dict(weights, assign=True)
+    fill_module(module, Path(path) / "model.safetensors", "exactly the tensors that config.json describes")
     return module.to(device=language.device, dtype=language.dtype).eval().requires_grad_(False)

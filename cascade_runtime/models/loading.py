@@ -109,11 +109,7 @@ def load_checkpoint(
         elif part == "vision":
             loaded[part] = VisionTower(module, config, family=family, space=space)
         else:
-            positions, feature_size = raw_shape(family, config)
-            hidden = config.text_config.hidden_size
-            loaded[part] = Projector(
-                module, space=space, positions=positions, feature_size=feature_size, hidden_size=hidden
-            )
+            loaded[part] = _projector(module, config, family, space)
     return VisionLanguageModel(
         family=family,
         config=config,
@@ -125,6 +121,12 @@ def load_checkpoint(
         weight_bytes=weight_bytes,
         **loaded,
     )
+
+
+def _projector(module: nn.Module, config: Any, family: str, space: str) -> Projector:
+    positions, feature_size = raw_shape(family, config)
+    hidden_size = config.text_config.hidden_size
+    return Projector(module, space=space, positions=positions, feature_size=feature_size, hidden_size=hidden_size)
 
 
 def _build(part: str, family: str, config: Any) -> nn.Module:

@@ -4,7 +4,12 @@
     plan(recipe, cluster) -> Plan       planner.py; plan.py: what it says, as text and JSON
     draw(plan) -> SVG                   picture.py
     edge_cuts(recipe, cluster, link)    edge_cuts.py: raw events, frames or features from an edge box, by its link
-    placed_recipes(recipe, plan, ..)    placed.py: the recipes that run as the plan says
+    placed_recipes(recipe, plan, ..)    placed.py: the recipes that run as the plan says; toml_text.py: as files
+
+    needs, model_size -> problem        what each part weighs, what its passes cost (roofline, or a profile)
+    layout -> forecast -> confirm       which placements fit, what one should reach, the best of them simulated;
+                                        turns: parts that take turns in one device's memory
+    describe                            the chosen one, device by device
 
 Torch and Ray are not needed: sizes come from config.json files, costs from data sheets or profiles, and what the stages
 would do from the schedulers and policies that they run.

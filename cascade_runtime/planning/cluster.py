@@ -15,17 +15,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from cascade_runtime.config.checks import choice, integer, number, printable
+from cascade_runtime.config.toml_file import arguments, known_keys, read_toml
 from cascade_runtime.errors import ConfigError
 
 _CLUSTERS = Path(__file__).parent / "clusters"
 _KINDS = Path(__file__).parent / "device_kinds.toml"
-_BYTES = 65_536
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,31}")
 MAX_POOLS = 32
 MAX_DEVICES = 100_000
@@ -204,31 +204,21 @@ def load_cluster(source: str | Path) -> Cluster:
         if str(source) not in cluster_names():
             raise ConfigError("cluster", str(source), f"a .toml file, or one of {', '.join(cluster_names())}")
         path = _CLUSTERS / f"{source}.toml"
-    try:
-        with path.expanduser().open("rb") as file:
-            text = file.read(_BYTES + 1)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError("cluster", str(source), f"a readable file ({error})") from error
-    if len(text) > _BYTES:
-        raise ConfigError("cluster", str(source), f"a file of at most {_BYTES} bytes")
-    try:
-        table = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError("cluster", str(source), f"well-formed TOML ({error})") from error
+    table = read_toml("cluster", source, path)
     return cluster_from_dict(table)
 
 
 def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
     """Build a cluster from the nested tables of its TOML form. Raises `ConfigError`."""
-    _known("cluster", table, ("name", "pools", "kinds", "links", "profiles", "agreement", "load", "assume"))
+    known_keys("cluster", table, ("name", "pools", "kinds", "links", "profiles", "agreement", "load", "assume"))
     _name("name", table.get("name"))
     kinds = dict(device_kinds())
     own = table.get("kinds", {})
-    _known("kinds", own, own if isinstance(own, Mapping) and len(own) <= MAX_POOLS else ())
+    known_keys("kinds", own, tuple(own) if isinstance(own, Mapping) and len(own) <= MAX_POOLS else ())
     for name, fields_ in own.items():
         _name("kinds", name)
-        kinds[name] = Kind(name=name, **_arguments(Kind, f"kinds.{name}", fields_, "name"))
-    pools = tuple(Pool(**_arguments(Pool, "pools", item)) for item in _list("pools", table.get("pools")))
+        kinds[name] = Kind(name=name, **arguments(Kind, f"kinds.{name}", fields_, "name"))
+    pools = tuple(Pool(**arguments(Pool, "pools", item)) for item in _list("pools", table.get("pools")))
     if not pools:
         raise ConfigError("pools", [], "at least one [[pools]] table")
     for pool in pools:
@@ -236,16 +226,14 @@ def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
     if len({pool.name for pool in pools}) != len(pools):
         raise ConfigError("pools.name", [pool.name for pool in pools], "each name once")
     sites = {pool.site for pool in pools}
-    links = tuple(SiteLink(**_arguments(SiteLink, "links", item)) for item in _list("links", table.get("links", [])))
+    links = tuple(SiteLink(**arguments(SiteLink, "links", item)) for item in _list("links", table.get("links", [])))
     for link in links:
         for site in link.between:
             choice("links.between", site, sorted(sites))
-    profiles = tuple(
-        Profile(**_arguments(Profile, "profiles", x)) for x in _list("profiles", table.get("profiles", []))
-    )
+    profiles = tuple(Profile(**arguments(Profile, "profiles", x)) for x in _list("profiles", table.get("profiles", [])))
     agreement = table.get("agreement", {})
-    _known("agreement", agreement, agreement)
-    _known("agreement", agreement, [edge for edge in agreement if "->" in edge][:64])
+    known_keys("agreement", agreement, agreement)
+    known_keys("agreement", agreement, [edge for edge in agreement if "->" in edge][:64])
     for edge, value in agreement.items():
         number(ConfigError, f"agreement.{edge}", value, 0.0, 0.999)
     return Cluster(
@@ -255,7 +243,7 @@ def cluster_from_dict(table: Mapping[str, Any]) -> Cluster:
         links=links,
         profiles=profiles,
         agreement=dict(agreement),
-        load=Load(**_arguments(Load, "load", table.get("load", {}))),
+        load=Load(**arguments(Load, "load", table.get("load", {}))),
         assume=check_assumptions(table.get("assume", [])),
     )
 
@@ -285,20 +273,3 @@ def _list(where: str, value: object) -> list[Any]:
     if not isinstance(value, list) or len(value) > MAX_POOLS:
         raise ConfigError(where, value, f"at most {MAX_POOLS} [[{where}]] tables")
     return value
-
-
-def _known(where: str, table: object, allowed: Any) -> None:
-    if not isinstance(table, Mapping):
-        raise ConfigError(where, table, "a table")
-    for key in table:
-        if key not in allowed:
-            raise ConfigError(f"{where}.{key}"[:100], table[key], f"only the keys {', '.join(list(allowed)[:20])}")
-
-
-def _arguments(kind: type, where: str, table: Any, *given: str) -> dict[str, Any]:
-    items = [item for item in fields(kind) if item.name not in given]
-    _known(where, table, [item.name for item in items])
-    for item in items:
-        if item.default is MISSING and item.default_factory is MISSING and item.name not in table:
-            raise ConfigError(where, list(table), f"also {item.name}")
-    return dict(table)

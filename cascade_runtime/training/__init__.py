@@ -7,10 +7,12 @@ tower.py                the vision tower learns to see
 language.py, clips.py   language models learn to answer; growth from shallow to deep
 adapter.py              event encoder and adapter
 distillation.py         light and mid learn heavy's own words
+descent.py              how fast each of them learns, and one step of it
 plan.py                 all of it in order
 compressor.py           for a drafter that is to see fewer visual tokens, afterwards
 distil/                 a drafter once more, for acceptance: `cascade train distil`
 event_adapters.py       adapters of every kind, fitted to the same pairs
+heads.py, spoken.py     heads that draft from heavy's hidden states, and what they are taught: `cascade train heads`
 """
 
 from __future__ import annotations

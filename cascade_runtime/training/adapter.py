@@ -19,21 +19,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, alignment_loss
-from cascade_runtime.training.pool import augment, chunk_path, read_chunk
-from cascade_runtime.training.tower import encode, learning_rate
+from cascade_runtime.training.descent import Descent, Training
+from cascade_runtime.training.pool import any_chunk, augment
+from cascade_runtime.training.tower import encode
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(Training):
     """How long and how fast."""
 
     clips: int = 60_000
     batch: int = 32
-    learning_rate: float = 1.5e-3
     warmup: float = 0.03
+    weight_decay: float = 0.01
+    seed: int = 3
     spoilt: float = 0.15
     report_every: int = 4096
-    seed: int = 3
 
 
 def spoil(maps: torch.Tensor, share: float, rng: np.random.Generator) -> torch.Tensor:
@@ -64,11 +65,10 @@ def train_adapter(
     """Train encoder, adapter and gate head in place; returns what `adapter_quality` finds on held-out maps."""
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 13])
-    trained = [*encoder.parameters(), *adapter.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    descent = Descent([*encoder.parameters(), *adapter.parameters()], config, vectors_decay=True)
     start, seen, since, losses = time.perf_counter(), 0, 0, []
     while seen < config.clips:
-        maps, rows = read_chunk(pool, int(rng.choice([c for c in chunks if chunk_path(pool, c).exists()])))
+        maps, rows = any_chunk(pool, chunks, rng)
         order = rng.permutation(len(maps))
         for at in range(0, len(order) - config.batch + 1, config.batch):
             pick = order[at : at + config.batch]
@@ -76,17 +76,14 @@ def train_adapter(
             seen_maps = spoil(turned, config.spoilt, rng)
             with torch.no_grad():
                 dense = encode(tower, seen_maps).flatten(0, 1)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
+            descent.begin(seen / config.clips)
             features = encoder(seen_maps.flatten(0, 1))
             aligned = adapter(features)
             fit = alignment_loss(aligned, dense)
             cosine = F.cosine_similarity(aligned.detach(), dense, dim=-1).mean(-1)
             gate = (adapter.predicted_cosine(features.detach()) - cosine).square().mean()
-            optimizer.zero_grad(set_to_none=True)
             (fit + gate).backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            descent.step()
             losses.append(float(fit.detach()))
             seen += len(pick)
             since += len(pick)

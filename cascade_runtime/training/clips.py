@@ -14,7 +14,7 @@ from torch import nn
 
 from cascade_runtime.training.facts import AMBIGUOUS, Facts
 from cascade_runtime.training.language import Clips
-from cascade_runtime.training.pool import augment, chunk_path, read_chunk
+from cascade_runtime.training.pool import any_chunk, augment
 from cascade_runtime.training.questions import ask
 from cascade_runtime.training.tower import encode
 
@@ -36,8 +36,7 @@ def from_facts(pool: Path, chunks: range, see: See, *, batch: int, pairs: int, s
     """Endless batches from the chunks that exist; each clip with `pairs` different wordings, one question of each."""
     rng = np.random.default_rng([seed, 11])
     while True:
-        number = int(rng.choice([c for c in chunks if chunk_path(pool, c).exists()]))
-        maps, rows = read_chunk(pool, number)
+        maps, rows = any_chunk(pool, chunks, rng)
         usable = np.flatnonzero((rows == AMBIGUOUS).sum(1) <= 1)
         order = rng.permutation(usable)
         for at in range(0, len(order) - batch + 1, batch):
@@ -52,7 +51,7 @@ def only_seen(
     """Endless batches of raw features and facts, ambiguous ones included, for `language.teach_reading`."""
     rng = np.random.default_rng([seed, 23])
     while True:
-        maps, rows = read_chunk(pool, int(rng.choice([c for c in chunks if chunk_path(pool, c).exists()])))
+        maps, rows = any_chunk(pool, chunks, rng)
         order = rng.permutation(len(rows))
         for at in range(0, len(order) - batch + 1, batch):
             pick = order[at : at + batch]

@@ -32,10 +32,10 @@ from cascade_runtime.models.event_encoder import load_adapter, load_event_encode
 from cascade_runtime.models.family import FRAME_SIZE, FRAMES, PATCH, VISUAL_TOKENS, family_path, read_model
 from cascade_runtime.models.visual_layout import VisualLayout
 from cascade_runtime.training.clips import See, see_with
+from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.distillation import Said, from_answers, let_heavy_speak, see_through
 from cascade_runtime.training.language import IGNORED, Clips, Packed, Packer, project
 from cascade_runtime.training.pool import write_chunk
-from cascade_runtime.training.tower import learning_rate
 
 PRICE = 0.02
 """What all visual positions cost, in shares of wrong tokens."""
@@ -44,17 +44,17 @@ _LEARNT = (Sees(method="conv"), Sees(method="resampler"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressorConfig:
+class CompressorConfig(Training):
     """How long and how fast: clips seen in all."""
 
     clips: int = 6_000
-    batch: int = 8
     learning_rate: float = 1e-3
     warmup: float = 0.03
+    weight_decay: float = 0.01
+    seed: int = 9
     aligned: float = 0.4
     gate_steps: int = 400
     report_every: int = 800
-    seed: int = 9
 
 
 def narrowed(
@@ -111,14 +111,12 @@ def train_sight(
     """Train convolution and resampler in place; the drafter is not touched."""
     model.requires_grad_(False)
     trained = [value for name, value in compressor.named_parameters() if not name.startswith("gate")]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    descent = Descent(trained, config, vectors_decay=True)
     start, seen, since, losses = time.perf_counter(), 0, 0, []
     while seen < config.clips:
         raw, pairs, _ = next(clips)
         packed = packer.pack(pairs)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
-        optimizer.zero_grad(set_to_none=True)
+        descent.begin(seen / config.clips)
         each = []
         for sees in _LEARNT:
             logits, targets = _logits(
@@ -127,8 +125,7 @@ def train_sight(
             loss = F.cross_entropy(logits, targets)
             loss.backward()
             each.append(float(loss.detach()))
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descent.step()
         losses.append(each)
         seen += len(pairs)
         since += len(pairs)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.models.adapter_kinds import KindAdapter
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, alignment_loss
-from cascade_runtime.training.tower import encode, learning_rate
+from cascade_runtime.training.descent import Descent, Training
+from cascade_runtime.training.tower import encode
 
 HIDDEN = {"linear": 1, "mlp": 256, "bottleneck": 32, "houlsby": 16, "lora": 8, "attention": 64, "causal": 64}
 """What the comparison gives each kind as `hidden`."""
@@ -49,13 +49,12 @@ def fit_kind(
     *,
     hidden: int | None = None,
     steps: int = 300,
-    batch: int = 32,
     rate: float = 2e-3,
-    seed: int = 3,
     progress: Callable[[str], None] = print,
 ) -> KindAdapter:
     """A trained adapter of one kind, in the two spaces of `base`, the bundled one. hidden: HIDDEN's where None."""
-    torch.manual_seed(seed)
+    training = Training(batch=32, learning_rate=rate, warmup=0.03, weight_decay=0.01, seed=3)
+    torch.manual_seed(training.seed)
     adapter = KindAdapter(
         kind,
         source_dim=base.source_dim,
@@ -67,21 +66,18 @@ def fit_kind(
     )
     adapter.build_on(base)
     trained = [weight for weight in adapter.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-    rng, losses = np.random.default_rng([seed, 43]), []
+    descent = Descent(trained, training, vectors_decay=True)
+    rng, losses = np.random.default_rng([training.seed, 43]), []
     for step in range(steps):
-        pick = torch.from_numpy(rng.choice(len(pairs.event), min(batch, len(pairs.event)), replace=False))
+        pick = torch.from_numpy(rng.choice(len(pairs.event), min(training.batch, len(pairs.event)), replace=False))
         event, dense = pairs.event[pick], pairs.dense[pick].flatten(0, 1)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step / steps, rate, 0.03)
+        descent.begin(step / steps)
         aligned = adapter(event).flatten(0, 1)
         fit = alignment_loss(aligned, dense)
         near = F.cosine_similarity(aligned.detach(), dense, dim=-1).mean(-1)
         gate = (adapter.predicted_cosine(event.flatten(0, 1)) - near).square().mean()
-        optimizer.zero_grad(set_to_none=True)
         (fit + gate).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descent.step()
         losses.append(float(fit.detach()))
     progress(f"adapter {kind}, {steps} steps, loss {np.mean(losses[-20:]):.4f}")
     return adapter.eval()

@@ -30,27 +30,25 @@ from cascade_runtime.models.eagle import EagleNet, save_eagle
 from cascade_runtime.models.family import family_path
 from cascade_runtime.models.head_folder import HEAD_KINDS
 from cascade_runtime.models.medusa import MedusaHeads, save_medusa
+from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.spoken import Said, ask, let_target_speak, read_said, save_said, training_scenes
-from cascade_runtime.training.tower import learning_rate
 
 DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5}  # tokens ahead that are trained on
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Training):
     """How long and how fast: `epochs` over the answers to `questions_each` questions about each of `scenes`."""
 
     scenes: int = 500
     questions_each: int = 3
     epochs: float = 4.0
     batch: int = 16
-    learning_rate: float = 1.5e-3
-    warmup: float = 0.05
     weight_decay: float = 0.02
+    seed: int = 31
     fade: float = 0.8
     noise: float = 0.1  # of the states' own spread, for eagle
     report_every: int = 60  # batches
-    seed: int = 31
 
 
 FULL = {
@@ -184,10 +182,7 @@ def teach(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 37])
     embedding, lm_head = language.decoder.embed_tokens.weight.detach().float(), language.head.weight.detach().float()
-    decay = [p for p in head.parameters() if p.dim() > 1]
-    plain = [p for p in head.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+    descent = Descent(head.parameters(), config, betas=(0.9, 0.95))
     batches = max(1, int(config.epochs * len(said) / config.batch))
     order, start = np.zeros(0, dtype=np.int64), time.perf_counter()
     losses: list[float] = []
@@ -196,16 +191,13 @@ def teach(
         if len(order) < config.batch:
             order = rng.permutation(len(said))
         pick, order = order[: config.batch], order[config.batch :]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate((number - 1) / batches, config.learning_rate, config.warmup)
+        descent.begin((number - 1) / batches)
         batch, noise = Batch.of([said[i] for i in pick]), config.noise if kind == "eagle" else 0.0
         loss = torch.zeros(())
         for guess in guesses(head, batch, embedding, depth=DEPTH[kind], noise=noise):
             loss = loss + config.fade ** (guess.ahead - 1) * loss_of(kind, guess, lm_head)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimizer.step()
+        descent.step()
         losses.append(float(loss.detach()))
         if number % config.report_every == 0 or number == batches:
             seconds = time.perf_counter() - start

@@ -25,27 +25,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.models.family import VISUAL_TOKENS
+from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.facts import CLASSES
-from cascade_runtime.training.tower import learning_rate, probe_loss
+from cascade_runtime.training.tower import probe_loss
 
 IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig:
+class LanguageConfig(Training):
     """How long and how fast: `clips` seen in all, each with `pairs` question-answer pairs. reading: weight of the
     loss of `FactReader`.
     """
 
     clips: int
-    batch: int = 8
+    seed: int = 2
     pairs: int = 6
-    learning_rate: float = 1.5e-3
-    warmup: float = 0.05
-    weight_decay: float = 0.05
     reading: float = 0.3
     report_every: int = 512
-    seed: int = 2
 
 
 @dataclass(frozen=True)
@@ -206,19 +203,16 @@ def teach_reading(
     unwatch = reader.watch(model)
     parts = (model.model.multi_modal_projector, text.layers, reader)
     trained = [p for part in parts for p in part.parameters()] + [model.model.image_newline]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    descent = Descent(trained, config, vectors_decay=True)
     start, seen, since, losses = time.perf_counter(), 0, 0, []
     while seen < config.clips:
         raw, rows = next(clips)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
+        descent.begin(seen / config.clips)
         packed = packer.pack([[]] * len(rows))
         hidden_states(model, packed, raw, packer)
         loss = reader.loss(rows)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descent.step()
         losses.append(float(loss.detach()))
         seen += len(rows)
         since += len(rows)
@@ -243,7 +237,6 @@ def train_language(
     *,
     name: str,
     progress: Callable[[str], None] = print,
-    check: Callable[[Any], str] | None = None,
     reader: FactReader | None = None,
 ) -> None:
     """Train projector, newline and language model in place; the tower is not touched."""
@@ -252,28 +245,20 @@ def train_language(
     unwatch = reader.watch(model)
     parts = (model.model.multi_modal_projector, model.model.language_model, reader)
     trained = [p for part in parts for p in part.parameters()] + [model.model.image_newline]
-    decay = [p for p in trained if p.dim() > 1]
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    descent = Descent(trained, config)
     start, seen, since, losses, rights, reads = time.perf_counter(), 0, 0, [], [], [0.0]
     model.train()
     while seen < config.clips:
         raw, pairs, facts = next(clips)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
+        descent.begin(seen / config.clips)
         loss, right = answer_loss(model, packer.pack(pairs), raw, packer)
         total = loss
         if facts is not None and config.reading:
             read = reader.loss(facts)
             reads.append(float(read.detach()))
             total = loss + config.reading * read
-        optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        descent.step()
         losses.append(float(loss.detach()))
         rights.append(right)
         seen += len(pairs)
@@ -281,10 +266,9 @@ def train_language(
         if since >= config.report_every or seen >= config.clips:
             since = 0
             speed = seen / (time.perf_counter() - start)
-            checked = check(model) if check is not None else ""
             progress(
                 f"{name} {seen} clips, {speed:.1f}/s, loss {np.mean(losses[-30:]):.3f}, "
-                f"reading {np.mean(reads[-30:]):.3f}, tokens right {np.mean(rights[-30:]):.4f} {checked}"
+                f"reading {np.mean(reads[-30:]):.3f}, tokens right {np.mean(rights[-30:]):.4f}"
             )
     unwatch()
     model.eval()

@@ -77,6 +77,11 @@ def read_chunk(directory: str | Path, number: int) -> tuple[torch.Tensor, NDArra
         return torch.from_numpy(stored["maps"]), stored["rows"]
 
 
+def any_chunk(directory: str | Path, numbers: range, rng: np.random.Generator) -> tuple[torch.Tensor, NDArray[np.int8]]:
+    """One of the chunks of these numbers that exist by now."""
+    return read_chunk(directory, int(rng.choice([n for n in numbers if chunk_path(directory, n).exists()])))
+
+
 def augment(
     maps: torch.Tensor, rows: NDArray[np.int8], rng: np.random.Generator
 ) -> tuple[torch.Tensor, NDArray[np.int8]]:

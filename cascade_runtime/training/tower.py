@@ -9,7 +9,6 @@ model has. Held-out accuracy per fact says when to go on.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.models.family import TOWER_WIDTH
+from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.facts import CLASSES, Facts
-from cascade_runtime.training.pool import augment, chunk_path, read_chunk
+from cascade_runtime.training.pool import any_chunk, augment
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig:
+class TowerConfig(Training):
     """How long and how fast: `clips` seen in all, one cycle of a cosine with warm-up. weights: of each fact's
     loss; plain: weight of the linear probe's loss.
     """
@@ -37,10 +37,10 @@ class TowerConfig:
     learning_rate: float = 1.2e-3
     warmup: float = 0.03
     weight_decay: float = 0.02
+    seed: int = 1
     weights: tuple[float, ...] = (1.0,) * len(CLASSES)
     plain: float = 0.0
     report_every: int = 8192
-    seed: int = 1
 
 
 class FactProbe(nn.Module):
@@ -104,13 +104,6 @@ def probe_accuracy(
     }
 
 
-def learning_rate(done: float, peak: float, warmup: float) -> float:
-    """Linear warm-up, then half a cosine down to 2 % of the peak; done in 0..1."""
-    if done < warmup:
-        return peak * max(done / warmup, 0.01)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min((done - warmup) / (1 - warmup), 1.0))))
-
-
 def train_tower(
     tower: nn.Module,
     pool: Path,
@@ -120,36 +113,28 @@ def train_tower(
     *,
     probe: FactProbe,
     progress: Callable[[str], None] = print,
-    snapshot: Callable[[nn.Module, FactProbe], None] | None = None,
 ) -> dict[str, float]:
     """Train `tower` and `probe` in place over the chunks that exist, round and round; returns held-out accuracy per
     fact.
     """
     torch.manual_seed(config.seed)
     rng = np.random.default_rng([config.seed, 5])
-    decay = [p for m in (tower, probe) for p in m.parameters() if p.dim() > 1]
-    plain = [p for m in (tower, probe) for p in m.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    descent = Descent([*tower.parameters(), *probe.parameters()], config)
     start, seen, since, losses = time.perf_counter(), 0, 0, []
     tower.train()
     while seen < config.clips:
-        number = int(rng.choice([c for c in chunks if chunk_path(pool, c).exists()]))
-        maps, rows = read_chunk(pool, number)
+        maps, rows = any_chunk(pool, chunks, rng)
         order = rng.permutation(len(maps))
         for at in range(0, len(order) - config.batch + 1, config.batch):
             pick = order[at : at + config.batch]
             turned, facts = augment(maps[torch.from_numpy(pick)], rows[pick], rng)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(seen / config.clips, config.learning_rate, config.warmup)
+            descent.begin(seen / config.clips)
             raw = encode(tower, turned)
             loss = probe_loss(probe(raw), facts, config.weights)
             if config.plain:
                 loss = loss + config.plain * probe_loss(probe.plainly(raw), facts, config.weights)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(decay + plain, 1.0)
-            optimizer.step()
+            descent.step()
             losses.append(float(loss.detach()))
             seen += len(pick)
             since += len(pick)
@@ -160,7 +145,5 @@ def train_tower(
             if config.plain:
                 accuracy |= {f"{k} plain": v for k, v in probe_accuracy(tower, probe.plainly, *held_out).items()}
             progress(f"tower {seen} clips, {speed:.0f}/s, loss {np.mean(losses[-100:]):.3f}, {json.dumps(accuracy)}")
-            if snapshot is not None:
-                snapshot(tower, probe)
     tower.eval()
     return probe_accuracy(tower, probe, *held_out)

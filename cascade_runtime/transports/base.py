@@ -24,6 +24,7 @@ from cascade_runtime.errors import CascadeError, ConfigError
 GROUP = "cascade_runtime.transports"
 MAX_CONCURRENCY = 1024
 MAX_RETRIES = 10
+DEFAULT_TIMEOUT_S = 120.0  # of a request to a server, where its caller names none
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 
 Update = tuple[int, "Piece | Answer | CascadeError"]

@@ -15,11 +15,11 @@ and the caller's to open again: what its windows showed is over.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,14 +32,13 @@ from cascade_runtime.errors import CascadeError, ConfigError, DeadlineExceeded, 
 from cascade_runtime.proto import cascade_pb2 as wire
 from cascade_runtime.proto.cascade_pb2_grpc import CascadeStub
 from cascade_runtime.transports import grpc_wire
-from cascade_runtime.transports.base import MAX_CONCURRENCY, Remote, Update
+from cascade_runtime.transports.base import DEFAULT_TIMEOUT_S, MAX_CONCURRENCY, Remote, Update
 from cascade_runtime.transports.retries import wait_before_retry
 from cascade_runtime.transports.session import SessionTerms, Window
 from cascade_runtime.transports.side_by_side import Tell, side_by_side
 from cascade_runtime.transports.windows import NewestWindows
 
 DEFAULT_PORT = 9000
-DEFAULT_TIMEOUT_S = 120.0
 _CONTROL_S = 30.0  # for all that is not an answer
 _MAX_BYTES = 64 * 2**20  # of one message
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -84,7 +83,7 @@ class GrpcTransport:
             self._calls = CascadeStub(self._channel)
         return self._calls
 
-    async def run(
+    def run(
         self,
         requests: Sequence[GenerateRequest],
         timeout_s: float | None,
@@ -92,18 +91,12 @@ class GrpcTransport:
         concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early cancels those that still run."""
-        limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
+        return side_by_side(requests, concurrency, partial(self._ask, timeout_s=timeout_s, stream=stream))
 
-        async def ask(request: GenerateRequest, tell: Tell) -> Answer:
-            return await self._ask(request, limit_s, stream, tell)
-
-        async with contextlib.aclosing(side_by_side(requests, concurrency, ask)) as updates:  # type: ignore[type-var]
-            async for update in updates:
-                yield update
-
-    async def _ask(self, request: GenerateRequest, limit_s: float, stream: bool, tell: Tell) -> Answer:
+    async def _ask(self, request: GenerateRequest, tell: Tell, *, timeout_s: float | None, stream: bool) -> Answer:
         """One request, asked again while that can help. Raises the error it ends with."""
         loop = asyncio.get_running_loop()
+        limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         deadline = loop.time() + limit_s
         message = await asyncio.to_thread(grpc_wire.question, request)
         told = False

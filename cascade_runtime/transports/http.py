@@ -26,14 +26,13 @@ import httpx2 as httpx
 from cascade_runtime import __version__
 from cascade_runtime.api import Answer, GenerateRequest, Health, ServedModel
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, InputError, RemoteError
-from cascade_runtime.transports.base import MAX_CONCURRENCY, Remote, Update
+from cascade_runtime.transports.base import DEFAULT_TIMEOUT_S, MAX_CONCURRENCY, Remote, Update
 from cascade_runtime.transports.chat import MODEL, ChunkReader, chat_body, read_completion
 from cascade_runtime.transports.fields import Fields
 from cascade_runtime.transports.refusal import error_of
 from cascade_runtime.transports.retries import retry_after_s, wait_before_retry
 from cascade_runtime.transports.side_by_side import Tell, side_by_side
 
-DEFAULT_TIMEOUT_S = 120.0
 _CONNECT_S = 10.0
 _CONTROL_S = 30.0  # for all that is not an answer
 _MAX_BYTES = 64 * 2**20  # of one response
@@ -69,7 +68,7 @@ class HttpTransport:
             follow_redirects=False,
         )
 
-    async def run(
+    def run(
         self,
         requests: Sequence[GenerateRequest],
         timeout_s: float | None,
@@ -77,18 +76,12 @@ class HttpTransport:
         concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side. Leaving the iterator early closes the connections of those that still run."""
-        limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
+        return side_by_side(requests, concurrency, partial(self._ask, timeout_s=timeout_s, stream=stream))
 
-        async def ask(request: GenerateRequest, tell: Tell) -> Answer:
-            return await self._ask(request, limit_s, stream, tell)
-
-        async with contextlib.aclosing(side_by_side(requests, concurrency, ask)) as updates:  # type: ignore[type-var]
-            async for update in updates:
-                yield update
-
-    async def _ask(self, request: GenerateRequest, limit_s: float, stream: bool, tell: Tell) -> Answer:
+    async def _ask(self, request: GenerateRequest, tell: Tell, *, timeout_s: float | None, stream: bool) -> Answer:
         """One request, asked again while that can help. Raises the error it ends with."""
         loop = asyncio.get_running_loop()
+        limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         deadline = loop.time() + limit_s
         body = await asyncio.to_thread(chat_body, request, model=self.model, stream=stream, deadline_s=limit_s)
         headers = {

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
@@ -28,6 +29,8 @@ from cascade_runtime.errors import (
     StageError,
 )
 from cascade_runtime.transports.base import MAX_CONCURRENCY, Transport, Update
+from cascade_runtime.transports.side_by_side import Tell, side_by_side
+from cascade_runtime.transports.told import Told
 
 _TRIES = 2
 _REST_S = 5.0  # of a replica that is not ready, until it is asked again
@@ -36,7 +39,6 @@ _HEALTH_S = 5.0
 _ELSEWHERE = (StageError, ChannelError, CapacityError)  # what another replica may do better
 _PROMPT_WORK = 16  # tokens that a prompt costs, in passes of decoding
 _MEMORY_S = 60.0  # over which a replica's speed is remembered
-Tell = Callable[[Piece | Answer | CascadeError], None]
 
 
 @dataclass(eq=False)
@@ -68,28 +70,6 @@ class _Replica:
             self.tokens, self.busy_s = self.tokens / 2, self.busy_s / 2
 
 
-@dataclass(eq=False)
-class _Told:
-    """What the caller has of an answer so far, so that a second replica's beginning is not told twice."""
-
-    tell: Tell
-    characters: int = 0
-    tokens: int = 0
-    again: tuple[int, int] = field(default=(0, 0))  # characters and tokens that the replica at work has given
-
-    def begin(self) -> None:
-        self.again = (0, 0)
-
-    def piece(self, piece: Piece) -> None:
-        """Tell what is new of a piece."""
-        characters, tokens = self.again
-        self.again = (characters + len(piece), tokens + len(piece.tokens))
-        text, first = piece[max(0, self.characters - characters) :], max(0, self.tokens - tokens)
-        if text or len(piece.tokens) > first:
-            self.tell(Piece(text, piece.tokens[first:], piece.masks[first:], piece.words[first:]))
-        self.characters, self.tokens = max(self.characters, self.again[0]), max(self.tokens, self.again[1])
-
-
 class Replicas:
     """A `Transport` over others. slots: requests that each answers at a time. patience_s: for a replica to be there,
     where the request has no deadline of its own. on_close: called last by `close`.
@@ -102,14 +82,13 @@ class Replicas:
         slots: int,
         patience_s: float,
         on_close: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas = [_Replica(transport, number) for number, transport in enumerate(transports)]
         self._most = slots + 1 + slots // 4  # a freed slot finds the next request at the replica already
-        self._patience_s, self._on_close, self._clock = patience_s, on_close, clock
+        self._patience_s, self._on_close = patience_s, on_close
         self._changed = asyncio.Condition()
 
-    async def run(
+    def run(
         self,
         requests: Sequence[GenerateRequest],
         timeout_s: float | None,
@@ -117,25 +96,8 @@ class Replicas:
         concurrency: int = MAX_CONCURRENCY,
     ) -> AsyncIterator[Update]:
         """Answer requests side by side, each by one replica. Leaving the iterator early cancels what still runs."""
-        updates: asyncio.Queue[Update] = asyncio.Queue()
-        places = asyncio.Semaphore(concurrency)
-
-        async def one(index: int, request: GenerateRequest) -> None:
-            async with places:
-                told = _Told(lambda update: updates.put_nowait((index, update)))
-                told.tell(await self._outcome(request, timeout_s, stream, told))
-
-        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
-        left = len(requests)
-        try:
-            while left:
-                update = await updates.get()
-                left -= not isinstance(update[1], str)
-                yield update
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        ask = partial(self._answer, timeout_s=timeout_s, stream=stream)
+        return side_by_side(requests, concurrency, ask, waiting=None)
 
     async def models(self) -> tuple[ServedModel, ...]:
         """The one recipe."""
@@ -163,39 +125,35 @@ class Replicas:
 
     # -- one request -------------------------------------------------------------------------------------------------
 
-    async def _outcome(
-        self, request: GenerateRequest, timeout_s: float | None, stream: bool, told: _Told
-    ) -> Answer | CascadeError:
-        failed, tried = 0, set[int]()
+    async def _answer(self, request: GenerateRequest, tell: Tell, *, timeout_s: float | None, stream: bool) -> Answer:
+        failed, tried, told = 0, set[int](), Told()
         until: float | None = None
         while True:
-            now = self._clock()
+            now = time.monotonic()
+            replica = await self._take(request, tried, until or now + (timeout_s or self._patience_s))
+            until = until or time.monotonic() + (timeout_s or self._patience_s)  # counts from when it was first taken
+            left_s = None if timeout_s is None else max(0.05, until - time.monotonic())
             try:
-                replica = await self._take(request, tried, until or now + (timeout_s or self._patience_s))
-            except DeadlineExceeded as error:
-                return error
-            until = until or self._clock() + (timeout_s or self._patience_s)  # counts from when it was first taken
-            left_s = None if timeout_s is None else max(0.05, until - self._clock())
-            told.begin()
-            try:
-                outcome = await self._ask(replica, request, left_s, stream, told)
+                outcome = await self._ask(replica, request, left_s, stream, told.filtered(tell))
                 if isinstance(outcome, _ELSEWHERE):
-                    replica.resting_until = self._clock() + _REST_S  # before its place is taken by the next
+                    replica.resting_until = time.monotonic() + _REST_S  # before its place is taken by the next
             finally:
                 await self._free(replica, request)
-            if not isinstance(outcome, _ELSEWHERE):
+            if isinstance(outcome, Answer):
                 return outcome
+            if not isinstance(outcome, _ELSEWHERE):
+                raise outcome
             full = isinstance(outcome, CapacityError)
             if await self._healthy(replica):
-                replica.resting_until = self._clock() + _FULL_S if full else 0.0
+                replica.resting_until = time.monotonic() + _FULL_S if full else 0.0
             if not full:
                 failed += 1
                 tried.add(replica.number)
-            if failed == _TRIES or len(self._replicas) == 1 or self._clock() >= until:
-                return outcome
+            if failed == _TRIES or len(self._replicas) == 1 or time.monotonic() >= until:
+                raise outcome
 
     async def _ask(
-        self, replica: _Replica, request: GenerateRequest, left_s: float | None, stream: bool, told: _Told
+        self, replica: _Replica, request: GenerateRequest, left_s: float | None, stream: bool, tell: Tell
     ) -> Answer | CascadeError:
         updates: Any = replica.transport.run([request], left_s, stream, 1)
         try:
@@ -204,7 +162,7 @@ class Replicas:
                     if isinstance(update, Answer):
                         replica.tokens += len(update.token_ids)
                     return update
-                told.piece(update)
+                await tell(update)
         finally:
             await updates.aclose()
         return StageError("replica", request.request_id, "it ended without an answer")
@@ -212,7 +170,7 @@ class Replicas:
     async def _take(self, request: GenerateRequest, tried: set[int], until: float) -> _Replica:
         """The replica with room that would be done first; waits for one. Raises `DeadlineExceeded`."""
         while True:
-            now = self._clock()
+            now = time.monotonic()
             ready = [replica for replica in self._replicas if replica.resting_until <= now]
             rested = next((replica for replica in ready if replica.resting_until), None)
             if rested is not None:  # asked by one request, while the others go elsewhere
@@ -239,7 +197,7 @@ class Replicas:
                     continue
 
     async def _free(self, replica: _Replica, request: GenerateRequest) -> None:
-        replica.leave(_work(request), self._clock())
+        replica.leave(_work(request), time.monotonic())
         async with self._changed:
             self._changed.notify_all()
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from client.grpc_servers import Served, free_port, grpc_server
+from client.grpc_servers import Served, free_port, grpc_server, until
 from client.scripted import Scripted
 from toy_family import toy_events, toy_recipe, write_toy_family
 
@@ -61,13 +60,6 @@ def remote(server: Served) -> Iterator[CascadeClient]:
 def local(recipe: Recipe) -> Iterator[CascadeClient]:
     with CascadeClient(recipe=recipe) as client:
         yield client
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_an_answer_from_afar_says_all_that_one_from_here_says(remote: CascadeClient, local: CascadeClient) -> None:

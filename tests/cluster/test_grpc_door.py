@@ -1,79 +1,36 @@
-"""The gRPC server seen from the wire: what it refuses and how, limits, keys, reflection, health, sessions."""
+"""The gRPC server seen from the wire: what it refuses and how, what it is asked and says, how it is set up.
+
+test_grpc_sessions.py has sessions, test_grpc_health.py what any gRPC tool may ask, grpc_calls.py the calls themselves.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from chat_bodies import chat_body
-from client.grpc_servers import Served, free_port, grpc_server
+from client.grpc_servers import Served, free_port, grpc_server, until
 from client.scripted import Scripted
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.json_format import MessageToDict
+from grpc_calls import BEARER, EVENTS, GENERATE, KEY, asked, calls, health, reflected, refused
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from toy_family import toy_events, toy_recipe, write_toy_family
+from toy_family import toy_recipe, write_toy_family
 
 from cascade_runtime.api import Answer
-from cascade_runtime.config import Recipe, load_recipe
+from cascade_runtime.config import Recipe
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.events import write_events
 from cascade_runtime.proto import cascade_pb2 as wire
-from cascade_runtime.proto.cascade_pb2_grpc import CascadeStub
 from cluster.cli import main
 from cluster.serving.api_keys import digest
 from cluster.serving.chat_answer import completion
 from cluster.serving.chat_request import parse_chat
 from cluster.serving.gateway import Gateway
 from cluster.serving.rpc.messages import answer_of, body_of
-from cluster.serving.rpc.session import answered_windows
 from cluster.serving.settings import ServerSettings
-
-KEY = "the-key-of-the-only-caller"
-BEARER = (("authorization", f"Bearer {KEY}"),)
-EVENTS = toy_events()
-GENERATE = "/cascade.v1.Cascade/Generate"
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return load_recipe("light_heavy", ["cascade.slots=2"])
-
-
-@pytest.fixture(scope="module")
-def server(recipe: Recipe) -> Iterator[Served]:
-    with grpc_server(recipe, Scripted(), max_body_bytes=200_000, max_tokens=50) as served:
-        yield served
-
-
-@contextmanager
-def calls(served: Served) -> Iterator[CascadeStub]:
-    with grpc.insecure_channel(served.address) as channel:
-        yield CascadeStub(channel)
-
-
-def asked(**fields: Any) -> wire.GenerateRequest:
-    given = {"question": "What moves?", "recording": {"data": EVENTS.to_ipc_bytes()}, **fields}
-    given["sampling"] = {"max_tokens": 5, **fields.get("sampling", {})}
-    return wire.GenerateRequest(**given)
-
-
-def refused(call: Callable[[], Any]) -> tuple[str, dict[str, str], str]:
-    """The status, the trailers without their prefix, and the text."""
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    error: Any = caught.value
-    trailers = {key.removeprefix("cascade-error-"): value for key, value in error.trailing_metadata() or ()}
-    return error.code().name, trailers, error.details()
-
 
 # -- bad input -------------------------------------------------------------------------------------------------------
 
@@ -294,134 +251,6 @@ def test_a_full_server_says_when_to_come_back(recipe: Recipe) -> None:
         assert 1 <= int(told["retry-after"]) <= 60
 
 
-# -- reflection and health -------------------------------------------------------------------------------------------
-
-
-def reflected(channel: grpc.Channel, **request: str) -> Any:
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    return next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(**request)])))
-
-
-def health(channel: grpc.Channel, service: str = "") -> str:
-    reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-
-
-def test_reflection_lists_the_service_and_gives_its_file(server: Served) -> None:
-    with grpc.insecure_channel(server.address) as channel:
-        listed = reflected(channel, list_services="").list_services_response.service
-        assert {one.name for one in listed} == {
-            "cascade.v1.Cascade",
-            "grpc.health.v1.Health",
-            "grpc.reflection.v1alpha.ServerReflection",
-        }
-        (data,) = reflected(
-            channel, file_containing_symbol="cascade.v1.Cascade"
-        ).file_descriptor_response.file_descriptor_proto
-        (service,) = FileDescriptorProto.FromString(data).service
-        assert {"Generate", "GenerateStream", "Session", "Cancel"} <= {method.name for method in service.method}
-
-
-def test_health_is_the_pipeline_s(recipe: Recipe) -> None:
-    with grpc_server(recipe, Scripted()) as served, grpc.insecure_channel(served.address) as channel:
-        stub = CascadeStub(channel)
-        assert health(channel) == health(channel, "cascade.v1.Cascade") == "SERVING"
-        assert refused(lambda: health(channel, "another"))[0] == "NOT_FOUND"
-        assert stub.Models(wire.ModelsRequest()).models[0].levels == ["light", "heavy"]
-        served.silent = ("light",)
-        assert stub.Health(wire.HealthRequest()) == wire.Readiness(ready=True, status="ok", without=["light"])
-        served.silent = ("heavy",)
-        assert (health(channel), stub.Health(wire.HealthRequest()).status) == ("NOT_SERVING", "silent or dead: heavy")
-        served.silent = ()
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        watch.cancel()
-        served.gateway.draining = True
-        assert health(channel) == "NOT_SERVING"
-        assert refused(lambda: stub.Generate(asked()))[1]["retry-after"] == "1"
-
-
-# -- sessions --------------------------------------------------------------------------------------------------------
-
-TERMS = wire.SessionRequest(terms=wire.SessionTerms(question="What moves?"))
-
-
-def window(number: int) -> wire.SessionRequest:
-    recording = wire.Recording(data=EVENTS.to_ipc_bytes())
-    return wire.SessionRequest(window=wire.Window(number=number, recording=recording))
-
-
-def test_while_a_window_is_answered_the_newest_wait_and_the_others_are_counted(recipe: Recipe) -> None:
-    async def check() -> list[tuple[int, int, str | None]]:
-        transport = Scripted()
-        transport.go.clear()
-
-        async def requests() -> AsyncIterator[wire.SessionRequest]:
-            yield TERMS
-            yield window(10)
-            while not transport.started:
-                await asyncio.sleep(0.001)
-            for number in range(11, 15):
-                yield window(number)
-            transport.go.set()
-
-        gateway = Gateway(ServerSettings(), recipe, transport)
-        opened, *replies = [one async for one in answered_windows(gateway, "-", requests())]
-        assert list(opened.opened.levels) == ["light", "heavy"]
-        return [(one.window.number, one.window.dropped, one.window.WhichOneof("outcome")) for one in replies]
-
-    (first, _, kind), last = asyncio.run(check())
-    assert (first, kind, last) == (10, "answer", (14, 3, "answer"))
-
-
-def test_a_session_that_is_none_ends_and_a_bad_window_does_not_end_one(server: Served) -> None:
-    with calls(server) as stub:
-        wrong = wire.SessionRequest(terms=wire.SessionTerms(question=" "))
-        for requests, field in (
-            ([window(0)], "terms"),
-            ([wire.SessionRequest()], "terms"),
-            ([], "terms"),
-            ([wrong], "question"),
-            ([TERMS, TERMS], "window"),
-            ([wire.SessionRequest(terms=wire.SessionTerms(question="?", waiting=65))], "waiting"),
-        ):
-            status, told, _ = refused(lambda requests=requests: list(stub.Session(iter(requests))))
-            assert (status, told["field"]) == ("INVALID_ARGUMENT", field)
-        bad = wire.SessionRequest(window=wire.Window(number=4, recording=wire.Recording(data=b"nonsense")))
-        going = threading.Event()
-
-        def steps() -> Iterator[wire.SessionRequest]:
-            yield TERMS
-            yield bad
-            going.wait(20)
-            yield window(5)
-
-        replies = stub.Session(steps())
-        assert next(replies).WhichOneof("reply") == "opened"
-        failure = next(replies).window.failure
-        assert failure.status == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-        assert (failure.code, failure.field) == ("media_rejected", "recording")
-        going.set()
-        assert next(replies).window.answer.text == "ab" and list(replies) == []
-
-
-def test_there_are_only_so_many_sessions(recipe: Recipe) -> None:
-    with grpc_server(recipe, Scripted(), max_queue=0) as served, calls(served) as stub:
-        end = threading.Event()
-
-        def open_ended() -> Iterator[wire.SessionRequest]:
-            yield TERMS
-            end.wait(20)
-
-        running = [stub.Session(open_ended()) for _ in range(2)]
-        assert [next(one).WhichOneof("reply") for one in running] == ["opened", "opened"]
-        status, told, _ = refused(lambda: list(stub.Session(iter([TERMS]))))
-        assert (status, told["retry-after"]) == ("RESOURCE_EXHAUSTED", "1")
-        end.set()
-        assert [list(one) for one in running] == [[], []]
-        assert len(list(stub.Session(iter([TERMS])))) == 1
-
-
 # -- how it is set up ------------------------------------------------------------------------------------------------
 
 
@@ -440,10 +269,3 @@ def test_a_public_address_needs_a_key_and_a_port_is_this_server_s_alone(
         assert main(["serve", "heavy", "--grpc-port", port]) == 2
         assert f"--grpc-port: got {port}" in capsys.readouterr().err
     assert main(["serve", "heavy", "--grpc-port", str(free_port()), "--ssl-certfile", "only.pem"]) == 2
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)

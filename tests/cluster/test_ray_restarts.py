@@ -16,8 +16,6 @@ from cascade_runtime.api import Answer, GenerateRequest, Piece
 from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
-from cascade_runtime.errors import CascadeError
-from cluster.told import Told
 
 LEVELS = ("level0", "level1", "target")
 
@@ -107,21 +105,3 @@ def test_a_stopped_stage_is_replaced_and_the_others_go_on(client: CascadeClient,
     after = recovered(client, count + 1)[count:]
     assert {each.stage for each in after} == {"target"} and all("silent" in each.reason for each in after)
     assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)
-
-
-def test_a_stream_that_begins_anew_says_nothing_twice() -> None:
-    said: list[Piece | Answer | CascadeError] = []
-    told = Told()
-    tell = told.filtered(said.append)
-    tell(Piece("ab", (1, 2), (1, 1), ("a", "b")))
-    tell(Piece("c", (3,), (1,), ("c",)))
-    tell = told.filtered(said.append)
-    tell(Piece("a", (1,), (1,), ("a",)))
-    tell(Piece("bcd", (2, 3, 4), (1, 1, 1), ("b", "c", "d")))
-    tell(Piece("", (5,), (1,), ("",)))
-    assert [(str(p), p.tokens, p.words) for p in said if isinstance(p, Piece)] == [
-        ("ab", (1, 2), ("a", "b")),
-        ("c", (3,), ("c",)),
-        ("d", (4,), ("d",)),
-        ("", (5,), ("",)),
-    ]

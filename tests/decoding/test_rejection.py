@@ -83,18 +83,18 @@ def test_lenient_inner_levels_leave_the_last_level_its_law() -> None:
 class Resampling(Rejection):
     """Wrong: corrections of an inner level are drawn from its own law (as released by TriForce)."""
 
-    def settle(self, level: int, *rest: Any) -> tuple[int, int | None]:
+    def settle(self, level: int, seed: int, claims: Any, *rest: Any) -> tuple[int, int | None]:
         with pytest.MonkeyPatch.context() as patch:
             if level == 1:
                 patch.setattr(ratio, "residual", lambda p, q: p)
-            return super().settle(level, *rest)
+            return super().settle(level, seed, claims, *rest)
 
 
 class OldClaims(Rejection):
     """Wrong: what the mid level kept still carries the law that the light one drew it from."""
 
-    def settle(self, level: int, seed: int, claims: Any, laws: Any, *rest: Any) -> tuple[int, int | None]:
-        settled = super().settle(level, seed, claims, laws, *rest)
+    def settle(self, level: int, seed: int, claims: Any, *rest: Any) -> tuple[int, int | None]:
+        settled = super().settle(level, seed, claims, *rest)
         if level == 1:
             for (k, position), law in list(claims.items()):
                 if k == 0:

@@ -18,6 +18,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from schedule_faults import Faults
+from toy_answers import END, VOCAB, answer, says, truth
+
 from cascade_runtime.messages import MAX_TREE_NODES, DraftBlock, Grant, Verdict
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
@@ -28,32 +31,11 @@ from cascade_runtime.scheduling.stage_scheduler import EARLY_BLOCKS, StageSchedu
 from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.scheduling.work import Grown
 
-VOCAB, END = 5, 4
 UPSTREAM_S = 0.05
 _TURNS = 5_000
 _LINK = 6  # messages a link holds; more are refused
 _FORGED = 6  # tokens of a forged message, at most
 _TICKS_S = (0.0, 0.0, 0.001, 0.001, 0.004, 0.02, 0.3)
-
-
-def truth(seed: int, prefix: tuple[int, ...]) -> int:
-    """What the target says after `prefix`."""
-    drawn = (hash((seed, prefix)) >> 7) % 29
-    return END if drawn == 28 else drawn % END
-
-
-def says(seed: int, stage: int, agreement: float, prefix: tuple[int, ...]) -> int:
-    """What a lighter stage says: the truth with about this chance, else anything."""
-    own = hash((seed, prefix, stage)) >> 9
-    return truth(seed, prefix) if own % 1000 < 1000 * agreement else (own // 1000) % VOCAB
-
-
-def answer(seed: int, limit: int) -> list[int]:
-    """The target's own answer."""
-    tokens: list[int] = []
-    while len(tokens) < limit and (not tokens or tokens[-1] != END):
-        tokens.append(truth(seed, tuple(tokens)))
-    return tokens
 
 
 class Fixed(Policy):
@@ -76,31 +58,6 @@ def any_policy(rng: random.Random, stage: int, adaptive: float = 0.1) -> Policy:
         return LockStep(wait, sends)
     kind = Fixed if rng.random() < 0.5 else Policy
     return kind(wait, rng.choice((0, 1, 3, 6, 64)), rng.randint(1, 4), sends)
-
-
-@dataclass(frozen=True)
-class Faults:
-    """Chances per message (per turn for `spoilt`), whether a stage may die, requests be cancelled, and who died be
-    started anew; then the target may die as well.
-    """
-
-    lost: float = 0.0
-    repeated: float = 0.0
-    reordered: float = 0.0
-    stale: float = 0.0
-    gap: float = 0.0
-    forged: float = 0.0
-    spoilt: float = 0.0
-    dies: bool = False
-    cancels: bool = False
-    revives: bool = False
-
-    @staticmethod
-    def drawn(rng: random.Random) -> Faults:
-        """Any mixture."""
-        heavy = [rng.choice((0.0, 0.0, 0.1, 0.4)) for _ in range(6)]
-        spoilt, dies, cancels = rng.choice((0.0, 0.3)), rng.random() < 0.35, rng.random() < 0.4
-        return Faults(*heavy, spoilt, dies, cancels, revives=rng.random() < 0.6)
 
 
 @dataclass(eq=False)

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from random_schedules import UPSTREAM_S, Faults, Fixed, Schedule, any_policy
+from random_schedules import UPSTREAM_S, Fixed, Schedule, any_policy
+from schedule_faults import Faults
 
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.scheduling import branching

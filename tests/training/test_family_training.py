@@ -14,6 +14,7 @@ from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, load_adapter, load_event_encoder
 from cascade_runtime.models.family import MEMBERS, build_model, build_tokenizer, read_model
 from cascade_runtime.training.adapter import AdapterConfig, adapter_quality, spoil, train_adapter
+from cascade_runtime.training.descent import learning_rate
 from cascade_runtime.training.language import (
     IGNORED,
     FactReader,
@@ -30,7 +31,7 @@ from cascade_runtime.training.language import (
 from cascade_runtime.training.plan import QUICK, train_family
 from cascade_runtime.training.pool import read_chunk, write_chunk
 from cascade_runtime.training.questions import corpus
-from cascade_runtime.training.tower import FactProbe, TowerConfig, encode, learning_rate, train_tower
+from cascade_runtime.training.tower import FactProbe, TowerConfig, encode, train_tower
 
 PAIRS = [("What is moving?", "One disk is moving."), ("Describe the scene.", "In this scene"), ("How fast?", "slow")]
 

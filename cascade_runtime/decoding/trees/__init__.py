@@ -1,4 +1,5 @@
-"""Trees of drafts: what they are (`tree`), which leaves grow (`shapes`), and a model that grows them (`grower`)."""
+"""Trees of drafts: what they are (`tree`), which leaves grow (`shapes`), a model that grows them
+(`grower`) or draws them (`sampler`), and the tree of heads that do not know each other (`product`)."""
 
 from cascade_runtime.decoding.trees.grower import Grower
 from cascade_runtime.decoding.trees.shapes import Eagle2, OptTree, Product, Shape, Static, shape_of

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.training.descent import Training
 from cascade_runtime.training.distil.divergences import LOSSES
 
 METHODS = ("hard", "massv", "distillspec", "adaspec", "speckd", "cascade_aware", "layerwise")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilConfig:
+class DistilConfig(Training):
     """scenes: clips of the lessons, each with `pairs` questions; steps: of `batch` clips each.
 
     aligned: share of the batches that are seen through event encoder and adapter, as a drafter sees in a cascade.
@@ -25,17 +26,14 @@ class DistilConfig:
     scenes: int = 400
     pairs: int = 5
     steps: int = 200
-    batch: int = 8
     learning_rate: float = 8e-4
-    warmup: float = 0.05
-    weight_decay: float = 0.05
+    seed: int = 7
     aligned: float = 0.5
     own: float = 0.25
     rounds: int = 2
     fresh: bool = False
     save_every: int = 50
     max_tokens: int = 64
-    seed: int = 7
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

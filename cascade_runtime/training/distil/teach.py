@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.training.clips import See
+from cascade_runtime.training.descent import Descent
 from cascade_runtime.training.distil.config import DistilConfig
 from cascade_runtime.training.distil.lessons import Lessons
 from cascade_runtime.training.distil.objectives import Reading
 from cascade_runtime.training.language import Packer
-from cascade_runtime.training.tower import learning_rate
 
 Loss = Callable[[Any, Reading], torch.Tensor]
 
@@ -40,18 +39,12 @@ class Trainer:
         parts = (student.model.multi_modal_projector, student.model.language_model)
         self.eyes = [*student.model.multi_modal_projector.parameters(), student.model.image_newline]
         self.trained = [p for part in parts for p in part.parameters()] + [student.model.image_newline]
-        groups = [
-            {"params": [p for p in self.trained if p.dim() > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+        self.descent = Descent(self.trained, config)
 
     def learn(self, reading: Reading, loss: Loss, *, eyes_only: bool = False) -> float:
         """One step on one batch; with `eyes_only` projector and newline alone. The loss before it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step / self.config.steps, self.config.learning_rate, self.config.warmup)
+        self.descent.begin(self.step / self.config.steps)
         value = loss(self.student, reading)
-        self.optimizer.zero_grad(set_to_none=True)
         if value.requires_grad:
             value.backward()
             if eyes_only:
@@ -59,8 +52,7 @@ class Trainer:
                 for p in self.trained:
                     if id(p) not in kept:
                         p.grad = None
-            nn.utils.clip_grad_norm_([p for p in self.trained if p.grad is not None], 1.0)
-            self.optimizer.step()
+            self.descent.step()
         self.step += 1
         return float(value.detach())
 
@@ -68,7 +60,7 @@ class Trainer:
         """Write weights, moments and step."""
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"weight.{i}": p.detach().clone() for i, p in enumerate(self.trained)}
-        for i, moments in self.optimizer.state_dict()["state"].items():
+        for i, moments in self.descent.optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{i}": value.clone() for name, value in moments.items()}
         name = f"state.{self.step:07d}.safetensors"
         partial = self.directory / f"{name}.{os.getpid()}.partial"
@@ -98,8 +90,8 @@ class Trainer:
             kind, index = name.rsplit(".", 1)
             if kind != "weight":
                 state.setdefault(int(index), {})[kind] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        groups = self.descent.optimizer.state_dict()["param_groups"]
+        self.descent.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step = kept["step"]
         return True
 

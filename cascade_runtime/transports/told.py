@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from cascade_runtime.api import Answer, Piece
-from cascade_runtime.errors import CascadeError
-
-Tell = Callable[[Piece | Answer | CascadeError], None]  # what is news of one request
+from cascade_runtime.api import Piece
+from cascade_runtime.transports.side_by_side import Tell
 
 
 class Told:
@@ -20,15 +16,12 @@ class Told:
         """Tells what goes beyond that, of pieces that begin at the answer's beginning."""
         tokens = characters = 0
 
-        def new(update: Piece | Answer | CascadeError) -> None:
+        async def new(piece: Piece) -> None:
             nonlocal tokens, characters
-            if not isinstance(update, Piece):
-                tell(update)
-                return
             known, shown = max(0, self.tokens - tokens), max(0, self.characters - characters)
-            tokens, characters = tokens + len(update.tokens), characters + len(update)
+            tokens, characters = tokens + len(piece.tokens), characters + len(piece)
             self.tokens, self.characters = max(self.tokens, tokens), max(self.characters, characters)
-            if update.tokens[known:] or update[shown:]:
-                tell(Piece(update[shown:], update.tokens[known:], update.masks[known:], update.words[known:]))
+            if piece.tokens[known:] or piece[shown:]:
+                await tell(Piece(piece[shown:], piece.tokens[known:], piece.masks[known:], piece.words[known:]))
 
         return new
