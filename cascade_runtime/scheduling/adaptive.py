@@ -199,8 +199,9 @@ class Adaptive(Policy):
         self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
         if self._trying == "draft":
             self._lost_s += seconds - self.costs.fit(False).seconds(rows, rows, context)
-        if self.drafting or self._since_switch > _SETTLED:
-            self.costs.observe(self.drafting, rows, tokens, context, seconds)
+        settled = self.drafting or self._since_switch > _SETTLED
+        if settled and self.costs.observe(self.drafting, rows, tokens, context, seconds):
+            self._surprised = self._passes
         self._context = context / rows
         self._pass_s = _FORGET * self._pass_s + (1 - _FORGET) * seconds if self._pass_s else seconds
         self._passes += 1
@@ -310,9 +311,10 @@ class Adaptive(Policy):
     def _begin_trial(self) -> None:
         held = self.decision
         wanted = ["alone" if held.speculate else "draft"] + (["relay"] if held.speculate else [])
+        calm = self._surprised + _REPLAN if self._surprised else 0  # nothing is tried while something changes
         for name in wanted:
             trial = self._trials.get(name)
-            if trial is None or self._passes < trial.due or self._trying is not None:
+            if trial is None or self._passes < max(trial.due, calm) or self._trying is not None:
                 continue
             lost = 1.0 - held.tokens_per_s_alone / held.tokens_per_s if name == "alone" and held.tokens_per_s else 0.0
             if trial.passes * lost > SHARE * (self._passes - trial.ended):

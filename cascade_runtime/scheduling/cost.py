@@ -4,8 +4,8 @@
 
 rows share the pass, `tokens` are fed in all, `context` is the sum of the positions their KV rows hold. Least squares
 with forgetting, no coefficient below zero: a stage that never saw two batch sizes cannot know what a row costs, and a
-negative cost would make the policy greedy for it. When several passes in a row take other times than predicted, what
-is old counts little from then on.
+negative cost would make the policy greedy for it. When several passes in a row take other times than predicted, the
+stage has become slower or faster: all coefficients change alike, and what is old counts little from then on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _RIDGE = 1e-3  # of the normal matrix: keeps coefficients nobody has seen vary a
 _OUTLIER = 4.0  # a pass this many times dearer than predicted was interrupted, and counts as this many times only
 _LATELY = 0.8  # of late: the last five
 _SURPRISE, _MOST_OFF = 0.4, 0.6  # how far off they are on average, and how far one may seem to be
-_DOUBT = 0.2  # what is left of the weight of passes before a surprise
+_DOUBT = 0.05  # what is left of the weight of passes before a surprise
 
 
 @dataclass(frozen=True)
@@ -50,33 +50,38 @@ class CostModel:
         self._moment = np.zeros(4)
         self._fit = prior
         self._unsolved = 0  # passes that the fit does not know yet
-        self._off = 0.0  # of the last passes, on average
+        self._off = self._late_s = self._late_predicted_s = 0.0  # of the last passes
         self.observations = 0
 
-    def observe(self, rows: int, tokens: int, context: int, seconds: float) -> None:
-        """One pass took `seconds`."""
+    def observe(self, rows: int, tokens: int, context: int, seconds: float) -> bool:
+        """One pass took `seconds`. Returns whether it is clear by now that something has changed."""
+        surprised = False
         if self.observations > 8:
-            predicted = self.fit.seconds(rows, tokens, context)
+            predicted = max(self.fit.seconds(rows, tokens, context), 1e-12)
             seconds = min(seconds, _OUTLIER * predicted)
-            off = max(-_MOST_OFF, min(_MOST_OFF, seconds / max(predicted, 1e-12) - 1.0))
-            self._off = _LATELY * self._off + (1.0 - _LATELY) * off
-            if abs(self._off) > _SURPRISE:
-                self._weigh(_DOUBT)
+            surprised = self._surprises(seconds, predicted)
+            if surprised:
+                self.change(self._late_s / self._late_predicted_s)
         features = np.array([1.0, rows, tokens, context])
         self._normal = _FORGET * self._normal + np.outer(features, features)
         self._moment = _FORGET * self._moment + features * seconds
         self.observations += 1
         self._unsolved += 1
+        return surprised
+
+    def _surprises(self, seconds: float, predicted: float) -> bool:
+        off = max(-_MOST_OFF, min(_MOST_OFF, seconds / predicted - 1.0))
+        self._off = _LATELY * self._off + (1.0 - _LATELY) * off
+        self._late_s = 0.5 * self._late_s + seconds
+        self._late_predicted_s = 0.5 * self._late_predicted_s + predicted
+        return abs(self._off) > _SURPRISE
 
     def change(self, factor: float) -> None:
         """All passes take `factor` times as long from now on. No news where that is 1."""
         if factor != 1.0:
-            self._moment, self._prior = factor * self._moment, factor * self._prior
-            self._weigh(_DOUBT)
-
-    def _weigh(self, what_is_old: float) -> None:
-        self._normal, self._moment = what_is_old * self._normal, what_is_old * self._moment
-        self._off, self._unsolved = 0.0, _SOLVE
+            self._normal, self._moment = _DOUBT * self._normal, _DOUBT * factor * self._moment
+            self._prior, self._unsolved = factor * self._prior, _SOLVE
+            self._off = self._late_s = self._late_predicted_s = 0.0
 
     @property
     def fit(self) -> StepCost:

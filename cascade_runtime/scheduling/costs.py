@@ -21,14 +21,14 @@ class Costs:
         self._shape = (1.0, 1.0, 0.0)  # of a pass, when the other was last in use
         self._then_s = 0.0  # that it took in the mode used now; 0: not known
 
-    def observe(self, drafting: bool, rows: int, tokens: int, context: int, seconds: float) -> None:
-        """One pass took `seconds`."""
+    def observe(self, drafting: bool, rows: int, tokens: int, context: int, seconds: float) -> bool:
+        """One pass took `seconds`. Returns whether it is clear by now that something has changed."""
         if drafting != self._used:
             self._models[drafting].change(self._drift())
             self._used, self._shape = drafting, (rows, rows, context)
             known = self._models[drafting].observations >= _KNOWN
             self._then_s = self._models[drafting].seconds(*self._shape) if known else 0.0
-        self._models[drafting].observe(rows, tokens, context, seconds)
+        return self._models[drafting].observe(rows, tokens, context, seconds)
 
     def fit(self, drafting: bool) -> StepCost:
         """What a pass costs now. Without drafts, before there were any such passes: as with them."""
