@@ -212,7 +212,9 @@ class Adaptive(Policy):
             return
         if self._moved():
             self._surprised = self._passes
-        if self._passes - self._planned >= min(_REPLAN, max(2, self._planned - self._surprised)):
+        if not self.costs.doubtful and self._passes - self._planned >= min(
+            _REPLAN, max(2, self._planned - self._surprised)
+        ):
             self._plan()
             self._begin_trial()
 
@@ -262,12 +264,12 @@ class Adaptive(Policy):
         if not candidates:
             return
         best = max(candidates, key=lambda decision: decision.tokens_per_s)
-        # never alone yet: a pass costs what it does with drafters about, not what it cost before anybody was
-        without = replace(self._conditions(best.relay), cost=self.costs.fit(False))
-        best = replace(best, tokens_per_s_alone=alone(without))
-        held = self.decision
+        at, held = self._conditions(best.relay), self.decision
+        best = replace(best, tokens_per_s_alone=alone(replace(at, cost=self.costs.fit(False))))
         if best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
+        elif predict(at, best.min_drafts, best.window, best.max_drafts).tokens_per_pass < _FINER:
+            best = replace(best, speculate=False, reason="drafts come too late")
         self._adopt(best)
 
     def _best(self, relayed: bool) -> Decision:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from cascade_runtime.scheduling.cost import CostModel, StepCost
 
-_CLEAR = 1.25  # less of a change is not told from noise
-_KNOWN = 8  # passes before the one in use says anything of the other
+_CLEAR = 1.5  # less of a change is not told from noise, or from a drafter that takes its share
+_KNOWN = 32  # passes before the one in use says anything of the other
 
 
 class Costs:
@@ -36,6 +36,11 @@ class Costs:
             return self._models[True].fit
         fit = self._models[drafting].fit
         return fit if drafting == self._used else fit.times(self._drift())
+
+    @property
+    def doubtful(self) -> bool:
+        """As in `CostModel`, of the mode in use."""
+        return self._models[self._used].doubtful
 
     def _drift(self) -> float:
         """How many times as long passes take as when the mode that is not in use last was."""

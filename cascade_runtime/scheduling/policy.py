@@ -87,8 +87,8 @@ class Policy:
         return round(1e6 * self._seconds / self._tokens) if self._tokens else 0
 
     def observe_pace(self, seconds: float, tokens: int) -> None:
-        """A row grew by so many tokens within so many seconds, during which it could have grown. Where the last few were
-        far quicker or slower, they alone count.
+        """A row grew by so many tokens within so many seconds, during which it could have grown. When the last few took
+        a far other time than usual, they alone count.
         """
         self._late_s = _LATE_FORGET * self._late_s + seconds
         self._late = _LATE_FORGET * self._late + tokens
