@@ -292,7 +292,7 @@ def changes(quick: bool) -> list[Point]:
     out += [Point(*agreement(a, b, 10, n, "arithmetic")) for a, b in SWINGS for n in (1, 4)]
     for n in (1, 8):
         usual = Phase(0.8, 10, n)
-        slow, hung = replace(usual, ratio=20, light=5.0), replace(usual, light=100.0)
+        slow, hung = replace(usual, ratio=20, light=5.0), replace(usual, light=40.0)
         heavy, near = replace(usual, ratio=4, heavy=5.0), replace(usual, upstream_s=0.5)
         out += [
             Point(f"drafter 5 times slower, ratio 20, streams {n}", (replace(usual, ratio=20), slow)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 SHARE = 0.01  # of the passes since the last trial: what one may cost before it is begun
 _CHEAP = 0.005  # and one that is had more often than its results ask for
-_OFTEN, _SELDOM = 96, 6144
+_OFTEN, _OFTEN_IF_CHEAP, _SELDOM = 96, 48, 6144
 
 
 @dataclass
@@ -22,6 +22,6 @@ class Trial:
 
     def over(self, now: int, *, changed: bool, lost: float) -> None:
         """It has ended. lost: passes' worth of time that it took."""
-        rather = round(min(2 * self.every, _SELDOM, max(_OFTEN, lost / _CHEAP)))
+        rather = round(min(2 * self.every, _SELDOM, max(_OFTEN_IF_CHEAP, lost / _CHEAP)))
         self.every = _OFTEN if changed else rather
         self.due, self.ended = now + self.every, now
