@@ -54,6 +54,10 @@ class Link:
 
     latency_s: float = 0.0
 
+    def seconds(self) -> float:
+        """What a message takes that is sent now."""
+        return self.latency_s
+
 
 @dataclass(frozen=True)
 class Load:
@@ -65,6 +69,10 @@ class Load:
     tokens: int = 64
     prompt: int = 0
     speculate: bool = True
+
+    def streams_at(self, request: int) -> int:
+        """How many clients there are when this request, counted from 1, is the next."""
+        return self.streams
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,7 @@ class _Run:
         self.out = Result(busy_s=[0.0] * len(stages), drafted=[0] * len(stages))
 
     def result(self) -> Result:
-        for _ in range(min(self.load.streams, self.load.requests)):
-            self._ask()
+        self._ask()
         for k in range(len(self.nodes)):
             self._turn(k)
         for _ in range(_EVENTS):
@@ -301,13 +308,19 @@ class _Run:
     def _say(self, k: int, row: ScheduledRow) -> None:
         for message in self.nodes[k].scheduler.outgoing(row, self.now):
             to = k + 1 if isinstance(message, DraftBlock) else k - 1
-            self._at(self.now + self.links[min(k, to)].latency_s, to, 0, message)
+            self._at(self.now + self.links[min(k, to)].seconds(), to, 0, message)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        if self.next_request >= self.load.requests:
-            return
+        """All that the clients ask who wait for nothing."""
+        load = self.load
+        while self.next_request < load.requests:
+            if self.next_request - len(self.out.answers) >= load.streams_at(self.next_request + 1):
+                return
+            self._begin_request()
+
+    def _begin_request(self) -> None:
         self.next_request += 1
         request, last = self.next_request, len(self.nodes) - 1
         self.began[request] = self.now
