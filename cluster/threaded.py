@@ -92,8 +92,11 @@ class ThreadedTransport:
         loop = asyncio.get_running_loop()
 
         async def ask(request: GenerateRequest, tell: Tell) -> Answer:
+            async def pass_on(piece: Piece) -> None:
+                await tell(piece)
+
             def say(piece: Piece) -> None:
-                asyncio.run_coroutine_threadsafe(tell(piece), loop).result(_TELL_S)
+                asyncio.run_coroutine_threadsafe(pass_on(piece), loop).result(_TELL_S)
 
             try:
                 return await loop.run_in_executor(self._pool, self._answer, request, timeout_s, say if stream else None)

@@ -178,11 +178,10 @@ def test_a_drafter_that_lies_or_is_silent_changes_no_answer(
 
     async def test() -> None:
         async with hasty.core() as (_, port):
-            for sampling, want in zip(SAMPLINGS, wanted, strict=True):
-                replies = await replies_of(hasty.box(port, sampling))
-                assert tokens(replies) == want
-                assert (total(replies, "drafted") > 0) == (kind is Lying)
-                assert total(replies, "accepted") <= 2 * WINDOWS  # of an identical drafter it would be all
+            replies = await replies_of(hasty.box(port, SAMPLINGS[1]))
+            assert tokens(replies) == wanted[1]
+            assert (total(replies, "drafted") > 0) == (kind is Lying)
+            assert total(replies, "accepted") <= 2 * WINDOWS  # of an identical drafter it would be nearly all
 
     asyncio.run(test())
 
@@ -202,25 +201,24 @@ class Crewed:
     def result(self, reference: Any, timeout_s: float) -> Any:
         return self.crew.handles["level0"].result(reference, timeout_s)
 
-    def restart(self, stage: str) -> None:
-        """It dies in the middle of whatever it does."""
-        self.crew.kill(stage, None)
-        self.crew.start(stage)
-        self.crew.resume(stage, False)
+    def restart(self) -> None:
+        """The target dies in the middle of whatever it does."""
+        self.crew.kill("target", None)
+        self.crew.start("target")
+        self.crew.resume("target", False)
         self.crew.wire("level0", "target", 1)
 
 
-@pytest.mark.parametrize("stage", ["target", "level0"])
-def test_a_stage_of_the_core_that_is_started_anew_changes_no_answer_and_edges_draft_on(
-    hasty: Pipe, wanted: Any, stage: str
-) -> None:
+def test_a_target_that_is_started_anew_changes_no_answer_and_edges_draft_on(hasty: Pipe, wanted: Any) -> None:
+    """Of a relay that is, see `tests/cluster/test_ray_edge.py`."""
+
     async def test(crewed: Crewed) -> None:
         async with core(crewed, hasty.seeing, relay=crewed) as (_, port):
             restarts: list[asyncio.Future[None]] = []
 
             def report(reply: Any) -> None:
                 if reply.outcome.number == 1:
-                    restarts.append(asyncio.ensure_future(asyncio.to_thread(crewed.restart, stage)))
+                    restarts.append(asyncio.ensure_future(asyncio.to_thread(crewed.restart)))
 
             edge = hasty.box(port, SAMPLINGS[1], ahead=1)
             replies = await replies_of(edge, report)
