@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from actors.course import Course, Telling
+from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
 from actors.handles import StageHandle, Stages
 from actors.pulse import Pulse
@@ -79,9 +79,8 @@ class Controller:
         self._given_up: dict[str, str] = {}  # stage -> why
         self._quarantine = Quarantine()
         self._drafts = True  # the target had use for drafts when it was last heard
-        self._learns = (
-            len(recipe.stages) == 2 and recipe.stages[0].drafter == "lookup"
-        )  # from every answer, for next to nothing
+        # a drafter that learns from every answer, or drafts on the edge in any case: for next to nothing
+        self._learns = len(recipe.stages) == 2 and recipe.stages[0].drafter != "model"
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
         """Answer one request. Raises what is wrong with it, or `DeadlineExceeded`, `CapacityError`, `StageError`."""
@@ -160,8 +159,10 @@ class Controller:
         started = time.monotonic()
         limit = self.recipe.deadlines.request_s if timeout_s is None else timeout_s
         handle = next(self._handles)
-        drafts = request.speculate and (self._drafts or self._learns or handle % _PROBE == 0)
-        course = Course(request, handle, started, started + limit, drafts)
+        first = lightest_of(self.recipe, request)
+        drafts = request.speculate and first < len(self.names) - 1
+        drafts = drafts and (self._drafts or self._learns or handle % _PROBE == 0)
+        course = Course(request, handle, started, started + limit, drafts, first)
         self._enter(course)
         try:
             progress = yield from self._pursue(course, stream=stream)
@@ -311,6 +312,8 @@ class Controller:
     def _admit_drafters(self, course: Course, features: Any) -> None:
         """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
         for level, name in enumerate(self.names[:-1] if course.drafts else ()):
+            if level < course.first:
+                continue
             course.features[name] = course.own.get(level, features)  # before the stage is looked up: see `renew`
             self._admit_drafter(course, level)
 
@@ -323,7 +326,7 @@ class Controller:
             course.notes.append(f"without {name}: it has crashed with this request in it, again and again")
             return
         drafter = self.stages.drafters[level]
-        course.drafting[name] = self._start_admit(drafter, course, course.features[name])
+        course.drafting[name] = self._start_admit(drafter, course, level)
         if course.better is not None and level not in course.own:
             drafter.start("revise", course.handle, course.better)
 
@@ -332,24 +335,24 @@ class Controller:
         course.features[name] = features
         self._permit(course, name)
         course.target_at, course.target = self._renewals[name], self.stages.target
-        self._call(course.target, self._start_admit(course.target, course, features), course)
+        self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1), course)
         course.prepared = True
         course.seeing = {
             "encoder": self.stages.encoder.start("moments", course.handle),
             "adapter": self.stages.adapter.start("moments", course.handle, course.decision),
         }
 
-    def _start_admit(self, stage: StageHandle, course: Course, features: Any) -> Any:
-        """Begin an admission, see `Admission`; `features` is the reference of a call that gives them."""
+    def _start_admit(self, stage: StageHandle, course: Course, level: int) -> Any:
+        """Begin an admission, see `Admission`; its features are the reference of a call that gives them."""
         request = course.request
         return stage.start(
             "admit",
             course.handle,
             request.request_id,
             request.question,
-            features,
+            course.features[self.names[level]],
             request.sampling,
-            course.drafts,
+            course.expects(level),
             course.progress.tokens,
             course.progress.masks,
         )

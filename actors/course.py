@@ -9,8 +9,10 @@ from typing import Any
 from actors.handles import StageHandle
 from actors.target import NOTHING, Progress
 from cascade_runtime.api import GenerateRequest, Piece
+from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import DeadlineExceeded, StageError
+from cascade_runtime.vision.event_branch import RenderedWindow
 
 
 @dataclass(eq=False)
@@ -26,6 +28,7 @@ class Course:
     started: float
     deadline: float
     drafts: bool  # drafters take part
+    first: int = 0  # the lightest level that does: not the one that edge boxes run, where none drafts for it
     features: dict[str, Any] = field(default_factory=dict)
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     better: Any = None  # what drafters see once the gate has decided
@@ -57,6 +60,10 @@ class Course:
             raise DeadlineExceeded(f"request {self.request.request_id}: no answer before its deadline")
         return left
 
+    def expects(self, level: int) -> bool:
+        """Whether a level is to wait for drafts."""
+        return self.drafts and (level > self.first or not self.first)
+
     def cancellation(self) -> StageError:
         """What whoever waits for it gets once it is cancelled."""
         return StageError("controller", self.request.request_id, "cancelled")
@@ -66,6 +73,14 @@ class Course:
         self.progress = progress
         if progress.tokens and not self.first_token_at:
             self.first_token_at = progress.first_token_at + time.monotonic() - progress.said_at
+
+
+def lightest_of(recipe: Recipe, request: GenerateRequest) -> int:
+    """The lightest level that takes part in a request."""
+    if recipe.stages[0].drafter != "edge":
+        return 0
+    events = request.events
+    return 0 if isinstance(events, RenderedWindow) and events.drafts else 1
 
 
 class Telling:

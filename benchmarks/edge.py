@@ -1,12 +1,14 @@
 """What does a bad link between an edge box and the core cost, and does it ever change an answer?
 
-    python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features]
+    python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features drafts]
     python -m benchmarks.edge --sizes FILE ...        bytes per window of recordings, for planning/edge_windows.toml
 
 `cascade edge-server` and `cascade edge` run in a network namespace each, with a link between them that delays, loses,
 narrows and breaks packets (`slow_link.py`). A recording of simulated scenes is replayed in real time, 20 windows of
 50 ms a second, newest kept; during the 10 s cut nothing may be left out. Every answered window is compared, token by
-token, with this process' answer to the same window. Latency is from the moment when the sensor closed a window to the
+token, with this process' answer to the same window. With the cut "drafts" light runs on the edge (recipe
+`edge_drafts`), and "accepted" counts the answer tokens that it had drafted, per window; the other cuts are of
+`light_heavy`. Latency is from the moment when the sensor closed a window to the
 moment when the edge has its answer; "core ms" is when the core had the window whole (median). Needs root, namespaces
 and /dev/net/tun; elsewhere it says so. The last line is JSON.
 """
@@ -45,6 +47,8 @@ from cascade_runtime.training.scenes import simulate_scene
 
 QUESTION = "What are the key elements in this scene?"
 RECIPE = "light_heavy"
+CUTS = {"raw": RECIPE, "frames": RECIPE, "features": RECIPE, "drafts": "edge_drafts"}  # and their recipes
+PORTS = {RECIPE: 8100, "edge_drafts": 8101}
 WINDOW_US = 50_000
 RULES = {"activity": {"frames": 2, "size": 64}, "event_frame/last_wins": {"frames": 5}}
 
@@ -58,7 +62,7 @@ class Setting:
     loss: float = 0.0
     mbit_s: float | None = None
     cut_s: float = 0.0
-    cuts: tuple[str, ...] = ("raw", "frames", "features")
+    cuts: tuple[str, ...] = tuple(CUTS)
 
 
 SETTINGS = (
@@ -98,9 +102,10 @@ def answers_here(events: Events, max_tokens: int) -> dict[int, list[int]]:
 
 
 @contextlib.contextmanager
-def core(link: SlowLink, token: Path) -> Iterator[None]:
-    """The core in its namespace."""
-    command = [sys.executable, "-m", "cluster.cli", "edge-server", RECIPE, "--host", CORE, "--plaintext"]
+def core(link: SlowLink, token: Path, recipe: str) -> Iterator[None]:
+    """The core of a recipe in its namespace."""
+    command = [sys.executable, "-m", "cluster.cli", "edge-server", recipe, "--host", CORE, "--plaintext"]
+    command += ["--port", str(PORTS[recipe])]
     process = subprocess.Popen(
         link.inside(0, *command, "--token-file", str(token)), stderr=subprocess.PIPE, text=True, env=_environment()
     )
@@ -123,7 +128,8 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
     """The lines of one replay, the last of them its counts."""
     link.set(delay_ms=setting.delay_ms, loss=setting.loss, mbit_s=setting.mbit_s)
     keep = ["--keep", "all", "--waiting", "1024"] if setting.cut_s else ["--keep", "newest"]
-    command = [sys.executable, "-m", "cluster.cli", "edge", str(file), "--server", f"{CORE}:8100", "-q", QUESTION]
+    command = [sys.executable, "-m", "cluster.cli", "edge", str(file), "-q", QUESTION]
+    command += ["--server", f"{CORE}:{PORTS[CUTS[cut]]}"]
     command += [
         "--cut",
         cut,
@@ -135,8 +141,8 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
         "--json",
         *keep,
     ]
-    if cut == "features":
-        command += ["--recipe", RECIPE]
+    if cut in ("features", "drafts"):
+        command += ["--recipe", CUTS[cut]]
     lines: list[Any] = []
     process = subprocess.Popen(link.inside(1, *command), stdout=subprocess.PIPE, text=True, env=_environment())
     assert process.stdout is not None
@@ -179,6 +185,8 @@ def measured(
         "core_p50_ms": round(statistics.median(reply["latency_ms"]["received"] for reply in answered), 1),
         "latency_p50_ms": round(float(np.percentile(latency_ms, 50)), 1),
         "latency_p95_ms": round(float(np.percentile(latency_ms, 95)), 1),
+        "accepted": round(statistics.fmean(reply["accepted"] for reply in answered), 2),
+        "tokens": round(statistics.fmean(len(reply["token_ids"]) for reply in answered), 2),
         "dropped": dropped,
         "lost": counts["windows"] - counts["empty"] - len(answered) - dropped,
         "doubled": len(answered) - len({reply["window"] for reply in answered}),
@@ -222,7 +230,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of the recording")
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--only", help="settings whose name contains this")
-    parser.add_argument("--cuts", nargs="+", default=["raw", "frames", "features"], metavar="CUT", help="only these")
+    parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS), metavar="CUT", help="only these")
     parser.add_argument("--sizes", nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.sizes:
@@ -246,11 +254,12 @@ def main() -> None:
         write_events(file, events)
         token.write_text("a-token-for-this-measurement\n")
         here = answers_here(events, args.max_tokens)
-        stack.enter_context(core(link, token))
+        for recipe in dict.fromkeys(CUTS[cut] for cut in args.cuts):
+            stack.enter_context(core(link, token, recipe))
         print(
             f"{'link':<18}{'cut':<10}{'answered':>9}{'/s':>7}{'kB':>8}{'core ms':>9}{'p50 ms':>9}{'p95 ms':>9}", end=""
         )
-        print(f"{'dropped':>9}{'links':>7}  same")
+        print(f"{'accepted':>10}{'dropped':>9}{'links':>7}  same")
         for setting in SETTINGS:
             if args.only and args.only not in setting.name:
                 continue
@@ -262,7 +271,8 @@ def main() -> None:
                 print(
                     f"{row['link']:<18}{row['cut']:<10}{row['answered']:>9}{row['windows_per_s']:>7.1f}"
                     f"{row['kb_per_window']:>8.1f}{row['core_p50_ms']:>9.0f}{row['latency_p50_ms']:>9.0f}{row['latency_p95_ms']:>9.0f}"
-                    f"{row['dropped']:>9}{row['links']:>7}  {row['identical']}/{row['answered']}",
+                    f"{row['accepted']:>10.1f}{row['dropped']:>9}{row['links']:>7}"
+                    f"  {row['identical']}/{row['answered']}",
                     flush=True,
                 )
     summary = {name: sum(row[name] for row in rows) for name in ("lost", "doubled")}

@@ -34,8 +34,8 @@ def add_edge(commands: Any, read: Read) -> None:
     edge.add_argument("file", type=Path, nargs="?", metavar="FILE")
     edge.add_argument("--server", required=True, metavar="HOST:PORT", help="of `cascade edge-server`")
     edge.add_argument("-q", "--question")
-    edge.add_argument("--cut", default="raw", help="what crosses: raw events, frames or features (default: raw)")
-    edge.add_argument("--recipe", metavar="NAME|FILE.toml", help="whose encoder and adapter run here (cut features)")
+    edge.add_argument("--cut", default="raw", help="what crosses: raw, frames, features or drafts (default: raw)")
+    edge.add_argument("--recipe", metavar="NAME|FILE.toml", help="what runs here (features, drafts)")
     edge.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
     edge.add_argument("--window-ms", type=float, default=50.0, metavar="MS")
     edge.add_argument("--speed", type=float, default=1.0, metavar="X", help="of the replay; inf: as they are taken")
@@ -115,9 +115,11 @@ def summary(box: EdgeBox) -> dict[str, Any]:
     """What an edge counted of one run."""
     counts, ingest = box.link.counts, box.ingest.counts
     names = [field.name for field in ingest.DESCRIPTOR.fields]
+    drafter = vars(box.drafter.counts) if box.drafter is not None else {}
     return {
         **{name: getattr(ingest, name) for name in names},
         **vars(counts),
+        **drafter,
         "clock_error_ms": round(box.link.clock.error_ns / 1e6, 3),
     }
 
@@ -130,6 +132,7 @@ def _json(reply: Reply) -> str:
         said |= {"error": outcome.error, "problem": outcome.problem}
     if kind == "answered":
         said |= {"text": outcome.answer.text, "token_ids": list(outcome.answer.token_ids)}
+        said |= {"drafted": outcome.drafted, "accepted": outcome.accepted}
     latency_ms = {stage: round(each_ms, 3) for stage, each_ms in reply.latency_ms.items()}
     return json.dumps(said | {"latency_ms": latency_ms, "payload_bytes": reply.payload_bytes})
 
@@ -179,15 +182,15 @@ def _serve(args: argparse.Namespace) -> int:
         raise ConfigError("--grace-s", args.grace_s, "a number above 0")
     recipe = load_recipe(args.recipe, args.set)
 
-    from cascade_runtime.transports import open_transport
     from cluster.edge.core import EdgeCore
+    from cluster.edge.pipeline import open_pipeline
     from cluster.edge.seeing import seeing_of
 
     def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     report(f"loading {recipe.name}: {', '.join(recipe.cascade.levels)}")
-    transport = open_transport(args.target, recipe)
+    transport, relay = open_pipeline(args.target, recipe)
 
     async def serve() -> None:
         stop = asyncio.Event()
@@ -195,7 +198,7 @@ def _serve(args: argparse.Namespace) -> int:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(transport.close)
-            core = EdgeCore(seeing_of(recipe), transport, door, limits, grace_s=args.grace_s)
+            core = EdgeCore(seeing_of(recipe), transport, door, limits, grace_s=args.grace_s, relay=relay)
             if args.metrics_port is not None:
                 _expose(core.metrics, args.metrics_port)
             port = await stack.enter_async_context(core.serving())

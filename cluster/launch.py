@@ -39,6 +39,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.adapter import AdapterVerifierStage
 from actors.controller import MAX_WAITING, Controller
 from actors.drafter import Drafter
+from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
 from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
@@ -265,7 +266,7 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
     elif level == last:
         kind, arguments = Target, (recipe,)
     elif level == 0:
-        kind, arguments = Drafter, (recipe,)
+        kind, arguments = EdgeRelay if recipe.stages[0].drafter == "edge" else Drafter, (recipe,)
     else:
         kind, arguments = MidVerifier, (recipe, level)
     threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)

@@ -42,8 +42,8 @@ def beyond_integers(low: int, high: int) -> st.SearchStrategy:
     return st.one_of(outside, st.floats(), not_a_number, st.just(16**5000))
 
 
-def test_three_recipes_come_with_the_package():
-    assert recipe_names() == ("heavy", "light_heavy", "lookup_heavy", "three_level")
+def test_five_recipes_come_with_the_package():
+    assert recipe_names() == ("edge_drafts", "heavy", "light_heavy", "lookup_heavy", "three_level")
     assert load_recipe("three_level").cascade.levels == ("light", "mid", "heavy")
     assert load_recipe("light_heavy").cascade.levels == ("light", "heavy")
     assert load_recipe("heavy").cascade.levels == ("heavy",)
@@ -54,7 +54,7 @@ def test_built_in_recipes_name_bundled_members_and_themselves(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.target.name == "heavy"
-    members = [stage.family_member for stage in recipe.stages if stage.drafter == "model"]
+    members = [stage.family_member for stage in recipe.stages if stage.drafter != "lookup"]
     assert members == [level for level in recipe.cascade.levels if level != "lookup"]
     assert recipe.cascade.mode == "strict"
     if name not in ("heavy", "lookup_heavy"):  # no drafter that sees

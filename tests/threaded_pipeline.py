@@ -13,6 +13,7 @@ from typing import Any
 from actors.adapter import AdapterVerifierStage
 from actors.controller import Controller
 from actors.drafter import Drafter
+from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
 from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
@@ -117,7 +118,9 @@ def make_stage(recipe: Recipe, name: str) -> Any:
     index = recipe.cascade.levels.index(name)
     if index == len(recipe.stages) - 1:
         return Target(recipe)
-    return MidVerifier(recipe, index) if index else Drafter(recipe)
+    if index:
+        return MidVerifier(recipe, index)
+    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,12 @@ def toy_recipe(
         for part in ("event_encoder", "adapter"):
             recipe["encoder" if part == "event_encoder" else part] = {"checkpoint": str(family / part), "num_cpus": 0.2}
     return recipe_from_dict(recipe)
+
+
+def edge_recipe(family: Path, drafters: Sequence[str], deadlines: dict[str, float], **tables: object) -> Recipe:
+    """The same with the lightest level on edge boxes."""
+    plain = toy_recipe(family, drafters, deadlines=deadlines, **tables)
+    return replace(plain, stages=(replace(plain.stages[0], drafter="edge"), *plain.stages[1:]))
 
 
 def toy_events(seed: int = 0, count: int = 3000, span_us: int = 50_000) -> Events:

@@ -1,4 +1,6 @@
-"""What of a recipe's drafting fits together: lookup, trees, heads beside the target, rules of acceptance."""
+"""What of a recipe's drafting fits together: lookup, drafters on edge boxes, trees, heads beside the target, rules of
+acceptance.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ def check_drafting(recipe: Recipe) -> None:
     several = len(recipe.stages) > 1
     if recipe.cascade.loading == "in_turns" and (rule != SHARED_NOISE or tree is not None or light.heads):
         raise ConfigError("cascade.loading", "in_turns", "resident, with trees, heads or another rule of acceptance")
-    if recipe.cascade.loading == "in_turns" and (light.drafter == "lookup" or recipe.emulation is not None):
+    if recipe.cascade.loading == "in_turns" and (light.drafter != "model" or recipe.emulation is not None):
         raise ConfigError("cascade.loading", "in_turns", "resident, where a stage has no weights")
     for stage in recipe.stages if several else ():
         if stage.heads:
@@ -27,6 +29,8 @@ def check_drafting(recipe: Recipe) -> None:
     models_draft = several and light.drafter == "model" and not light.emulated
     if tree is not None and not light.heads and not models_draft:
         raise ConfigError("tree", tree.kind, "no [tree], unless the lightest of several levels is a model")
+    if light.drafter == "edge":
+        _check_edge(recipe)
     sampled = tree is not None and tree.kind == "sampled"
     if rule != SHARED_NOISE and not (rule == TRAVERSAL and sampled) and (tree is not None or light.heads):
         raise ConfigError("cascade.acceptance", rule, f"{SHARED_NOISE}, where trees are drafted")
@@ -40,6 +44,17 @@ def check_drafting(recipe: Recipe) -> None:
         raise ConfigError("acceptance", recipe.acceptance, f"what {rule} takes: {kind.__name__}")
     if isinstance(recipe.acceptance, FuzzyConfig):
         recipe.acceptance.per_edge(len(recipe.stages) - 1)
+
+
+def _check_edge(recipe: Recipe) -> None:
+    """A box drafts on the features that it sends, and for one pipeline."""
+    where = f"stages.{recipe.stages[0].name}.drafter"
+    if recipe.encoder is None:
+        raise ConfigError(where, "edge", "model or lookup, in a recipe without [encoder] and [adapter]")
+    if recipe.cascade.acceptance != SHARED_NOISE:
+        raise ConfigError("cascade.acceptance", recipe.cascade.acceptance, f"{SHARED_NOISE}, where edge boxes draft")
+    if recipe.cascade.replicas != 1:
+        raise ConfigError("cascade.replicas", recipe.cascade.replicas, "1, where edge boxes draft")
 
 
 def check_runs_apart(recipe: Recipe) -> None:

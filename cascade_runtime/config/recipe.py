@@ -200,10 +200,9 @@ class Recipe:
         self._check_emulation()
         self._check_neighbours()
         for place in [*self.stages[-1:], *self.stages[1:], *filter(None, (self.encoder, self.adapter))]:
-            if place.drafter == "lookup":
-                raise ConfigError(
-                    f"{place.name}.drafter", "lookup", 'model: only the lightest of several levels can be "lookup"'
-                )
+            if place.drafter != "model":
+                allowed = f'model: only the lightest of several levels can be "{place.drafter}"'
+                raise ConfigError(f"{place.name}.drafter", place.drafter, allowed)
         if self.target.sees != "all":
             raise ConfigError(f"stages.{self.target.name}.sees", self.target.sees, f"all: {_TARGET_SEES}")
         for stage in self.stages:
@@ -215,8 +214,9 @@ class Recipe:
                 raise ConfigError(f"{place.name}.sees", place.sees, "all: only drafting language stages may see less")
             if place.compile:
                 raise ConfigError(f"{place.name}.compile", True, "false: only language stages compile their passes")
-        if self.stages[0].drafter == "lookup" and self.stages[0].emulated:
-            raise ConfigError(f"stages.{self.stages[0].name}.drafter", "lookup", "model, where the device is emulated")
+        light = self.stages[0]
+        if light.drafter != "model" and light.emulated:
+            raise ConfigError(f"stages.{light.name}.drafter", light.drafter, "model, where the device is emulated")
 
         check_drafting(self)
 

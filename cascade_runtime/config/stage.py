@@ -24,7 +24,8 @@ class StageConfig:
     a relative path counts from the current directory). threads: CPU threads of the stage, 0 leaves the default.
     compile: compile passes of one row on a CPU; takes a C++ compiler, and most of a minute at the first start.
     drafter: "lookup" makes the lightest stage propose what followed the same words in earlier answers; of its
-    checkpoint it takes the tokenizer, and no weights.
+    checkpoint it takes the tokenizer, and no weights. "edge" has the lightest model run on the boxes of `cascade edge`;
+    what they draft is passed on here.
     heads: "family:<kind>" or a folder of drafting heads (`cascade train heads`) that live beside a target which is the
     only level, read its states, and draft for it.
     sees: how much of the recording a drafting stage is given, see `Sees`. max_len: positions in each of its KV slots,
@@ -69,12 +70,12 @@ class StageConfig:
         if self.checkpoint.startswith("family:") and not NAME.fullmatch(self.checkpoint.removeprefix("family:")):
             raise ConfigError(f"{where}.checkpoint", self.checkpoint, "family:<member>, for example family:light")
         choice(f"{where}.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16", "float64"))
-        choice(f"{where}.drafter", self.drafter, ("model", "lookup"))
+        choice(f"{where}.drafter", self.drafter, ("model", "lookup", "edge"))
         if not isinstance(self.compile, bool) or (self.compile and (self.emulated or self.drafter == "lookup")):
             raise ConfigError(f"{where}.compile", self.compile, "true or false, true only where a model runs")
         if not isinstance(self.heads, str) or len(self.heads) > 1024 or (self.heads and self.emulated):
             raise ConfigError(f"{where}.heads", self.heads, "family:<kind> or a folder, where a model runs")
-        looks = not self.emulated and self.drafter == "model"
+        looks = not self.emulated and self.drafter != "lookup"
         if Sees.parse(self.sees, f"{where}.sees").method != "all" and not looks:
             raise ConfigError(f"{where}.sees", self.sees, "all, where no model looks")
         if self.max_len or isinstance(self.max_len, bool):

@@ -71,8 +71,7 @@ class Level:
 
     def tokenizer_tag(self) -> str:
         """What must be equal for token ids of two levels to mean the same."""
-        entries = sorted(self.model.tokenizer.get_vocab().items())
-        return hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()
+        return tokenizer_tag(self.model.tokenizer)
 
     @torch.inference_mode()
     def prompt(self, question: str, features: VisualFeatures) -> PromptEmbeds:
@@ -133,6 +132,12 @@ def _sight(stage: StageConfig, model: Any) -> Sight | None:
     if sees.learnt:
         compressor = load_compressor(checkpoint_path(stage), language.hidden_size, language.device, language.dtype)
     return Sight(sees, model, compressor=compressor)
+
+
+def tokenizer_tag(tokenizer: Any) -> str:
+    """The hash of a tokenizer's entries."""
+    entries = sorted(tokenizer.get_vocab().items())
+    return hashlib.blake2b(repr(entries).encode(), digest_size=8).hexdigest()
 
 
 def check_one_vocabulary(tags: dict[str, str]) -> None:

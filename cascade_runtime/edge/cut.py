@@ -3,9 +3,12 @@
     raw        the events; the core renders, encodes, adapts
     frames     what the target's rule renders of them, packed without loss; the core encodes and adapts
     features   frames, and encoded and adapted features; the core has its own tower, gate and language stages left
+    drafts     features, and draft tokens: the recipe's lightest stage runs on the edge (`drafter = "edge"`), ahead of
+               the core within its window, and until it is no longer sure where the recipe says so (`min_confidence`).
+               The core verifies what has come by `deadlines.upstream_s`, and goes on alone where nothing has (SLED)
 
 The target's own tower may have to look at the frames whatever the gate says of the features, so they always come along.
-A drafter on the edge, the cut after that, is not here: stages that exchange drafts are started by one launcher.
+The drafter on the edge sees aligned features; what the gate makes of them it is not told.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from cascade_runtime.edge.drafter import DrafterFacts
 from cascade_runtime.errors import ConfigError, InputError, RemoteError
 from cascade_runtime.proto import edge_pb2
 
-CUTS = ("raw", "frames", "features")
+CUTS = ("raw", "frames", "features", "drafts")
 VERSION = 1
 CHUNK_BYTES = 128 << 10
 MAX_BATCH_BYTES = 1 << 20
@@ -33,6 +37,7 @@ _MAX_OPTIONS = 4096
 class Seeing:
     """How a recipe looks at a window. counts: a stage asks where the events of each frame lie. source_space,
     target_space: of the event encoder's and the adapter's features, empty where the recipe has none.
+    drafter: what may draft on the edge, where the recipe lets one.
     """
 
     recipe: str
@@ -42,6 +47,7 @@ class Seeing:
     counts: bool = False
     source_space: str = ""
     target_space: str = ""
+    drafter: DrafterFacts | None = None
 
     def check_cut(self, cut: str) -> str:
         """The cut, if it can be made here. Raises `ConfigError`."""
@@ -65,6 +71,7 @@ class Seeing:
             counts=self.counts,
             source_space=self.source_space,
             target_space=self.target_space,
+            drafter=None if self.drafter is None else self.drafter.told(),
         )
 
     @classmethod
@@ -80,6 +87,7 @@ class Seeing:
             counts=told.counts,
             source_space=told.source_space,
             target_space=told.target_space,
+            drafter=DrafterFacts.of(told.drafter) if told.HasField("drafter") else None,
         )
 
 

@@ -1,4 +1,7 @@
-"""`FeaturePacker`: event encoder and adapter on the edge. Needs torch and the recipe's two checkpoints."""
+"""`FeaturePacker`: event encoder and adapter on the edge. Needs torch and the recipe's two checkpoints.
+
+It serves the cut "features", and "drafts", whose drafter reads the features that are sent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from cascade_runtime.models.event_encoder import load_adapter, load_event_encode
 from cascade_runtime.models.stage_source import checkpoint_path, pick_device
 from cascade_runtime.proto import edge_pb2
 from cascade_runtime.vision.adapter_verifier import adapted
-from cascade_runtime.vision.event_branch import EventBranch
+from cascade_runtime.vision.event_branch import EventBranch, EventView
+from cascade_runtime.vision.features import VisualFeatures
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class FeaturePacker:
 
     def pack(self, window: Window) -> edge_pb2.WindowPart:
         """Frames, features and aligned features."""
+        return self.see(window)[0]
+
+    def see(self, window: Window) -> tuple[edge_pb2.WindowPart, EventView, VisualFeatures]:
+        """The same, with the view and the aligned features themselves."""
         seen = seen_window(window.events)
         view = self._branch.view(seen)
         assert view.features is not None
@@ -58,4 +66,4 @@ class FeaturePacker:
         part = part_of(window, pack_arrays(arrays))
         part.rendered.CopyFrom(rendered(self._seeing, seen, view.source))
         part.rendered.source_space, part.rendered.target_space = view.features.space, aligned.space
-        return part
+        return part, view, aligned

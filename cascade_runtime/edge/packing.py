@@ -1,4 +1,4 @@
-"""A window as what crosses to the core: `RawPacker`, `FramePacker`. The third cut is `feature_packing.py`.
+"""A window as what crosses to the core: `RawPacker`, `FramePacker`. The other cuts need `feature_packing.py`.
 
 A packer knows nothing of links; `bodies_of` cuts what it gives into batches. Needs no torch.
 """

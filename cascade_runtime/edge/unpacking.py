@@ -68,7 +68,8 @@ class Unpacker:
         said = part.rendered
         arrays = unpack_arrays(payload, MAX_DECODED_BYTES)
         wanted = {"frames"} | ({"density"} if self.seeing.counts else set())
-        wanted |= {"features", "aligned"} if self.cut == "features" else set()
+        featured = self.cut in ("features", "drafts")
+        wanted |= {"features", "aligned"} if featured else set()
         if set(arrays) != wanted:
             raise InputError("window.arrays", sorted(arrays), f"{sorted(wanted)} of cut {self.cut}")
         self._check_frames(arrays["frames"])
@@ -80,13 +81,14 @@ class Unpacker:
             found = (said.occupancy, said.events, said.duration_us)
             raise InputError("window.rendered", found, f"a share, events, and at most {WINDOW_US} us of them")
         features = aligned = None
-        if self.cut == "features":
+        if featured:
             transforms = (self.seeing.rule, "event_encoder")
             features = _packet(arrays["features"], said.source_space, transforms, said)
             aligned = _packet(arrays["aligned"], said.target_space, (*transforms, "adapter"), said)
         view = EventView(arrays["frames"], said.source, features, density, aligned)
         options = read_options(said.options)
-        return RenderedWindow(view, said.rule, options, said.events, said.duration_us, said.occupancy)
+        drafts = self.cut == "drafts" and part.drafts
+        return RenderedWindow(view, said.rule, options, said.events, said.duration_us, said.occupancy, drafts)
 
     def _check_frames(self, frames: np.ndarray) -> None:
         """What the rule renders of an empty window has the dtype and shape of any frame that it renders."""

@@ -13,6 +13,7 @@ from cascade_runtime.emulation.device import EmulatedDevice, InstantDevice
 from cascade_runtime.emulation.level import EmulatedLevel, EmulatedTokenizer
 from cascade_runtime.emulation.tokens import tokens_of
 from cascade_runtime.emulation.vision import EmulatedBranch, EmulatedVerifier
+from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.vision.adapter_verifier import AdapterVerifier
 from cascade_runtime.vision.event_branch import EventBranch
@@ -23,6 +24,9 @@ def load_level(recipe: Recipe, index: int, *, wait: bool = True) -> Level:
     stage = recipe.stages[index]
     if stage.drafter == "lookup":
         return LookupLevel.load(stage, recipe.cascade)
+    if stage.drafter == "edge":
+        allowed = "model or lookup, but for `cascade edge-server` and pipelines: this drafter runs on edge boxes"
+        raise ConfigError(f"stages.{stage.name}.drafter", "edge", allowed)
     if not stage.emulated:
         return Level.load(stage, recipe.cascade)
     tokens, ends, tag = tokens_of(recipe)

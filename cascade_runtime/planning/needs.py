@@ -33,10 +33,10 @@ class Need:
 
 def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
     """Stage -> what it needs on a device of that kind; empty for emulated stages, and where a checkpoint is not known
-    here (the stage itself will say what it finds). A stage that looks words up needs nothing. The target's vision tower
-    counts with the adapter, else with the target.
+    here (the stage itself will say what it finds). A stage without a model here needs nothing. The target's vision
+    tower counts with the adapter, else with the target.
     """
-    if recipe.stages[0].drafter == "lookup":
+    if recipe.stages[0].drafter != "model":
         drafts = recipe.cascade.num_draft_tokens[1:]
         cascade = replace(recipe.cascade, levels=recipe.cascade.levels[1:], num_draft_tokens=drafts)
         recipe = replace(recipe, cascade=cascade, stages=recipe.stages[1:])

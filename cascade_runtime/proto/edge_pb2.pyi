@@ -8,30 +8,34 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class FromEdge(_message.Message):
-    __slots__ = ("taken", "hello", "batch", "pulse")
+    __slots__ = ("taken", "hello", "batch", "pulse", "drafts")
     TAKEN_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     taken: int
     hello: Hello
     batch: Batch
     pulse: Pulse
-    def __init__(self, taken: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ...) -> None: ...
+    drafts: bytes
+    def __init__(self, taken: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., drafts: _Optional[bytes] = ...) -> None: ...
 
 class FromCore(_message.Message):
-    __slots__ = ("accepted", "limit", "welcome", "pulse", "outcome")
+    __slots__ = ("accepted", "limit", "welcome", "pulse", "outcome", "verdicts")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    VERDICTS_FIELD_NUMBER: _ClassVar[int]
     accepted: int
     limit: int
     welcome: Welcome
     pulse: Pulse
     outcome: Outcome
-    def __init__(self, accepted: _Optional[int] = ..., limit: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ...) -> None: ...
+    verdicts: bytes
+    def __init__(self, accepted: _Optional[int] = ..., limit: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., verdicts: _Optional[bytes] = ...) -> None: ...
 
 class Pulse(_message.Message):
     __slots__ = ("now_ns", "echo_ns", "held_ns")
@@ -82,7 +86,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("resumed", "recipe", "cuts", "rule", "options", "counts", "source_space", "target_space")
+    __slots__ = ("resumed", "recipe", "cuts", "rule", "options", "counts", "source_space", "target_space", "drafter")
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     CUTS_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +95,7 @@ class Welcome(_message.Message):
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_SPACE_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPACE_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
     resumed: bool
     recipe: str
     cuts: _containers.RepeatedScalarFieldContainer[str]
@@ -99,7 +104,20 @@ class Welcome(_message.Message):
     counts: bool
     source_space: str
     target_space: str
-    def __init__(self, resumed: _Optional[bool] = ..., recipe: _Optional[str] = ..., cuts: _Optional[_Iterable[str]] = ..., rule: _Optional[str] = ..., options: _Optional[str] = ..., counts: _Optional[bool] = ..., source_space: _Optional[str] = ..., target_space: _Optional[str] = ...) -> None: ...
+    drafter: Drafter
+    def __init__(self, resumed: _Optional[bool] = ..., recipe: _Optional[str] = ..., cuts: _Optional[_Iterable[str]] = ..., rule: _Optional[str] = ..., options: _Optional[str] = ..., counts: _Optional[bool] = ..., source_space: _Optional[str] = ..., target_space: _Optional[str] = ..., drafter: _Optional[_Union[Drafter, _Mapping]] = ...) -> None: ...
+
+class Drafter(_message.Message):
+    __slots__ = ("tokenizer", "vocab_size", "ends", "space")
+    TOKENIZER_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    SPACE_FIELD_NUMBER: _ClassVar[int]
+    tokenizer: str
+    vocab_size: int
+    ends: _containers.RepeatedScalarFieldContainer[int]
+    space: str
+    def __init__(self, tokenizer: _Optional[str] = ..., vocab_size: _Optional[int] = ..., ends: _Optional[_Iterable[int]] = ..., space: _Optional[str] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("seq", "crc32", "body")
@@ -112,7 +130,7 @@ class Batch(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., crc32: _Optional[int] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class WindowPart(_message.Message):
-    __slots__ = ("number", "last", "begin_us", "end_us", "closed_ns", "packed_ns", "payload", "rendered", "ingest", "clock_ns")
+    __slots__ = ("number", "last", "begin_us", "end_us", "closed_ns", "packed_ns", "payload", "rendered", "ingest", "clock_ns", "drafts")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     BEGIN_US_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +141,7 @@ class WindowPart(_message.Message):
     RENDERED_FIELD_NUMBER: _ClassVar[int]
     INGEST_FIELD_NUMBER: _ClassVar[int]
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTS_FIELD_NUMBER: _ClassVar[int]
     number: int
     last: bool
     begin_us: int
@@ -133,7 +152,8 @@ class WindowPart(_message.Message):
     rendered: Rendered
     ingest: Ingest
     clock_ns: int
-    def __init__(self, number: _Optional[int] = ..., last: _Optional[bool] = ..., begin_us: _Optional[int] = ..., end_us: _Optional[int] = ..., closed_ns: _Optional[int] = ..., packed_ns: _Optional[int] = ..., payload: _Optional[bytes] = ..., rendered: _Optional[_Union[Rendered, _Mapping]] = ..., ingest: _Optional[_Union[Ingest, _Mapping]] = ..., clock_ns: _Optional[int] = ...) -> None: ...
+    drafts: bool
+    def __init__(self, number: _Optional[int] = ..., last: _Optional[bool] = ..., begin_us: _Optional[int] = ..., end_us: _Optional[int] = ..., closed_ns: _Optional[int] = ..., packed_ns: _Optional[int] = ..., payload: _Optional[bytes] = ..., rendered: _Optional[_Union[Rendered, _Mapping]] = ..., ingest: _Optional[_Union[Ingest, _Mapping]] = ..., clock_ns: _Optional[int] = ..., drafts: _Optional[bool] = ...) -> None: ...
 
 class Rendered(_message.Message):
     __slots__ = ("rule", "options", "source", "events", "duration_us", "occupancy", "source_space", "target_space")
@@ -172,7 +192,7 @@ class Ingest(_message.Message):
     def __init__(self, windows: _Optional[int] = ..., empty: _Optional[int] = ..., dropped: _Optional[int] = ..., joined: _Optional[int] = ..., events: _Optional[int] = ..., events_dropped: _Optional[int] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("seq", "kind", "number", "answer", "error", "problem", "received_ns", "checked_ns", "started_ns", "first_ns", "done_ns")
+    __slots__ = ("seq", "kind", "number", "answer", "error", "problem", "received_ns", "checked_ns", "started_ns", "first_ns", "done_ns", "drafted", "accepted")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Outcome.Kind]
@@ -196,6 +216,8 @@ class Outcome(_message.Message):
     STARTED_NS_FIELD_NUMBER: _ClassVar[int]
     FIRST_NS_FIELD_NUMBER: _ClassVar[int]
     DONE_NS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     seq: int
     kind: Outcome.Kind
     number: int
@@ -207,7 +229,9 @@ class Outcome(_message.Message):
     started_ns: int
     first_ns: int
     done_ns: int
-    def __init__(self, seq: _Optional[int] = ..., kind: _Optional[_Union[Outcome.Kind, str]] = ..., number: _Optional[int] = ..., answer: _Optional[_Union[Said, _Mapping]] = ..., error: _Optional[str] = ..., problem: _Optional[str] = ..., received_ns: _Optional[int] = ..., checked_ns: _Optional[int] = ..., started_ns: _Optional[int] = ..., first_ns: _Optional[int] = ..., done_ns: _Optional[int] = ...) -> None: ...
+    drafted: int
+    accepted: int
+    def __init__(self, seq: _Optional[int] = ..., kind: _Optional[_Union[Outcome.Kind, str]] = ..., number: _Optional[int] = ..., answer: _Optional[_Union[Said, _Mapping]] = ..., error: _Optional[str] = ..., problem: _Optional[str] = ..., received_ns: _Optional[int] = ..., checked_ns: _Optional[int] = ..., started_ns: _Optional[int] = ..., first_ns: _Optional[int] = ..., done_ns: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
 
 class Said(_message.Message):
     __slots__ = ("text", "token_ids", "masks", "levels", "finish_reason", "mode", "target_passes", "notes")
@@ -240,7 +264,7 @@ class StatusReply(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
-    __slots__ = ("session", "connected", "cut", "question", "accepted", "taken", "waiting", "answered", "failed", "dropped", "repeated_batches", "refused_batches", "connections", "payload_bytes", "ingest", "latency_ms")
+    __slots__ = ("session", "connected", "cut", "question", "accepted", "taken", "waiting", "answered", "failed", "dropped", "repeated_batches", "refused_batches", "connections", "payload_bytes", "ingest", "latency_ms", "drafted", "accepted_drafts", "draft_blocks", "refused_drafts")
     class LatencyMsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +288,10 @@ class SessionStatus(_message.Message):
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     INGEST_FIELD_NUMBER: _ClassVar[int]
     LATENCY_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     session: str
     connected: bool
     cut: str
@@ -280,4 +308,8 @@ class SessionStatus(_message.Message):
     payload_bytes: int
     ingest: Ingest
     latency_ms: _containers.ScalarMap[str, float]
-    def __init__(self, session: _Optional[str] = ..., connected: _Optional[bool] = ..., cut: _Optional[str] = ..., question: _Optional[str] = ..., accepted: _Optional[int] = ..., taken: _Optional[int] = ..., waiting: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., dropped: _Optional[int] = ..., repeated_batches: _Optional[int] = ..., refused_batches: _Optional[int] = ..., connections: _Optional[int] = ..., payload_bytes: _Optional[int] = ..., ingest: _Optional[_Union[Ingest, _Mapping]] = ..., latency_ms: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    drafted: int
+    accepted_drafts: int
+    draft_blocks: int
+    refused_drafts: int
+    def __init__(self, session: _Optional[str] = ..., connected: _Optional[bool] = ..., cut: _Optional[str] = ..., question: _Optional[str] = ..., accepted: _Optional[int] = ..., taken: _Optional[int] = ..., waiting: _Optional[int] = ..., answered: _Optional[int] = ..., failed: _Optional[int] = ..., dropped: _Optional[int] = ..., repeated_batches: _Optional[int] = ..., refused_batches: _Optional[int] = ..., connections: _Optional[int] = ..., payload_bytes: _Optional[int] = ..., ingest: _Optional[_Union[Ingest, _Mapping]] = ..., latency_ms: _Optional[_Mapping[str, float]] = ..., drafted: _Optional[int] = ..., accepted_drafts: _Optional[int] = ..., draft_blocks: _Optional[int] = ..., refused_drafts: _Optional[int] = ...) -> None: ...

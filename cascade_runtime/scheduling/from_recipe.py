@@ -42,11 +42,11 @@ def patience_s(recipe: Recipe, stage: int) -> float:
 
 
 def share_cores(recipe: Recipe) -> bool:
-    """Whether the recipe puts all language stages on the CPU of one machine."""
-    first = recipe.stages[0]
+    """Whether the recipe puts all language stages on the CPU of one machine; one that edge boxes run is not there."""
+    stages = recipe.stages[1:] if recipe.stages[0].drafter == "edge" else recipe.stages
+    first = stages[0]
     return all(
-        stage.device in ("auto", "cpu") and not stage.num_gpus and stage.labels == first.labels
-        for stage in recipe.stages
+        stage.device in ("auto", "cpu") and not stage.num_gpus and stage.labels == first.labels for stage in stages
     )
 
 

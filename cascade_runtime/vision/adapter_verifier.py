@@ -104,13 +104,7 @@ class AdapterVerifier:
 
     def counted(self, features: VisualFeatures, view: EventView, level: int = -1) -> VisualFeatures:
         """Features of one level's tower with what the view knows of where the events lie in what that tower sees."""
-        if view.density is None:
-            return features
-        eight_bit = view.frames.dtype == np.uint8
-        height, width = view.frames.shape[1:3] if eight_bit else view.frames.shape[2:]
-        window = self.towers[level][0].window(height, width)
-        cells = view.density.shape[1]
-        return replace(features, density=resampled(view.density, cells, cells, window))
+        return counted(features, view, self.towers[level][0])
 
     @torch.inference_mode()
     def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
@@ -164,6 +158,16 @@ class AdapterVerifier:
         """The target tower's features of some frames, on the CPU."""
         processor, tower = self.towers[-1]
         return tower.encode(processor(frames)).cpu()
+
+
+def counted(features: VisualFeatures, view: EventView, processor: Any) -> VisualFeatures:
+    """Features with what the view knows of where the events lie in what a tower's pixel processor shows it."""
+    if view.density is None:
+        return features
+    eight_bit = view.frames.dtype == np.uint8
+    height, width = view.frames.shape[1:3] if eight_bit else view.frames.shape[2:]
+    cells = view.density.shape[1]
+    return replace(features, density=resampled(view.density, cells, cells, processor.window(height, width)))
 
 
 @torch.inference_mode()

@@ -42,7 +42,8 @@ class RenderedWindow:
     """A recording of which another machine has made frames, by `rule` and `options`, and perhaps features as well.
 
     view: what its event branch gave; nothing of it is believed before `EventBranch.view` has looked. occupancy: share
-    of the window's 14-pixel patches in which anything happened. events: how many the frames were rendered from.
+    of the window's 14-pixel patches in which anything happened. events: how many the frames were rendered from. drafts:
+    that machine says that it drafts for this window.
     """
 
     view: EventView
@@ -51,6 +52,7 @@ class RenderedWindow:
     events: int
     duration_us: int
     occupancy: float
+    drafts: bool = False
 
     def __len__(self) -> int:
         return self.events

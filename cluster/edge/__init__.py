@@ -4,6 +4,9 @@
     core.py      the core's server: who may speak, sessions that outlive connections, status
     session.py   one edge's standing question: batches into windows, windows into requests, outcomes back
     seeing.py    how a recipe looks at a window, which the edge is told
+    pipeline.py  what answers the windows
+    drafter.py   the edge: the lightest stage, where that drafts on the box
+    session_drafts.py, exchange.py   the core: what edges draft, to the pipeline and back
     doors.py     TLS and tokens of both ends
     counters.py  what the core counts, for Prometheus
     latency.py   per stage, from the moment when the sensor closed the window

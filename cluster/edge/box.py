@@ -3,6 +3,7 @@
     replay  -> Ingest          a window closes when its time has come, whether or not there is a link
     pack    Ingest -> ledger   the next window, when it could be sent at once: what is never sent is never packed
     link    ledger <-> core    see `link.py`
+    draft   packed windows     with the cut "drafts", see `drafter.py`
 
 A cut loses nothing as long as what comes meanwhile fits `waiting` windows; beyond that `keep` says what is left out.
 """
@@ -10,24 +11,28 @@ A cut loses nothing as long as what comes meanwhile fits `waiting` windows; beyo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.config.checks import integer, number
 from cascade_runtime.edge.cut import CHUNK_BYTES, CUTS, MAX_WINDOW_EVENTS, VERSION, Seeing
 from cascade_runtime.edge.ingest import MAX_JOINED_US, Ingest, Window, windows_of
 from cascade_runtime.edge.packing import FramePacker, Packer, RawPacker, bodies_of
-from cascade_runtime.errors import ConfigError
+from cascade_runtime.errors import ChannelError, ConfigError
 from cascade_runtime.events import Events
 from cascade_runtime.proto import edge_pb2
 from cluster.edge.doors import EdgeDoor
 from cluster.edge.latency import core_ms
 from cluster.edge.link import EdgeLink
+
+if TYPE_CHECKING:
+    from cluster.edge.drafter import EdgeDrafter
 
 Kind = edge_pb2.Outcome.Kind
 
@@ -36,9 +41,10 @@ Kind = edge_pb2.Outcome.Kind
 class EdgeSettings:
     """What an edge asks and how. Raises `ConfigError`.
 
-    cut: see `edge/cut.py`; "features" needs the recipe here too. window_us: of the sensor's time. speed: of the replay,
-    1 is as it was recorded, inf as quickly as windows are taken. keep, waiting, max_events: see `Ingest`. ahead:
-    windows that may be without an outcome. give_up_s: without any link. chunk_bytes: of a payload in one message.
+    cut: see `edge/cut.py`; "features" and "drafts" need the recipe here too. window_us: of the sensor's time. speed: of
+    the replay, 1 is as it was recorded, inf as quickly as windows are taken. keep, waiting, max_events: see `Ingest`.
+    ahead: windows that may be without an outcome. give_up_s: without any link. chunk_bytes: of a payload in one
+    message.
     """
 
     question: str
@@ -57,8 +63,11 @@ class EdgeSettings:
     def __post_init__(self) -> None:
         if self.cut not in CUTS:
             raise ConfigError("cut", self.cut, ", ".join(CUTS))
-        if self.cut == "features" and self.recipe is None:
+        if self.cut in ("features", "drafts") and self.recipe is None:
             raise ConfigError("cut", self.cut, "with the recipe whose encoder and adapter run here")
+        if self.cut == "drafts" and self.recipe is not None and self.recipe.stages[0].drafter != "edge":
+            allowed = f'with a recipe whose lightest level has drafter = "edge"; {self.recipe.name} is none'
+            raise ConfigError("cut", self.cut, allowed)
         integer(ConfigError, "window_us", self.window_us, 1, MAX_JOINED_US)
         integer(ConfigError, "max_events", self.max_events, 1, MAX_WINDOW_EVENTS)
         integer(ConfigError, "ahead", self.ahead, 1, 1024)
@@ -98,6 +107,7 @@ class EdgeBox:
         self.settings, self.events = settings, events
         self.ingest = Ingest(settings.keep, settings.waiting, settings.max_events)
         self.link = EdgeLink(door, self._hello(), self)
+        self.drafter: EdgeDrafter | None = None
         self._models: Any = None
         self._packer: Packer | None = None
         self._sent: dict[int, _Sent] = {}  # by the number of the window's last batch
@@ -123,6 +133,8 @@ class EdgeBox:
             for task in (linked, *work):
                 task.cancel()
             await asyncio.gather(linked, *work, return_exceptions=True)
+            if self.drafter is not None:
+                await asyncio.to_thread(self.drafter.close)
 
     # -- what the link asks ------------------------------------------------------------------------------------------
 
@@ -137,6 +149,8 @@ class EdgeBox:
             seeing = Seeing.of(welcome)
             seeing.check_cut(self.settings.cut)
             self._packer = self._make_packer(seeing)
+        if self.drafter is not None:
+            self.drafter.blocks.again()
         self._welcomed.set()
         self._news.set()
 
@@ -146,6 +160,16 @@ class EdgeBox:
         if sent is not None and not sent.sent_ns:
             sent.sent_ns = time.monotonic_ns()
         self._news.set()
+
+    def drafts(self) -> bytes:
+        """What was drafted and not told."""
+        return b"" if self.drafter is None else self.drafter.due(self.link.ledger.sent)
+
+    def verdicts(self, frame: bytes) -> None:
+        """For the drafter. Raises `ChannelError` where there is none."""
+        if self.drafter is None:
+            raise ChannelError(f"the core says verdicts on drafts to an edge of cut {self.settings.cut}")
+        self.drafter.hear(frame)
 
     def settled(self, outcome: edge_pb2.Outcome) -> None:
         """Report a window's outcome; that a part has come is no news to anybody."""
@@ -159,6 +183,8 @@ class EdgeBox:
         latency_ms |= core_ms(outcome, closed_ns + self.link.clock.offset_ns)
         latency_ms["arrived"] = (time.monotonic_ns() - closed_ns) / 1e6
         window = sent.window
+        if self.drafter is not None:
+            self.drafter.release(window.number)
         self._report(Reply(window.begin_us, window.end_us, outcome, latency_ms, sent.payload_bytes))
 
     # -- the sensor --------------------------------------------------------------------------------------------------
@@ -197,7 +223,10 @@ class EdgeBox:
             whole.clock_ns = self.link.clock.offset_ns
             whole.ingest.CopyFrom(self.ingest.counts)
             sent = _Sent(replace(window, events=window.events.slice(0, 0)), whole.packed_ns, len(whole.payload))
-            self._sent[ledger.add(bodies_of(whole, self.settings.chunk_bytes))] = sent
+            last = ledger.add(bodies_of(whole, self.settings.chunk_bytes))
+            self._sent[last] = sent
+            if self.drafter is not None:
+                self.drafter.numbered(window.number, last)
             self._packing = False
             self.link.wake()
 
@@ -229,12 +258,18 @@ class EdgeBox:
 
     def _load_models(self) -> Any:
         """What the cut needs, before the link is there: a peer that loads for seconds is taken for dead."""
-        if self.settings.cut != "features":
+        recipe = self.settings.recipe
+        if self.settings.cut not in ("features", "drafts"):
             return None
         from cascade_runtime.edge.feature_packing import FeatureModels
 
-        assert self.settings.recipe is not None
-        return FeatureModels.load(self.settings.recipe)
+        assert recipe is not None
+        models = FeatureModels.load(recipe)
+        if self.settings.cut == "drafts":
+            from cluster.edge.drafter import EdgeDrafter
+
+            self.drafter = EdgeDrafter(recipe)
+        return models
 
     def _make_packer(self, seeing: Seeing) -> Packer:
         if self.settings.cut == "raw":
@@ -243,4 +278,17 @@ class EdgeBox:
             return FramePacker(seeing)
         from cascade_runtime.edge.feature_packing import FeaturePacker
 
-        return FeaturePacker(self._models, seeing)
+        packer, drafter = FeaturePacker(self._models, seeing), self.drafter
+        if drafter is None:
+            return packer
+        from cluster.edge.drafter import DraftingPacker
+
+        drafter.facts.check(seeing.drafter)
+        loop = asyncio.get_running_loop()
+        drafter.wake = lambda: _wake(loop, self.link)
+        return DraftingPacker(packer, drafter, self.settings.question, self.settings.sampling)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, link: EdgeLink) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(link.wake)

@@ -3,6 +3,7 @@
     call -> token? -> hello -> a session, new or gone on with -> two loops until the link breaks:
         hear   batches into the session; silence of `SILENCE_S` ends the call
         tell   outcomes in order, figures with each; a pulse at least every `PULSE_S`
+    drafts and verdicts, where the edge drafts: `exchange.py`
 
 A refused batch ends the call with DATA_LOSS, and the edge goes on from what was accepted; what can never be meant ends
 it with INVALID_ARGUMENT. A session without a connection is forgotten after `grace_s`.
@@ -18,12 +19,14 @@ from typing import Any, NoReturn
 
 import grpc
 
+from actors.handles import StageHandle
 from cascade_runtime.edge.cut import Seeing
 from cascade_runtime.errors import CapacityError, CascadeError, ChannelError, InputError
 from cascade_runtime.proto import edge_pb2, edge_pb2_grpc
 from cascade_runtime.transports import Transport
 from cluster.edge.counters import EdgeMetrics
 from cluster.edge.doors import END_OF_STREAM, OPTIONS, CoreDoor
+from cluster.edge.exchange import DraftExchange
 from cluster.edge.session import Session, SessionLimits
 
 PULSE_S = 1.0
@@ -33,11 +36,20 @@ _STOP_S = 2.0
 
 
 class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
-    """Sessions of one pipeline. Used within one event loop."""
+    """Sessions of one pipeline. Used within one event loop. relay: its `EdgeRelay`, where edges may draft."""
 
     def __init__(
-        self, seeing: Seeing, transport: Transport, door: CoreDoor, limits: SessionLimits, *, grace_s: float = 120.0
+        self,
+        seeing: Seeing,
+        transport: Transport,
+        door: CoreDoor,
+        limits: SessionLimits,
+        *,
+        grace_s: float = 120.0,
+        relay: StageHandle | None = None,
     ) -> None:
+        assert relay is not None or "drafts" not in seeing.cuts
+        self._exchange = None if relay is None else DraftExchange(relay)
         self.metrics = EdgeMetrics()
         self._seeing, self._transport, self._door, self._limits = seeing, transport, door, limits
         self._grace_s = grace_s
@@ -52,7 +64,8 @@ class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
         await server.start()
         sweeper = asyncio.create_task(self._sweep())
         try:
-            yield port
+            async with contextlib.nullcontext() if self._exchange is None else self._exchange.running():
+                yield port
         finally:
             sweeper.cancel()
             await server.stop(_STOP_S)
@@ -118,7 +131,7 @@ class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
             return session, True
         if len(self._sessions) >= MAX_SESSIONS:
             raise CapacityError(f"{MAX_SESSIONS} sessions are remembered")
-        session = Session(hello, owner, self._seeing, self._transport, self._limits, self.metrics)
+        session = Session(hello, owner, self._seeing, self._transport, self._limits, self.metrics, self._exchange)
         self._sessions[hello.session] = session
         self.metrics.sessions.set(len(self._sessions))
         return session, False
@@ -149,6 +162,8 @@ class _Connection:
     async def run(self, welcome: edge_pb2.Welcome) -> None:
         """Raises what ends the call, or returns when it has ended in peace."""
         await self._say(edge_pb2.FromCore(welcome=welcome))
+        if self.session.drafts is not None:
+            self.session.drafts.verdicts.again()
         loops = [asyncio.create_task(self._hear()), asyncio.create_task(self._tell())]
         try:
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -182,8 +197,10 @@ class _Connection:
             elif said == "pulse":
                 self._echo_ns, self._heard_ns = message.pulse.now_ns, time.monotonic_ns()
                 self.news.set()
+            elif said == "drafts":
+                self.session.drafted(message.drafts)
             else:
-                raise InputError("message", said, "a batch or a pulse after the hello")
+                raise InputError("message", said, "a batch, drafts or a pulse after the hello")
 
     async def _tell(self) -> None:
         ledger, told = self.session.ledger, self.session.ledger.taken
@@ -196,6 +213,9 @@ class _Connection:
             self.news.clear()
             if not self._mine:
                 raise ChannelError("the session goes on over another connection")
+            if self.session.drafts is not None:
+                while frame := self.session.drafts.verdicts.due():
+                    await self._say(edge_pb2.FromCore(verdicts=frame))
             told = max(told, ledger.taken)  # what came over an earlier connection
             while (outcome := ledger.due(told)) is not None:
                 await self._say(edge_pb2.FromCore(outcome=outcome))

@@ -26,6 +26,10 @@ class EdgeMetrics:
         self.windows = Counter("cascade:edge_windows", "Windows, by what became of them", ["outcome"], **place)
         self.batches = Counter("cascade:edge_batches", "Batches: new, repeated, refused", ["what"], **place)
         self.payload_bytes = Counter("cascade:edge_payload_bytes", "Of new batches", **place)
+        self.draft_messages = Counter(
+            "cascade:edge_draft_messages", "Frames of drafts: taken, refused", ["what"], **place
+        )
+        self.draft_tokens = Counter("cascade:edge_draft_tokens", "Of edges: drafted, accepted", ["what"], **place)
         self.latency = Histogram(
             "cascade:edge_latency_seconds", "From the sensor's time", ["stage"], buckets=_SECONDS, **place
         )

@@ -1,7 +1,7 @@
 """`EdgeLink`: the edge's side of the stream, made again after every cut.
 
     hear   outcomes and figures from the core; silence of `SILENCE_S` is a cut
-    tell   batches as far as the limit allows, what was taken, a pulse at least every `PULSE_S`
+    tell   drafts, batches as far as the limit allows, what was taken, a pulse at least every `PULSE_S`
 
 What goes through it is the ledger's; what it means is the box's.
 """
@@ -51,6 +51,13 @@ class Owner(Protocol):
 
     def sent(self, seq: int) -> None:
         """A batch is handed to the link."""
+
+    def drafts(self) -> bytes:
+        """What is to be told of drafts now; empty: nothing."""
+        ...
+
+    def verdicts(self, frame: bytes) -> None:
+        """The core stands by something. Raises `ChannelError` where nobody drafts."""
 
 
 @dataclass
@@ -133,13 +140,16 @@ class EdgeLink:
         told = self.ledger.taken
         while not self._owner.finished:
             message = edge_pb2.FromEdge(taken=self.ledger.taken)
-            due = self.ledger.due()
-            if due is not None:
+            overdue = time.monotonic() - said_at >= PULSE_S
+            drafts = b"" if overdue else self._owner.drafts()
+            if drafts:
+                message.drafts = drafts
+            elif (due := self.ledger.due()) is not None:
                 seq, body = due
                 message.batch.CopyFrom(edge_pb2.Batch(seq=seq, crc32=checksum(seq, body), body=body))
                 self._owner.sent(seq)
                 self.counts.batches += 1
-            elif time.monotonic() - said_at >= PULSE_S:
+            elif overdue:
                 message.pulse.now_ns, said_at = time.monotonic_ns(), time.monotonic()
             elif told != message.taken:
                 message.pulse.now_ns = 0
@@ -173,6 +183,8 @@ class EdgeLink:
                     self._owner.settled(outcome)
                 else:
                     self.counts.repeated += 1
+            elif said == "verdicts":
+                self._owner.verdicts(message.verdicts)
             elif said == "pulse":
                 pulse, now_ns = message.pulse, time.monotonic_ns()
                 self.clock.heard(echo_ns=pulse.echo_ns, held_ns=pulse.held_ns, core_ns=pulse.now_ns, now_ns=now_ns)

@@ -2,6 +2,7 @@
 
     link -> offer(batch) -> parts -> windows waiting -> [unpack -> pipeline] x concurrency -> outcomes -> link
             checksum, order          bounded by the ledger: the edge may not send beyond its limit
+    link -> drafts -> `session_drafts.py`, where the edge drafts for its windows
 
 Where the edge wants the newest, at most `fresh` windows wait and older ones are settled as dropped. Outcomes leave in
 the order of the batches, and are kept until the edge says that it has them.
@@ -28,7 +29,9 @@ from cascade_runtime.errors import CascadeError, ChannelError, InputError, Stage
 from cascade_runtime.proto import edge_pb2
 from cascade_runtime.transports import Transport
 from cluster.edge.counters import EdgeMetrics
+from cluster.edge.exchange import DraftExchange
 from cluster.edge.latency import core_ms
+from cluster.edge.session_drafts import DraftCounts, SessionDrafts
 
 Kind = edge_pb2.Outcome.Kind
 
@@ -79,6 +82,7 @@ class Session:
         transport: Transport,
         limits: SessionLimits,
         metrics: EdgeMetrics,
+        exchange: DraftExchange | None,
     ) -> None:
         self.hello, self.owner, self.limits = hello, owner, limits
         self.sampling = _sampling(hello)
@@ -88,6 +92,7 @@ class Session:
         self.left_at = time.monotonic()  # when the last one ended
         self._transport, self._metrics = transport, metrics
         self._unpacker = Unpacker(seeing, hello.cut, hello.width, hello.height)
+        self.drafts = SessionDrafts(exchange) if exchange is not None and hello.cut == "drafts" else None
         self._parts: list[edge_pb2.WindowPart] = []
         self._partial_bytes = 0
         self._waiting: deque[_Waiting] = deque()
@@ -144,6 +149,8 @@ class Session:
         self._metrics.ingested(self.tally.ingest, part.ingest)
         self.tally.ingest.CopyFrom(part.ingest)
         self._waiting.append(waiting)
+        if self.drafts is not None and part.drafts:
+            self.drafts.expect(part.number)
         while self.hello.newest and len(self._waiting) > self.limits.fresh:
             self._drop(self._waiting.popleft())
         self._more.set()
@@ -153,6 +160,15 @@ class Session:
         self.tally.refused += 1
         self._metrics.batches.labels("refused").inc()
 
+    def drafted(self, frame: bytes) -> None:
+        """The edge has drafted. Raises `InputError` where it is not to."""
+        if self.drafts is None:
+            raise InputError("message", "drafts", 'none, unless the cut is "drafts"')
+        refused = self.drafts.counts.refused
+        self.drafts.hear(frame)
+        self._metrics.draft_messages.labels("refused").inc(self.drafts.counts.refused - refused)
+        self._metrics.draft_messages.labels("taken").inc(self.drafts.counts.refused == refused)
+
     async def close(self) -> None:
         """End what still runs; the outcomes are forgotten."""
         for worker in self._workers:
@@ -160,10 +176,13 @@ class Session:
         for worker in self._workers:
             with contextlib.suppress(asyncio.CancelledError):
                 await worker
+        if self.drafts is not None:
+            self.drafts.close()
 
     def status(self) -> edge_pb2.SessionStatus:
         """What an operator may see."""
         tally, ledger = self.tally, self.ledger
+        counts = DraftCounts() if self.drafts is None else self.drafts.counts
         return edge_pb2.SessionStatus(
             session=self.name,
             connected=self.listener is not None,
@@ -181,6 +200,10 @@ class Session:
             payload_bytes=tally.payload_bytes,
             ingest=tally.ingest,
             latency_ms=tally.latency_ms,
+            drafted=counts.drafted,
+            accepted_drafts=counts.accepted,
+            draft_blocks=counts.blocks,
+            refused_drafts=counts.refused,
         )
 
     def _drop(self, old: _Waiting) -> None:
@@ -221,6 +244,8 @@ class Session:
             request_id=f"edge-{self.name}-{waiting.seq}",
         )
         outcome.started_ns = time.monotonic_ns()
+        if self.drafts is not None:
+            self.drafts.begin(waiting.parts[-1].number, request.request_id, self._tell_news)
         running: Any = self._transport.run([request], self.limits.answer_s, False)
         async with contextlib.aclosing(running) as updates:
             async for _, update in updates:
@@ -231,11 +256,29 @@ class Session:
                     after_first_ms = update.timings.total_ms - update.timings.ttft_ms
                     outcome.first_ns = time.monotonic_ns() - int(1e6 * max(0.0, after_first_ms))
                     outcome.answer.CopyFrom(_said(update))
+                    if self.drafts is not None:
+                        self._count_drafts(self.drafts.counts, update, outcome)
         if outcome.kind != Kind.ANSWERED:
             raise StageError("pipeline", request.request_id, "ended without an answer")
 
+    def _count_drafts(self, counts: DraftCounts, answer: Answer, outcome: edge_pb2.Outcome) -> None:
+        """What came of the edge's drafts."""
+        first = "-".join(answer.levels[:2])
+        outcome.drafted = sum(each.num_draft_tokens for each in answer.edges if each.edge == first)
+        outcome.accepted = sum(mask & 1 for mask in answer.masks)
+        counts.drafted += outcome.drafted
+        counts.accepted += outcome.accepted
+        self._metrics.draft_tokens.labels("drafted").inc(outcome.drafted)
+        self._metrics.draft_tokens.labels("accepted").inc(outcome.accepted)
+
+    def _tell_news(self) -> None:
+        if self.listener is not None:
+            self.listener()
+
     def _finish(self, waiting: _Waiting, outcome: edge_pb2.Outcome) -> None:
         last = waiting.parts[-1]
+        if self.drafts is not None:
+            self.drafts.end(last.number)
         outcome.seq, outcome.number, outcome.done_ns = waiting.seq, last.number, time.monotonic_ns()
         closed_ns = last.closed_ns + last.clock_ns
         told = {"packed": (last.packed_ns - last.closed_ns) / 1e6, **core_ms(outcome, closed_ns)}
@@ -246,8 +289,7 @@ class Session:
 
     def _settle(self, outcome: edge_pb2.Outcome) -> None:
         self.ledger.settle(outcome.seq, outcome)
-        if self.listener is not None:
-            self.listener()
+        self._tell_news()
 
 
 def _sampling(hello: edge_pb2.Hello) -> SamplingParams:

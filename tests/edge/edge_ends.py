@@ -112,11 +112,11 @@ class Wire:
 
 @contextlib.asynccontextmanager
 async def core(
-    transport: Any = None, seeing: Seeing = SEEING, limits: SessionLimits | None = None, **door: Any
+    transport: Any = None, seeing: Seeing = SEEING, limits: SessionLimits | None = None, relay: Any = None, **door: Any
 ) -> AsyncIterator[tuple[EdgeCore, int]]:
     """A core on a free port of loopback."""
     given = CoreDoor(host="127.0.0.1", port=0, **door)
-    made = EdgeCore(seeing, transport or HashTransport(), given, limits or SessionLimits(), grace_s=30.0)
+    made = EdgeCore(seeing, transport or HashTransport(), given, limits or SessionLimits(), grace_s=30.0, relay=relay)
     async with made.serving() as port:
         yield made, port
 

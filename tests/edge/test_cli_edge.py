@@ -78,6 +78,7 @@ def test_status_needs_the_token_and_tells_of_sessions(tmp_path: Path, capsys: py
         (["--server", "h"], 2, "HOST:PORT"),
         (["--server", "h:1", "-q", "x", "--cut", "tokens"], 2, "raw, frames, features"),
         (["--server", "h:1", "-q", "x", "--cut", "features"], 2, "with the recipe"),
+        (["--server", "h:1", "-q", "x", "--cut", "drafts", "--recipe", "light_heavy"], 2, 'drafter = "edge"'),
         (["--server", "h:1", "-q", "x", "--window-ms", "nan"], 2, "--window-ms"),
         (["--server", "h:1", "-q", "x", "--speed", "0"], 2, "speed"),
         (["--server", "127.0.0.1:9", "-q", "x", "--give-up-s", "0"], 1, "no link"),
