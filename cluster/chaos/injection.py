@@ -41,9 +41,13 @@ class Injection:
             log.info("fault: %s %s", fault.kind, fault.stage)
             self.done.append((fault, time.monotonic()))
             if fault.kind == "node":
-                await asyncio.to_thread(self._machines.replace_one)
+                await asyncio.to_thread(self._lose_node)
             else:
                 self._signal(fault)
+
+    def _lose_node(self) -> None:
+        present = self._pipeline.reserved.present()
+        self._machines.replace_one({present.node(stage).node_id for stage in self._pipeline.stages})
 
     def _signal(self, fault: Fault) -> None:
         supervisor = self._pipeline.supervisor
