@@ -1,12 +1,12 @@
 """What faults and overload cost, and whether an answer shows them.
 
-    python -m benchmarks.faults [--only kills hangs nodes drafters overload soak] [--times 20] [--nodes 10]
+    python -m benchmarks.faults [--only stages nodes drafters overload soak] [--times 20] [--nodes 10]
 
 On emulated devices, steps of 5, 25 and 100 ms that need no core (benchmarks/recipes/emulated_5_25_100.toml); processes,
 links, supervision and Ray are real:
 
-    kills       SIGKILL to each of the five stages, `--times` each, under load; every answer is compared
-    hangs       SIGSTOP instead, until the stage is replaced, and SIGCONT to what is left of it after ten seconds
+    stages      SIGKILL to each of the five stages, then SIGSTOP to each until it is replaced (and SIGCONT to what is
+                left of it after ten seconds), `--times` over, under load; every answer is compared
     nodes       a node of a Ray cluster of four nodes on this machine is removed with all that runs on it, another joins
     drafters    a pipeline whose light or mid is dead for good, beside its target alone, turn about
     overload    a server asked three times as much as it can answer
@@ -29,11 +29,10 @@ from typing import Any
 from benchmarks.faults.drafters import dead_drafters
 from benchmarks.faults.overload import overload
 from benchmarks.faults.soak import soak
-from benchmarks.faults.survival import hangs, kills, nodes
+from benchmarks.faults.survival import nodes, stages
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "kills": kills,
-    "hangs": hangs,
+    "stages": stages,
     "nodes": nodes,
     "drafters": dead_drafters,
     "overload": overload,
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=20, help="kills and hangs of each stage")
     parser.add_argument("--every", type=float, default=2.0, help="seconds from one kill or hang to the next, at least")
     parser.add_argument("--nodes", type=int, default=10, help="nodes that are lost")
+    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no fault is begun any more")
     parser.add_argument("--streams", type=int, default=8, help="who ask all the time")
     parser.add_argument("--rounds", type=int, default=3, help="turn about, of `drafters`")
     parser.add_argument("--seconds", type=float, default=20.0, help="of flood")

@@ -26,18 +26,15 @@ from cluster.ray_transport import RayTransport
 
 _PLACES = ("stages.light", "stages.mid", "stages.heavy", "encoder", "adapter")
 SEED = 1
-_PATIENCE_S = 120.0
+_PATIENCE_S = 600.0
 _SAY_S = 15.0
 
 
-def kills(args: argparse.Namespace) -> dict[str, Any]:
-    """Each stage in turn."""
-    return _on_stages("kill", args)
-
-
-def hangs(args: argparse.Namespace) -> dict[str, Any]:
-    """Each stage in turn."""
-    return _on_stages("hang", args)
+def stages(args: argparse.Namespace) -> dict[str, Any]:
+    """Each is killed, then each hangs, and so on."""
+    names = ("encoder", "adapter", *recipe().cascade.levels)
+    turns = [(kind, stage) for _ in range(args.times) for kind in ("kill", "hang") for stage in names]
+    return _survive([Fault(args.every * number, *turn) for number, turn in enumerate(turns)], args)
 
 
 def nodes(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,17 +42,11 @@ def nodes(args: argparse.Namespace) -> dict[str, Any]:
     return _survive([Fault(10.0 * number, "node") for number in range(args.nodes)], args)
 
 
-def _on_stages(kind: str, args: argparse.Namespace) -> dict[str, Any]:
-    stages = ("encoder", "adapter", *recipe().cascade.levels)
-    turns = [stage for _ in range(args.times) for stage in stages]
-    return _survive([Fault(args.every * number, kind, stage) for number, stage in enumerate(turns)], args)
-
-
 def _survive(faults: Sequence[Fault], args: argparse.Namespace) -> dict[str, Any]:
     kinds = {fault.kind for fault in faults}
     spread = [f"{place}.num_cpus=1" for place in _PLACES]  # else one node would hold all of them
     spread = spread if "node" in kinds else []
-    hardy = recipe("supervision.restarts=1000", "deadlines.request_s=300", *spread)
+    hardy = recipe("supervision.restarts=1000", "deadlines.request_s=900", "deadlines.start_s=900", *spread)
     with contextlib.redirect_stdout(sys.stderr), chaos_pipeline(hardy, kinds, SEED, sys.stderr) as started:
         told = asyncio.run(_run(*started, faults, args))
     print(rows(told), flush=True)
@@ -72,13 +63,15 @@ async def _run(
     over, injection, began = asyncio.Event(), Injection(pipeline, machines), time.monotonic()
     asking = asyncio.create_task(load.until(over, args.streams))
     saying = asyncio.create_task(_say(injection, pipeline, len(faults), began))
-    await injection.run(faults, began)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(injection.run(faults, began), args.limit)
     await _whole(pipeline)
     seconds = time.monotonic() - began
     over.set()
     sent = await asking
     saying.cancel()
-    return _told(transport, injection, sent, clean, seconds) | {"leaked_slots": await taken_slots(pipeline)}
+    told = _told(transport, injection, sent, clean, seconds)
+    return told | {"left_out": len(faults) - len(injection.done), "leaked_slots": await taken_slots(pipeline)}
 
 
 def _told(
@@ -86,21 +79,25 @@ def _told(
 ) -> dict[str, Any]:
     assert transport.pipeline.supervisor is not None
     recoveries = transport.pipeline.supervisor.recoveries
-    recovered = recoveries_of(injection.done, recoveries)
-    without, whole = [all_s - load_s for all_s, load_s in recovered], [all_s for all_s, _ in recovered]
-    return {
-        "faults": len(injection.done),
-        "skipped": len(injection.skipped),
+    done = injection.done
+    told: dict[str, Any] = {
+        "faults": len(done),
         "restarts": len(recoveries),
         "seconds": round(seconds, 1),
         **count_answers(sent, clean),
         "retried": transport.retried,
-        "recovered": len(recovered),
-        "recovery_p50_s": round(quantile(without, 0.5), 2),
-        "recovery_p95_s": round(quantile(without, 0.95), 2),
-        "recovery_with_load_p50_s": round(quantile(whole, 0.5), 2),
-        "recovery_with_load_p95_s": round(quantile(whole, 0.95), 2),
     }
+    for kind in dict.fromkeys(fault.kind for fault, _ in done):
+        mine = recoveries_of(done, recoveries, kind)
+        without, whole = [all_s - load_s for all_s, load_s in mine], [all_s for all_s, _ in mine]
+        told |= {
+            f"{kind}s": sum(fault.kind == kind for fault, _ in done),
+            f"{kind}_recovery_p50_s": round(quantile(without, 0.5), 2),
+            f"{kind}_recovery_p95_s": round(quantile(without, 0.95), 2),
+            f"{kind}_recovery_with_load_p50_s": round(quantile(whole, 0.5), 2),
+            f"{kind}_recovery_with_load_p95_s": round(quantile(whole, 0.95), 2),
+        }
+    return told
 
 
 async def _whole(pipeline: Pipeline) -> None:

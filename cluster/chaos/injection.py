@@ -16,7 +16,7 @@ from cluster.launch import Pipeline
 
 log = logging.getLogger(__name__)
 
-_READY_S = 60.0  # how long a fault waits for a stage that is still being restarted
+_READY_S = 300.0  # how long a fault waits for a stage that is still being restarted
 
 
 class Injection:

@@ -21,8 +21,8 @@ from emulated import emulated_table
 from toy_family import toy_requests
 
 from cascade_runtime.api import Answer, GenerateRequest
-from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import Recipe, recipe_from_dict
+from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError
 from cluster.ray_transport import RayTransport
 
@@ -40,8 +40,7 @@ def recipe(backend: str = "auto") -> Recipe:
 
 def clean(requests: list[GenerateRequest]) -> list[Any]:
     """What the engine says."""
-    with CascadeClient(recipe=recipe()) as client:
-        return [answer.token_ids for answer in client.generate(requests, progress=False)]  # type: ignore[union-attr, call-overload]
+    return [answer.token_ids for answer in Engine.load(recipe()).generate(requests)]  # type: ignore[union-attr]
 
 
 async def ask(transport: RayTransport, requests: list[GenerateRequest]) -> list[list[Answer | CascadeError]]:
@@ -115,6 +114,7 @@ def full() -> dict[str, Any]:
         object_store_memory=STORE_BYTES,
         _system_config={
             "automatic_object_spilling_enabled": False,
+            "local_fs_capacity_threshold": 0.01,  # the disk counts as full, too: else Ray goes on there
             "max_direct_call_object_size": 1000,  # else what toys make would lie in no store
             "worker_niceness": 0,
         },
@@ -124,8 +124,9 @@ def full() -> dict[str, Any]:
     ballast: list[Any] = []
     began = time.monotonic()
     try:
-        while True:
+        for _ in range(2 * STORE_BYTES // BALLAST_BYTES):
             ballast.append(ray.put(np.zeros(BALLAST_BYTES, np.uint8)))
+        filled = "not at all"
     except ray.exceptions.RayError as error:
         filled = f"{type(error).__name__} after {len(ballast)} objects, {time.monotonic() - began:.1f} s"
     began = time.monotonic()
