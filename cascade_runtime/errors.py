@@ -11,6 +11,7 @@
     +-- DeadlineExceeded       a wait reached its deadline
     +-- ChannelError           a link between stages
     |   +-- ChannelClosed      the peer is gone, or the channel was closed
+    |   +-- CallLost           a call to a stage, or what came of it, was lost on its way
     +-- StageError             a stage failed on a request (the request id is attached)
     |   +-- StageDied          its process has died, or hung and was killed (retry later)
     |   +-- FeaturesLost       what another stage had made for it is gone (retry later)
@@ -112,6 +113,10 @@ class ChannelError(CascadeError):
 
 class ChannelClosed(ChannelError):
     """The peer is gone, or this end was closed."""
+
+
+class CallLost(ChannelError):
+    """A call to a stage, or what came of it, was lost on its way: it may have been obeyed, or not."""
 
 
 class StageError(CascadeError):

@@ -29,6 +29,8 @@ from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -49,8 +51,9 @@ from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import (
+    CallLost,
+    CapacityError,
     CascadeError,
-    ChannelError,
     ConfigError,
     DeadlineExceeded,
     FeaturesLost,
@@ -91,18 +94,34 @@ class RayStage:
         except (RayError, GetTimeoutError) as error:
             raise plain_error(error, self.name) from None
 
+    def ask(self, timeout_s: float, method: str, *args: Any, begun: Any = None) -> Any:
+        """What a call gives that may be made more than once: where it was lost on its way, it is made again. begun: the
+        reference of its first try, where that was made already. Raises what `result` does.
+        """
+        end = time.monotonic() + timeout_s
+        reference = self.start(method, *args) if begun is None else begun
+        while True:
+            try:
+                return self.result(reference, max(0.0, end - time.monotonic()))
+            except CallLost:
+                if time.monotonic() >= end:
+                    raise
+                reference = self.start(method, *args)
+
 
 def plain_error(error: BaseException, stage: str) -> CascadeError:
     """Ray's error as one of ours."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, (ObjectStoreFullError, OutOfDiskError)):
+        return CapacityError(f"stage {stage}: the object store is full ({type(cause).__name__})")
     if isinstance(error, RayTaskError):
-        cause = error.cause
         if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):  # of what it was given
             return FeaturesLost(stage, "-", f"what it was to work on is lost ({type(cause).__name__})")
         return cause if isinstance(cause, CascadeError) else StageError(stage, "-", f"{type(cause).__name__}: {cause}")
     if isinstance(error, GetTimeoutError):
         return DeadlineExceeded(f"stage {stage}: no answer in time")
     if isinstance(error, ActorUnavailableError):
-        return ChannelError(f"stage {stage}: a call was lost on its way")
+        return CallLost(f"stage {stage}: a call was lost on its way")
     if isinstance(error, RayActorError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1][:_REASON] if lines else "no reason was given"
@@ -216,7 +235,7 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         _link(recipe, stages, edges, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
         controller = _start_controller(recipe, stages, reserved, actors)
-        controller.result(controller.start("stats"), max(0.1, deadline - time.monotonic()))
+        controller.ask(max(0.1, deadline - time.monotonic()), "stats")
         supervisor = _supervise(recipe, stages, controller, reserved) if recipe.supervision.restarts else None
         return Pipeline(recipe, controller, stages, group, owns_ray, backends, reserved, supervisor)
     except BaseException:
@@ -311,7 +330,7 @@ def _infos(stages: Mapping[str, RayStage], deadline: float, report: Report) -> d
     references = {name: stage.start("info") for name, stage in stages.items()}
     infos = {}
     for name, reference in references.items():
-        infos[name] = stages[name].result(reference, max(0.1, deadline - time.monotonic()))
+        infos[name] = stages[name].ask(max(0.1, deadline - time.monotonic()), "info", begun=reference)
         if "weight_bytes" in infos[name]:
             info = infos[name]
             megabytes = (info["weight_bytes"] + info["kv_bytes"]) / 1e6
@@ -330,15 +349,12 @@ def _link(recipe: Recipe, stages: Mapping[str, RayStage], edges: list[ChannelSpe
     levels = recipe.cascade.levels
     specs: list[ChannelSpec] = []
     for light, spec in zip(levels, edges, strict=False):
-        listening = stages[light].start("listen", spec)
-        specs.append(stages[light].result(listening, max(0.1, deadline - time.monotonic())))
+        specs.append(stages[light].ask(max(0.1, deadline - time.monotonic()), "listen", spec))
     left_s = max(0.1, deadline - time.monotonic())
-    references = {
-        name: stages[name].start("link", specs[index - 1] if index else None, left_s)
-        for index, name in enumerate(levels)
-    }
+    calls = {name: (specs[index - 1] if index else None, left_s) for index, name in enumerate(levels)}
+    references = {name: stages[name].start("link", *call) for name, call in calls.items()}
     for name, reference in references.items():
-        stages[name].result(reference, left_s)
+        stages[name].ask(left_s, "link", *calls[name], begun=reference)
 
 
 def _tear_down(actors: list[RayStage], group: Any, owns_ray: bool) -> None:

@@ -13,8 +13,8 @@ short times are noisy: other work on the same cores can double them. Blocked rea
 a link do not cost (.011 to .012 cores), but for "call" (.022).
 
 The rule of "auto": within a node the object store, whose 70 us more than a socket are under 2 % of any round longer
-than 3.5 ms, and nothing from 64 KB on. Stages quicker than that should ask for "stream"; so should a caller whose
-object store is full (`CapacityError`).
+than 3.5 ms, and nothing from 64 KB on. Stages quicker than that should ask for "stream". Where the object store is
+full, its links carry their frames through their sockets by themselves.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ by experiment, and what is done about each:
 - A mutable object is never freed before its writer's process ends. Slots are pooled per peer process and used again.
 - Only the process that has read it from the first write on may read it ("Reader missed a value"), so the slots shared
   with a process that died stay unused: capacity x max_frame_bytes per death of a peer (4 MB by default), until this
-  process ends. A full store raises `CapacityError`: fall back to `stream`.
+  process ends. Where the store has no room for an end's slots, both ends learn it before the first frame, and the
+  link carries its frames through the socket, as `stream` does (`in_store` is False): slower, and nothing else.
 - A slot left unread cannot be written, so the reader empties the suspect ones when they are agreed on again. An older
   link that had not drained them ends there.
 - To register as the reader of an object that is not there kills the process, and no call tells beforehand (an unsealed
@@ -25,6 +26,7 @@ by experiment, and what is done about each:
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -34,7 +36,13 @@ from typing import Any
 
 import ray
 from ray._private.worker import global_worker
-from ray.exceptions import ObjectStoreFullError, RayChannelError, RayChannelTimeoutError, RaySystemError
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayChannelError,
+    RayChannelTimeoutError,
+    RaySystemError,
+)
 from ray.experimental.channel.shared_memory_channel import _create_channel_ref
 
 from cascade_runtime.channels import stream_listener
@@ -42,10 +50,13 @@ from cascade_runtime.channels.base import ChannelSpec
 from cascade_runtime.channels.stream import StreamChannel
 from cascade_runtime.errors import CapacityError, ChannelClosed, ChannelError, ConfigError, DeadlineExceeded
 
+log = logging.getLogger(__name__)
+
 MAX_CAPACITY = 1024
 _TOKEN_BYTES = 16
 _ID_BYTES = 28
 _ENTRY_BYTES = _ID_BYTES + 1  # an object id, and whether it may hold a frame nobody will ask for
+_NO_SLOT = bytes(_ENTRY_BYTES)  # Ray's id of nothing
 _SLOT_TIMEOUT_MS = 1000  # a slot is free or full when it is touched: this much only if the peer breaks the protocol
 _PROCESS = token_bytes(_TOKEN_BYTES)
 
@@ -89,24 +100,39 @@ _readers_lock = threading.Lock()
 
 
 class ObjectStoreChannel(StreamChannel):
-    """One end, over a socket whose ends have proved themselves; agrees with the peer on slots before it is usable."""
+    """One end, over a socket whose ends have proved themselves; agrees with the peer on slots before it is usable.
+
+    in_store: whether frames lie in the store; if not, it had no room, and they go through the socket.
+    """
 
     def __init__(self, spec: ChannelSpec, sock: socket.socket, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         self._peer = _exchange(sock, _PROCESS, deadline)
-        self._slots, entries = _pool.take(self._peer, spec.max_frame_bytes, spec.capacity)
         self.slot_bytes, self._given_back = spec.max_frame_bytes, False
+        nothing = _NO_SLOT * spec.capacity
         try:
-            self._theirs = _register(self, sock, _exchange(sock, entries, deadline))
+            self._slots, entries = _pool.take(self._peer, spec.max_frame_bytes, spec.capacity)
+        except CapacityError as error:
+            log.warning("link %r goes through its socket: %s", spec.link, error)
+            self._slots, entries = [], nothing
+        try:
+            theirs = _exchange(sock, entries, deadline)
+            self.in_store = bool(self._slots) and theirs != nothing
+            self._theirs = _register(self, sock, theirs) if self.in_store else []
         except (ChannelError, DeadlineExceeded):
             self._give_back(suspects=spec.capacity, sent=0)
             raise
-        for slot in self._slots:
-            slot.suspect = False
+        if self.in_store:
+            for slot in self._slots:
+                slot.suspect = False
+        else:
+            self._give_back(suspects=0, sent=0)
         self._packed = self._unpacked = 0
-        super().__init__(spec, sock, max_wire_bytes=1)
+        super().__init__(spec, sock, max_wire_bytes=1 if self.in_store else None)
 
     def pack(self, frame: bytes) -> bytes:
+        if not self.in_store:
+            return frame
         slot = self._slots[self._packed % len(self._slots)]
         try:
             _write(slot.ref, frame, _SLOT_TIMEOUT_MS)
@@ -117,6 +143,8 @@ class ObjectStoreChannel(StreamChannel):
         return b""
 
     def unpack(self, payload: bytes) -> bytes:
+        if not self.in_store:
+            return payload
         ref = self._theirs[self._unpacked % len(self._theirs)]
         try:
             with _readers_lock:
@@ -143,7 +171,7 @@ class ObjectStoreChannel(StreamChannel):
         if self._given_back:
             return
         self._given_back = True
-        for k in range(sent - suspects, sent):  # sent, and not credited: perhaps unread
+        for k in range(sent - suspects, sent) if self._slots else ():  # sent, and not credited: perhaps unread
             self._slots[k % len(self._slots)].suspect = True
         _pool.give_back(self._peer, self.slot_bytes, self._slots)
 
@@ -170,12 +198,12 @@ class ObjectStoreListener(stream_listener.StreamListener):
 
 
 def connect(spec: ChannelSpec, timeout_s: float) -> ObjectStoreChannel:
-    """Join the listener of `spec`. Raises `ChannelError`, `DeadlineExceeded`, `CapacityError` (the store is full)."""
+    """Join the listener of `spec`. Raises `ChannelError`, `DeadlineExceeded`."""
     deadline = time.monotonic() + timeout_s
     sock = stream_listener.connect_socket(spec, timeout_s)
     try:
         return ObjectStoreChannel(spec, sock, deadline - time.monotonic())
-    except (ChannelError, DeadlineExceeded, CapacityError):
+    except (ChannelError, DeadlineExceeded):
         sock.close()
         raise
 
@@ -240,7 +268,7 @@ def _core() -> Any:
 def _new_object(size_bytes: int) -> ray.ObjectRef[Any]:
     try:
         ref = _create_channel_ref(None, size_bytes)
-    except ObjectStoreFullError as error:
+    except (ObjectStoreFullError, OutOfDiskError) as error:
         raise CapacityError(f"the object store has no room for a slot of {size_bytes} bytes") from error
     _core().experimental_channel_register_writer(ref, {})
     return ref

@@ -16,7 +16,7 @@ from cluster.launch import Pipeline
 
 log = logging.getLogger(__name__)
 
-_READY_S = 60.0  # how long a fault waits for a stage that is still being restarted
+_READY_S = 300.0  # how long a fault waits for a stage that is still being restarted
 
 
 class Injection:
@@ -41,9 +41,13 @@ class Injection:
             log.info("fault: %s %s", fault.kind, fault.stage)
             self.done.append((fault, time.monotonic()))
             if fault.kind == "node":
-                await asyncio.to_thread(self._machines.replace_one)
+                await asyncio.to_thread(self._lose_node)
             else:
                 self._signal(fault)
+
+    def _lose_node(self) -> None:
+        present = self._pipeline.reserved.present()
+        self._machines.replace_one({present.node(stage).node_id for stage in self._pipeline.stages})
 
     def _signal(self, fault: Fault) -> None:
         supervisor = self._pipeline.supervisor

@@ -85,6 +85,17 @@ class Load:
             tasks.append(asyncio.create_task(self._send(self._kind())))
         return list(await asyncio.gather(*tasks))
 
+    async def until(self, over: asyncio.Event, streams: int) -> list[Sent]:
+        """So many ask one request after the other until it is over; then the ends of those that still run."""
+        sent: list[Sent] = []
+
+        async def ask() -> None:
+            while not over.is_set():
+                sent.append(await self._send(self._kind()))
+
+        await asyncio.gather(*(ask() for _ in range(streams)))
+        return sent
+
     def _kind(self) -> int:
         return self._rng.randrange(len(self.kinds))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -33,9 +34,10 @@ class Machines:
     def _add(self) -> Any:
         return self._cluster.add_node(num_cpus=self._cpus, object_store_memory=_STORE_BYTES)
 
-    def replace_one(self) -> None:
-        """A node is gone without a word, and another joins."""
-        node = self._nodes.pop(self._rng.randrange(len(self._nodes)))
+    def replace_one(self, busy: Collection[str]) -> None:
+        """A node is gone without a word, and another joins. busy: ids of nodes that hold stages; it is one of these."""
+        node = self._rng.choice([node for node in self._nodes if node.node_id in busy] or self._nodes)
+        self._nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
         self._nodes.append(self._add())
 

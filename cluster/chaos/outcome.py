@@ -100,8 +100,12 @@ def count_answers(sent: Sequence[Sent], clean: Sequence[Answer]) -> dict[str, ob
     }
 
 
-def recoveries_of(done: Sequence[tuple[Fault, float]], recoveries: Sequence[Recovery]) -> list[tuple[float, float]]:
-    """For each fault that led to a restart: seconds from it until its stages were whole, and of these the loading."""
+def recoveries_of(
+    done: Sequence[tuple[Fault, float]], recoveries: Sequence[Recovery], kind: str = ""
+) -> list[tuple[float, float]]:
+    """For each fault (of this kind) that led to a restart: seconds from it until its stages were whole, and of these
+    the loading.
+    """
     found: list[tuple[float, float]] = []
     for number, (fault, at) in enumerate(done):
         until = next((later for other, later in done[number + 1 :] if other.stage == fault.stage), float("inf"))
@@ -109,7 +113,7 @@ def recoveries_of(done: Sequence[tuple[Fault, float]], recoveries: Sequence[Reco
             each for each in recoveries if at <= each.noticed_at < until and each.stage == (fault.stage or each.stage)
         ]
         mine = mine if not fault.stage else mine[:1]
-        if mine and fault.kind != "pause":
+        if mine and fault.kind == (kind or fault.kind) != "pause":
             last = max(mine, key=lambda each: each.up_at)
             found.append((last.up_at - at, last.load_s))
     return found

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
@@ -51,30 +52,43 @@ class ChaosConfig:
 
 
 def run_chaos(recipe: Recipe, config: ChaosConfig, out: TextIO, progress: TextIO) -> int:
-    """Run it on a Ray of its own and print the outcome. Returns 0 where nobody noticed anything but time, else 1."""
+    """Run it on a Ray of its own and print the outcome. Returns 0 where nobody noticed anything but time, else 1.
+
+    What Ray prints of the processes that die is progress too: the outcome alone is on `out`.
+    """
     if not recipe.supervision.restarts:
         raise ConfigError("supervision.restarts", 0, "1 or more: what is killed here is to be restarted")
     draw_faults(
         config.seed, 60 * config.minutes, ("stage",), config.kinds, config.every_s
     )  # before anything is started
+    with contextlib.redirect_stdout(progress), chaos_pipeline(recipe, config.kinds, config.seed, progress) as started:
+        transport, machines = started
+        outcome = asyncio.run(_Run(recipe, config, transport, machines, progress).outcome())
+    print(outcome.text(), file=out)
+    print(json.dumps(outcome.to_dict()), file=out)
+    return 0 if outcome.passed else 1
+
+
+@contextlib.contextmanager
+def chaos_pipeline(
+    recipe: Recipe, kinds: Collection[str], seed: int, progress: TextIO
+) -> Generator[tuple[RayTransport, Any]]:
+    """A pipeline on a Ray of its own, and the nodes that may be removed where `kinds` of faults want some."""
     machines: Any = None
-    if "node" in config.kinds:
+    if "node" in kinds:
         from cluster.chaos.machines import Machines
 
-        machines = Machines(recipe, _NODES, config.seed)
+        machines = Machines(recipe, _NODES, seed)
         recipe = replace(recipe, channels=ChannelConfig(backend="stream"))  # stages may meet on any two nodes
     try:
         transport = RayTransport(recipe, report=lambda line: print(line, file=progress, flush=True))
         try:
-            outcome = asyncio.run(_Run(recipe, config, transport, machines, progress).outcome())
+            yield transport, machines
         finally:
             transport.pipeline.close()
     finally:
         if machines is not None:
             machines.close()
-    print(outcome.text(), file=out)
-    print(json.dumps(outcome.to_dict()), file=out)
-    return 0 if outcome.passed else 1
 
 
 class _Run:

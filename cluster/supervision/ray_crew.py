@@ -57,12 +57,12 @@ class RayCrew:
             self._controllers += 1
             self._evict(first)
             handle.actor = self._create_controller(first)
-            handle.result(handle.start("pulse"), start_s)
+            handle.ask(start_s, "pulse")
             return
         handle.actor = self._create(stage)
-        handle.result(handle.start("info"), start_s)
+        handle.ask(start_s, "info")
         if stage in self._recipe.cascade.levels:
-            handle.result(handle.start("link", None, 1.0), self._recipe.deadlines.control_s)
+            handle.ask(self._recipe.deadlines.control_s, "link", None, 1.0)
 
     def _evict(self, least: int) -> None:
         """Every stage forgets the requests of the controller before; one that is down knows of none."""
@@ -90,7 +90,7 @@ class RayCrew:
         backend = self._recipe.channels.backend
         backend = "stream" if backend == "auto" else backend
         spec = replace(edge_between(self._reserved.present(), light, heavy, backend), epoch=epoch)
-        spec = lighter.result(lighter.start("listen", spec), control_s)
+        spec = lighter.ask(control_s, "listen", spec)
         joins = [
             (lighter, lighter.start("join_downstream", _JOIN_S)),
             (heavier, heavier.start("join_upstream", spec, _JOIN_S)),

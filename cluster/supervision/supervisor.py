@@ -75,7 +75,7 @@ class Supervisor:
     def __init__(self, recipe: Recipe, handles: Mapping[str, StageHandle], crew: Crew) -> None:
         self._recipe, self._handles, self._crew = recipe, handles, crew
         self._watch = Watch(tuple(handles), recipe.cascade.levels, recipe.supervision, time.monotonic())
-        self._asked: dict[str, tuple[int, Any]] = {}  # stage -> incarnation, reference of its answer
+        self._asked: dict[str, list[tuple[int, Any]]] = {}  # stage -> incarnations, references of their answers
         self._pulses: dict[str, Pulse] = {}
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._under_way: dict[str, Recovery] = {}
@@ -156,7 +156,8 @@ class Supervisor:
         for instruction in self._watch.decide(time.monotonic()):
             if isinstance(instruction, Ping):
                 handle = self._handles[instruction.stage]
-                self._asked[instruction.stage] = instruction.incarnation, handle.start("pulse")
+                asked = self._asked.setdefault(instruction.stage, [])
+                asked.append((instruction.incarnation, handle.start("pulse")))
             elif isinstance(instruction, Restart):
                 log.warning("stage %s: %s; starting it anew", instruction.stage, instruction.reason)
                 self._asked.pop(instruction.stage, None)
@@ -174,20 +175,25 @@ class Supervisor:
 
     def _hear(self) -> None:
         """Take the pulses that have come."""
-        for stage, (incarnation, reference) in list(self._asked.items()):
-            try:
-                pulse = self._handles[stage].result(reference, 0.0)
-            except DeadlineExceeded:
-                continue
-            except ChannelError:  # the call was lost, which says nothing of the stage
-                self._asked[stage] = incarnation, self._handles[stage].start("pulse")
-                continue
-            except CascadeError as error:
-                self._watch.died(stage, incarnation, time.monotonic(), str(error))
-            else:
-                self._pulses[stage] = pulse
-                self._watch.answered(stage, incarnation, time.monotonic(), pulse)
-            del self._asked[stage]
+        for stage, asked in self._asked.items():
+            still: list[tuple[int, Any]] = []
+            for incarnation, reference in asked:
+                try:
+                    pulse = self._handles[stage].result(reference, 0.0)
+                except DeadlineExceeded:
+                    still.append((incarnation, reference))
+                    continue
+                except ChannelError:  # the call was lost, which says nothing of the stage
+                    still.append((incarnation, self._handles[stage].start("pulse")))
+                    continue
+                except CascadeError as error:
+                    self._watch.died(stage, incarnation, time.monotonic(), str(error))
+                else:
+                    self._pulses[stage] = pulse
+                    self._watch.answered(stage, incarnation, time.monotonic(), pulse)
+                still = []  # what else was asked is answered with it
+                break
+            asked[:] = still
 
     def _restart(self, order: Restart) -> None:
         stage, incarnation = order.stage, order.incarnation

@@ -32,7 +32,9 @@ _LONGEST_REWIRE_S = 5.0
 
 @dataclass(frozen=True)
 class Ping:
-    """Ask this incarnation of a stage for its pulse."""
+    """Ask this incarnation of a stage for its pulse; once more where half of the time has passed in which it may be
+    silent: a call that is lost on its way is no silence of the stage's.
+    """
 
     stage: str
     incarnation: int
@@ -75,6 +77,7 @@ class _Stage:
     incarnation: int = 0
     asked_at: float | None = None  # the question that is not answered yet
     looks: int = 0  # how often it was looked for since
+    twice: bool = False  # it was asked a second time
     next_at: float = 0.0
     seen_at: float = 0.0  # it was alive then or later
     due: float = 0.0
@@ -178,12 +181,15 @@ class Watch:
         silent_s = self._config.silent_s * max(1, sum(wait >= 0.5 * self._config.silent_s for wait in waits))
         for name, one in self._stages.items():
             if one.phase == "up" and one.asked_at is None and now >= one.next_at:
-                one.asked_at, one.looks = now, 0
+                one.asked_at, one.looks, one.twice = now, 0, False
                 yield Ping(name, one.incarnation)
             elif one.phase == "up" and one.asked_at is not None:
                 one.looks += 1
                 if now - one.asked_at >= silent_s and one.looks * TICK_S >= 0.5 * self._config.silent_s:
                     self._fail(one, name, now, f"silent for {now - one.asked_at:.1f} s")
+                elif not one.twice and now - one.asked_at >= 0.5 * self._config.silent_s:
+                    one.twice = True
+                    yield Ping(name, one.incarnation)
             if one.phase == "down" and now >= one.due:
                 one.phase, one.incarnation = "starting", one.incarnation + 1
                 yield Restart(name, one.incarnation, one.reason, one.planned, one.died)

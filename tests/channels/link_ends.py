@@ -59,6 +59,18 @@ class End:
 
         return sum(map(len, object_store._pool._free.values()))
 
+    def store_is_full(self, full: bool) -> None:
+        """From now on no object fits the store of this process, or they do again."""
+        from cascade_runtime.channels import object_store
+        from cascade_runtime.errors import CapacityError
+
+        def refuse(size_bytes: int) -> Any:
+            raise CapacityError(f"the object store has no room for a slot of {size_bytes} bytes")
+
+        if not hasattr(object_store, "_real"):
+            object_store._real = object_store._new_object  # type: ignore[attr-defined]
+        object_store._new_object = refuse if full else object_store._real  # type: ignore[attr-defined]
+
     def pid(self) -> int:
         return os.getpid()
 

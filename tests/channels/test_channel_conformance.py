@@ -256,3 +256,39 @@ def test_a_link_superseded_before_it_was_drained_ends_and_takes_nothing_from_the
     assert ends.b.call("recv_all", new, 3, 5.0) == [b"new"] * 3
     ends.b.call("do", old, "close")
     ends.close(new)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("full", ["a", "b", "ab"])
+def test_where_the_store_is_full_frames_go_through_the_socket(actor_pair: Any, full: str) -> None:
+    ends = Ends("object_store", "", *actor_pair)
+    size = 30_000 + len(full) + ord(full[0])  # of slots that no earlier link has left behind
+    for end in full:
+        getattr(ends, end).call("store_is_full", True)
+    before = ends.a.call("slots"), ends.b.call("slots")
+    try:
+        name = ends.open(capacity=4, max_frame_bytes=size)
+        assert [end.call("see", name, "in_store") for end in (ends.a, ends.b)] == [False, False]
+        frames = [b"", b"x" * size, b"y" * (size // 2), b"z"]
+        ends.a.call("send_all", name, frames, 0.0)
+        with pytest.raises(DeadlineExceeded):
+            ends.a.call("do", name, "send", b"too many", 0.0)
+        with pytest.raises(ChannelError):
+            ends.b.call("do", name, "send", b"x" * (size + 1), 0.0)
+        ends.b.call("send_all", name, frames[::-1], 0.0)
+        assert ends.b.call("recv_all", name, 4, 5.0) == frames
+        assert ends.a.call("recv_all", name, 4, 5.0) == frames[::-1]
+        ends.a.call("do", name, "close")
+        with pytest.raises(ChannelClosed):
+            ends.b.call("recv_all", name, 1, 5.0)
+        ends.b.call("do", name, "close")
+    finally:
+        for end in full:
+            getattr(ends, end).call("store_is_full", False)
+    there = [4 if full == "b" else 0, 4 if full == "a" else 0]  # the slots of who had room wait for the next link
+    assert [ends.a.call("slots") - before[0], ends.b.call("slots") - before[1]] == there
+    name = ends.open(capacity=4, max_frame_bytes=size)
+    assert ends.a.call("see", name, "in_store") and ends.b.call("see", name, "in_store")
+    ends.a.call("send_all", name, [b"again"], 1.0)
+    assert ends.b.call("do", name, "recv", 5.0) == b"again"
+    ends.close(name)

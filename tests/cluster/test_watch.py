@@ -112,6 +112,22 @@ def test_a_silent_stage_is_restarted_after_its_time_and_no_sooner() -> None:
     assert CONFIG.silent_s <= at - since <= CONFIG.silent_s + PERIOD_S + 3 * TICK_S
 
 
+def test_who_does_not_answer_is_asked_once_more_before_it_is_blamed() -> None:
+    world = World()
+    world.run(1)
+    world.silent.add("heavy")
+    asked = len(world.heard(Ping))
+    lost_at = world.now
+    while world.now < lost_at + 0.5 * CONFIG.silent_s + PERIOD_S + 2 * TICK_S:
+        world.tick()
+    again = [order for order in world.heard(Ping)[asked:] if order.stage == "heavy"]  # type: ignore[attr-defined]
+    assert len(again) == 2 and not world.restarts
+    world.silent.discard("heavy")
+    world.watch.answered("heavy", 0, world.now, world.pulse("heavy"))  # the second call was not lost
+    world.run(2 * CONFIG.silent_s)
+    assert not world.restarts and world.watch.whole("heavy")
+
+
 def test_the_more_are_silent_the_longer_each_is_waited_for_and_a_late_look_blames_nobody() -> None:
     world = World()
     world.run(1)

@@ -3,7 +3,9 @@
     read the whole input ─> per row: wait for a place that nobody else wants, ask the gateway, write one line ─> done
 
 A line that was written is an answer that is kept: a run that was stopped goes on behind it. Rows whose answer failed go
-to the error file with the response that a caller would have got; nothing is asked twice, but where all was full.
+to the error file with the response that a caller would have got; nothing is asked twice, but where all was full. A
+disk without room ends the batch with the lines that it has; how long a batch may take is counted by the monotonic clock
+from where the process found it, so that no step of the wall clock ends it.
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ import json
 import logging
 import time
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from cascade_runtime.api import Answer
 from cascade_runtime.errors import CapacityError, CascadeError
 from cluster.serving.batches.batch import Batch
+from cluster.serving.batches.lines import Lines
 from cluster.serving.batches.rows import BadLine, BatchRow, check, read_rows
 from cluster.serving.batches.shelf import BatchShelf
 from cluster.serving.chat_answer import ChatHead, completion
@@ -43,7 +45,8 @@ class BatchRun:
         self._shelf, self._files, self._gateway = shelf, files, gateway
         self._longest = gateway.settings.max_body_bytes + _LINE_FRAME_BYTES
         self._done: set[str] = set()
-        self._lines: dict[str, BinaryIO] = {}
+        self._lines: dict[str, Lines] = {}
+        self._until = time.monotonic() + batch.expires - time.time()
 
     async def run(self) -> None:
         """Until it has ended, or this call is cancelled: then it can be run again."""
@@ -62,7 +65,7 @@ class BatchRun:
                         await self._answer(file)
             except CascadeError as error:  # of the disk
                 log.error("batch %s: %s", self.batch.id, error)
-                await self._fail([BadLine(0, "storage_failed", "the answers cannot be stored")])
+                await self._fail_stored()
             finally:
                 for lines in self._lines.values():
                     lines.close()
@@ -95,6 +98,8 @@ class BatchRun:
         finally:
             feeding.cancel()
             (broken,) = await asyncio.gather(feeding, return_exceptions=True)
+        if isinstance(broken, BaseExceptionGroup) and (full := broken.subgroup(CascadeError)) is not None:
+            raise _first(full)
         if isinstance(broken, Exception):  # a programmer's error: told by the log, not to callers
             log.error("batch %s ended early", self.batch.id, exc_info=broken)
             await self._fail([BadLine(0, "internal_error", "the batch ended early")])
@@ -153,10 +158,9 @@ class BatchRun:
     def _open_lines(self) -> None:
         """Open both files to go on behind their last whole line."""
         for id in (self.batch.output, self.batch.error):
-            self._lines[id] = _behind_last_line(self._files.path(id))
+            self._lines[id] = Lines(self._files.path(id))
         counts: list[int] = []
         for lines in self._lines.values():
-            lines.seek(0)
             names = {json.loads(line)["custom_id"] for line in lines}
             counts.append(len(names))
             self._done |= names
@@ -166,8 +170,7 @@ class BatchRun:
         good = response is not None and response["status_code"] == 200
         line = {"id": id, "custom_id": custom_id, "response": response, "error": error}
         lines = self._lines[self.batch.output if good else self.batch.error]
-        lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        lines.flush()
+        lines.add(json.dumps(line, ensure_ascii=False).encode())
         self._done.add(custom_id)
         self.batch.completed += good
         self.batch.failed += not good
@@ -175,7 +178,7 @@ class BatchRun:
     def _why_end(self) -> str:
         if self._shelf.shall_end(self.batch.id):
             return "cancelled"
-        return "expired" if time.time() > self.batch.expires else ""
+        return "expired" if time.monotonic() > self._until else ""
 
     def _expire(self, file: BinaryIO) -> None:
         file.seek(0)
@@ -203,6 +206,16 @@ class BatchRun:
         self.batch.become("failed", time.time())
         await self._save()
 
+    async def _fail_stored(self) -> None:
+        """Say that the disk has failed, as soon as it has room for that; until then the batch has not ended."""
+        while True:
+            try:
+                await self._fail([BadLine(0, "storage_failed", "the answers cannot be stored")])
+                return
+            except CascadeError:
+                self.batch.status = "in_progress"
+                await asyncio.sleep(_AGAIN_S)
+
     def _keep_files(self) -> None:
         """Let the files be seen that have a line; the others go."""
         for id, name in ((self.batch.output, "output"), (self.batch.error, "error")):
@@ -218,13 +231,9 @@ class BatchRun:
         await asyncio.to_thread(self._shelf.save, self.batch)
 
 
-def _behind_last_line(path: Path) -> BinaryIO:
-    """A file to append to; half a line at its end, of a process that died, is cut off."""
-    path.touch(0o600)
-    with path.open("r+b") as file:
-        whole = 0
-        for line in file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-        file.truncate(whole)
-    return path.open("a+b")
+def _first(group: BaseExceptionGroup[CascadeError]) -> CascadeError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, CascadeError)
+    return error

@@ -1,0 +1,1 @@
+"""What faults and overload cost, and whether an answer shows them: see `__main__.py`."""

@@ -1,0 +1,71 @@
+"""Load for half an hour, no fault: what grows?"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from typing import Any
+
+from benchmarks.faults.recipe import recipe, rows
+from benchmarks.faults.survival import SEED, taken_slots
+from cluster.chaos.load import Load, kinds_of_request
+from cluster.chaos.outcome import count_answers
+from cluster.chaos.run import chaos_pipeline
+from cluster.chaos.vital_signs import open_descriptors, resident_bytes, slope_per_hour
+from cluster.ray_transport import RayTransport
+
+_LOAD = 0.7
+_PROBE_S = 20.0
+_SAMPLE_S = 5.0
+_WARM = 0.2  # of the time, in which caches fill: not looked at
+
+
+def soak(args: argparse.Namespace) -> dict[str, Any]:
+    """Memory of all processes at 70 % of what the pipeline can do: the slope of each, least squares."""
+    with contextlib.redirect_stdout(sys.stderr), chaos_pipeline(recipe(), (), SEED, sys.stderr) as (transport, _):
+        told = asyncio.run(_run(transport, args))
+    print(rows(told), flush=True)
+    return told
+
+
+async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, Any]:
+    pipeline = transport.pipeline
+    assert pipeline.supervisor is not None
+    load = Load(transport, kinds_of_request(SEED, args.max_tokens), SEED)
+    clean = await load.once_each()
+    rate = _LOAD * await load.capacity(pipeline.recipe.cascade.slots, _PROBE_S)
+    pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
+    descriptors = open_descriptors()
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in pids}
+    watching = asyncio.create_task(_watch(pids, samples))
+    seconds = 60 * args.minutes
+    began = time.monotonic()
+    sent = await load.steady(rate, seconds)
+    watching.cancel()
+    warm = began + _WARM * seconds
+    slopes = {
+        name: round(slope_per_hour([each for each in seen if each[0] >= warm]) / 1e6, 2)
+        for name, seen in samples.items()
+    }
+    return {
+        "minutes": args.minutes,
+        "rate_per_s": round(rate, 2),
+        **count_answers(sent, clean),
+        "restarts": len(pipeline.supervisor.recoveries),
+        "slope_mb_per_h": round(sum(slopes.values()), 2),
+        "slopes_mb_per_h": slopes,
+        "leaked_slots": await taken_slots(pipeline),
+        "leaked_fds": max(0, open_descriptors() - descriptors),
+    }
+
+
+async def _watch(pids: dict[str, int], samples: dict[str, list[tuple[float, float]]]) -> None:
+    while True:
+        now = time.monotonic()
+        for name, pid in pids.items():
+            samples[name].append((now, resident_bytes([pid])))
+        await asyncio.sleep(_SAMPLE_S)

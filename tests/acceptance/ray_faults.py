@@ -1,0 +1,157 @@
+"""A cascade on a Ray of its own that is made to fail; run as a program, with one line of JSON at the end.
+
+python ray_faults.py lost    calls between actors are lost, as RAY_testing_rpc_failure in the environment says
+python ray_faults.py full    the object store holds nothing more, and after a while it does again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "emulation")]
+
+from emulated import emulated_table
+from toy_family import toy_requests
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import Recipe, recipe_from_dict
+from cascade_runtime.engine import Engine
+from cascade_runtime.errors import CascadeError
+from cluster.ray_transport import RayTransport
+
+REQUESTS = 24
+STORE_BYTES = 80_000_000
+BALLAST_BYTES = 500_000
+
+
+def recipe(backend: str = "auto") -> Recipe:
+    """Three emulated levels."""
+    table = emulated_table(["light", "mid"], {"agreement": [0.7, 0.7]})
+    deadlines = {"start_s": 300.0, "request_s": 200.0}
+    return recipe_from_dict({**table, "deadlines": deadlines, "channels": {"backend": backend}})
+
+
+def clean(requests: list[GenerateRequest]) -> list[Any]:
+    """What the engine says."""
+    return [answer.token_ids for answer in Engine.load(recipe()).generate(requests)]  # type: ignore[union-attr]
+
+
+async def ask(transport: RayTransport, requests: list[GenerateRequest]) -> list[list[Answer | CascadeError]]:
+    """Every last word that comes of each, eight at a time."""
+    told: list[list[Answer | CascadeError]] = [[] for _ in requests]
+    async for index, update in transport.run(requests, None, False, 8):
+        if not isinstance(update, str):
+            told[index].append(update)
+    return told
+
+
+def compared(told: list[list[Answer | CascadeError]], expected: list[Any]) -> dict[str, Any]:
+    """Counts of what came."""
+    answers = [(one[0], tokens) for one, tokens in zip(told, expected, strict=True) if isinstance(one[0], Answer)]
+    errors = Counter(type(one[0]).__name__ for one in told if isinstance(one[0], CascadeError))
+    return {
+        "sent": len(told),
+        "identical": sum(answer.token_ids == tokens for answer, tokens in answers),
+        "changed": sum(answer.token_ids != tokens for answer, tokens in answers),
+        "duplicated": sum(len(one) > 1 for one in told),
+        "errors": dict(errors),
+        "retryable": all(one[0].retryable for one in told if isinstance(one[0], CascadeError)),
+        "said": [str(one[0])[:200] for one in told if isinstance(one[0], CascadeError)][:3],
+    }
+
+
+def lost() -> dict[str, Any]:
+    """Answers while calls are lost."""
+    requests = toy_requests(REQUESTS, seed=5, max_tokens=24)
+    expected = clean(requests)
+    transport = RayTransport(recipe())
+    began = time.monotonic()
+    try:
+        told = asyncio.run(ask(transport, requests))
+        supervisor = transport.pipeline.supervisor
+        assert supervisor is not None
+        restarts = [f"{each.stage}: {each.reason}" for each in supervisor.recoveries]
+        seconds, slots = round(time.monotonic() - began, 1), free_slots(transport)
+        return compared(told, expected) | {
+            "retried": transport.retried,
+            "restarts": restarts,
+            "seconds": seconds,
+            "slots": slots,
+        }
+    finally:
+        transport.pipeline.close()
+
+
+def free_slots(transport: RayTransport) -> list[int]:
+    """Of every level, once all are free or ten seconds have passed."""
+    levels, end = transport.pipeline.recipe.cascade.levels, time.monotonic() + 10
+    while True:
+        stats = transport.pipeline.stats()
+        slots = [stats[name].get("free_slots", -1) for name in levels]
+        if slots == [4] * len(levels) or time.monotonic() > end:
+            return slots
+        time.sleep(0.2)
+
+
+def full() -> dict[str, Any]:
+    """Links and answers while the store is full, and answers when it no longer is."""
+    import numpy as np
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=STORE_BYTES,
+        _system_config={
+            "automatic_object_spilling_enabled": False,
+            "local_fs_capacity_threshold": 0.01,  # the disk counts as full, too: else Ray goes on there
+            "max_direct_call_object_size": 1000,  # else what toys make would lie in no store
+            "worker_niceness": 0,
+        },
+    )
+    requests = toy_requests(REQUESTS, seed=5, max_tokens=24)
+    expected = clean(requests)
+    ballast: list[Any] = []
+    began = time.monotonic()
+    try:
+        for _ in range(2 * STORE_BYTES // BALLAST_BYTES):
+            ballast.append(ray.put(np.zeros(BALLAST_BYTES, np.uint8)))
+        filled = "not at all"
+    except ray.exceptions.RayError as error:
+        filled = f"{type(error).__name__} after {len(ballast)} objects, {time.monotonic() - began:.1f} s"
+    began = time.monotonic()
+    transport = RayTransport(recipe("object_store"))
+    started = round(time.monotonic() - began, 1)
+    try:
+        began = time.monotonic()
+        while_full = compared(asyncio.run(ask(transport, requests[:8])), expected[:8])
+        seconds = round(time.monotonic() - began, 1)
+        ballast.clear()
+        time.sleep(2.0)
+        after = compared(asyncio.run(ask(transport, requests)), expected)
+        slots = free_slots(transport)
+    finally:
+        transport.pipeline.close()
+        ray.shutdown()
+    return {
+        "filled": filled,
+        "started_s": started,
+        "while_full": while_full,
+        "while_full_s": seconds,
+        "after": after,
+        "slots": slots,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({"lost": lost, "full": full}[sys.argv[1]]()))
