@@ -1,5 +1,5 @@
 """The manifests: against Ray's own schemas where the installed Ray has them, and those fields of KubeRay's that they
-use. Its whole resource definitions are a megabyte and not part of Ray: `tests/acceptance/test_manifests.py`.
+use. Its whole resource definitions are a megabyte and not part of Ray: `tests/acceptance/test_kuberay_definitions.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The KubeRay manifests against KubeRay's own resource definitions, strictly: a field that they do not list is refused.
 
-    CASCADE_KUBERAY_CRDS=FOLDER python -m pytest tests/acceptance/test_manifests.py
+    CASCADE_KUBERAY_CRDS=FOLDER python -m pytest tests/acceptance/test_kuberay_definitions.py
 
 FOLDER holds ray.io_rayservices.yaml and ray.io_rayjobs.yaml, as in helm-chart/kuberay-operator/crds of a release. They
 are megabytes and not part of this project. Rules in CEL (`x-kubernetes-validations`) are the API server's to judge.
