@@ -5,7 +5,8 @@ for m drafts and its drafter stays within W; prefill, and vision where it is don
 
 Over a link W tokens may be under way at a time: from being drafted until their verdict is back they take a round trip
 and a pass, so that up to W steps of it are hidden. A refusal costs a round trip whatever W is, and a verifier that
-would wait for the next draft longer than `deadlines.upstream_s` goes on alone.
+would wait for the next draft longer than `deadlines.upstream_s` goes on alone: drafts that overtake it all the same,
+as those of a quick drafter that is nearly always right do, are left out.
 """
 
 from __future__ import annotations

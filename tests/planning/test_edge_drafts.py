@@ -111,19 +111,31 @@ class _Whole(Policy):
         return self.decision.min_drafts
 
 
+def simulated(found: EdgeDrafting, agreement: float, light_ms: float, patience_s: float = 10.0) -> float:
+    """Tokens per second of the same pipeline, its passes as long as `two_sites` says, with a link between its stages."""
+    said = found.edge
+    light = Stage("light", Policy(0, said.window or 32, 1, 1), StepCost(light_ms / 1000))
+    heavy = Stage("heavy", _Whole(said.min_drafts or 4, said.window or 32), StepCost(0.030))
+    asked = Asked(streams=1, requests=1, tokens=400)
+    link = [Link(found.round_trip_s / 2)]
+    run = simulate([light, heavy], Agreement([agreement]), asked, link, upstream_s=patience_s, window=said.window or 32)
+    return run.tokens_per_s
+
+
 @pytest.mark.parametrize(
     ("agreement", "light_ms", "latency_ms"), [(0.7, 5.0, 20.0), (0.9, 5.0, 50.0), (0.98, 2.0, 20.0), (0.98, 5.0, 100.0)]
 )
 def test_the_simulator_with_a_link_of_that_latency_says_the_same(
     agreement: float, light_ms: float, latency_ms: float
 ) -> None:
-    said = drafting(two_sites(light_ms, 30.0, agreement), latency_ms).edge
-    light = Stage("light", Policy(0, said.window, 1, 1), StepCost(light_ms / 1000))
-    heavy = Stage("heavy", _Whole(said.min_drafts, said.window), StepCost(0.030))
-    asked = Asked(streams=1, requests=1, tokens=400)
-    link = [Link(latency_ms / 1000)]
-    run = simulate([light, heavy], Agreement([agreement]), asked, link, upstream_s=10.0, window=said.window)
-    assert said.tokens_per_s == pytest.approx(run.tokens_per_s, rel=0.15)
+    found = drafting(two_sites(light_ms, 30.0, agreement), latency_ms)
+    assert found.edge.tokens_per_s == pytest.approx(simulated(found, agreement, light_ms), rel=0.15)
+
+
+def test_the_simulator_agrees_that_a_target_without_patience_goes_on_alone() -> None:
+    found = drafting(two_sites(agreement=0.8), 100.0, patience_s=0.05)
+    assert found.edge.min_drafts == 0
+    assert found.edge.tokens_per_s == pytest.approx(simulated(found, 0.8, 5.0, patience_s=0.05), rel=0.05)
 
 
 # -- what crosses, and what is where ---------------------------------------------------------------------------------
