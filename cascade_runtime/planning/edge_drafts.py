@@ -18,7 +18,7 @@ from cascade_runtime.planning.cluster import Cluster, Pool, SiteLink
 from cascade_runtime.planning.forecast import Forecast, forecast
 from cascade_runtime.planning.layout import Layout, layouts, slots_that_fit
 from cascade_runtime.planning.plan import byte_words
-from cascade_runtime.planning.problem import Problem
+from cascade_runtime.planning.problem import Part, Problem
 
 HEADER_BYTES = 40
 """Of a draft block or a verdict on a stream: its own header, and its frame's length before that."""
@@ -125,12 +125,13 @@ def with_box(cluster: Cluster, box_kind: str, core: Pool, mbit_s: float, latency
     site = f"{core.site[:28]}-box"
     box = Pool(name="box", kind=box_kind, site=site, cameras=True)
     link = SiteLink(between=(site, core.site), latency_ms=latency_ms, mbit_s=mbit_s)
-    return replace(cluster, pools=(box, *(near or [core])), links=(link,))
+    within = (each for each in cluster.links if set(each.between) == {core.site})
+    return replace(cluster, pools=(box, *(near or [core])), links=(link, *within))
 
 
 def edge_drafting(problem: Problem) -> EdgeDrafting | None:
-    """Of a problem over the cluster of `with_box`. None where the recipe has one level, or no layout in the core holds
-    all of them and none of them but the first.
+    """Of a problem over the cluster of `with_box`. None where the recipe has one level, or the core has no room for the
+    levels below it.
     """
     levels = replace(problem, parts=problem.levels)
     wanted = problem.load.streams or problem.recipe.cascade.slots
@@ -138,19 +139,15 @@ def edge_drafting(problem: Problem) -> EdgeDrafting | None:
     found = list(layouts(levels, room))
     without = [layout for layout in found if 0 not in layout.levels]
     whole = [layout for layout in found if 0 in layout.levels]
-    if not whole or not without:
+    if len(levels.levels) == 1 or not without:
         return None
     requests = min(wanted, max(slots_that_fit(levels, layout) for layout in without))
-    core_layout, core = _best(levels, whole, requests)
+    core_layout, core = _best(levels, whole or without, requests)
     alone_layout, alone = _best(levels, without, requests)
     split = [_with_light_on_box(levels, layout) for layout in without]
     edge_layout, edge = _best(levels, split, requests)
     light = levels.levels[0]
-    box_kind, core_kind = (
-        levels.cluster.kind_of(levels.cluster.pools[layout.devices[layout.at[light.name]]])
-        for layout in (edge_layout, core_layout)
-    )
-    rows = min(requests, slots_that_fit(levels, core_layout))
+    box_kind = levels.cluster.kind_of(levels.cluster.pools[_BOX])
     event = [part for part in problem.parts if part.level is None]
     rate = {"alone": alone.tokens_per_s, "core": core.tokens_per_s}
     edge_answers, alone_answers = _answers(levels, edge_layout, edge), _answers(levels, alone_layout, alone)
@@ -175,8 +172,8 @@ def edge_drafting(problem: Problem) -> EdgeDrafting | None:
         need_bytes=sum(problem.weight_bytes(part, box_kind) for part in (light, *event))
         + problem.slot_bytes(light, box_kind),
         room_bytes=box_kind.usable_bytes,
-        off_core_bytes=levels.weight_bytes(light, core_kind) + rows * levels.slot_bytes(light, core_kind),
-        off_core_busy=core.busy[light.name],
+        off_core_bytes=_bytes_of(levels, core_layout, light, core.rows),
+        off_core_busy=core.busy.get(light.name, 0.0),
         answer_bytes=round(rounds * edge_answers.round_bytes()),
         beats_alone_ms=beats("alone"),
         beats_core_ms=beats("core"),
@@ -191,6 +188,14 @@ def _best(problem: Problem, found: list[Layout], requests: int) -> tuple[Layout,
         return forecast(problem, layout, max(1, min(requests, slots_that_fit(problem, layout))), own=own)
 
     return max(((layout, of(layout)) for layout in found), key=lambda each: each[1].tokens_per_s)
+
+
+def _bytes_of(problem: Problem, layout: Layout, part: Part, rows: int) -> int:
+    """Weights and KV slots of a part, 0 where it has no place."""
+    if part.name not in layout.at:
+        return 0
+    kind = problem.cluster.kind_of(problem.cluster.pools[layout.devices[layout.at[part.name]]])
+    return problem.weight_bytes(part, kind) + rows * problem.slot_bytes(part, kind)
 
 
 def _own(problem: Problem, layout: Layout) -> frozenset[str]:

@@ -112,7 +112,7 @@ class _Whole(Policy):
 
 
 def simulated(found: EdgeDrafting, agreement: float, light_ms: float, patience_s: float = 10.0) -> float:
-    """Tokens per second of the same pipeline, its passes as long as `two_sites` says, with a link between its stages."""
+    """Tokens per second of the same pipeline, its passes as long as `two_sites` says, with a link of that latency."""
     said = found.edge
     light = Stage("light", Policy(0, said.window or 32, 1, 1), StepCost(light_ms / 1000))
     heavy = Stage("heavy", _Whole(said.min_drafts or 4, said.window or 32), StepCost(0.030))
@@ -173,6 +173,17 @@ def test_the_light_stage_is_off_the_core_and_on_the_box() -> None:
     assert found.room_bytes == box.usable_bytes and found.fits
     assert found.step_s == pytest.approx(0.005)
     assert 0.5 < found.off_core_busy <= 1.0  # it drafts nearly all the time
+
+
+def test_a_core_without_room_for_the_light_stage_can_have_it_on_the_box() -> None:
+    """A light model of 1.8 GB of weights and a slot beside a target of a few MB, and a core of one GB."""
+    checkpoint = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    known = two_sites(kinds={"gpu": {**GPU, "memory_gib": 1.0}, "box": BOX})
+    recipe = load_planned_recipe("light_heavy", [f"stages.light.checkpoint={checkpoint}"])
+    found = edge_drafting(problem_of(recipe, with_box(known, "box", known.pools[1], 100.0, 1.0), known.load))
+    assert found is not None and found.core.levels == found.alone.levels == ("heavy",)
+    assert (found.off_core_bytes, found.off_core_busy) == (0, 0.0)
+    assert found.fits and found.edge.levels == ("light", "heavy") and found.with_cut is found.edge
 
 
 def test_every_box_drafts_for_its_own_request_alone() -> None:
