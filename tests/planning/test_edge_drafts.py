@@ -176,7 +176,7 @@ def test_the_light_stage_is_off_the_core_and_on_the_box() -> None:
 
 
 def test_a_core_without_room_for_the_light_stage_can_have_it_on_the_box() -> None:
-    """A light model of 1.8 GB of weights and a slot beside a target of a few MB, and a core of one GB."""
+    """A light model of 1.1 GB, weights and a slot, a target of a few MB, and a core of one GiB."""
     checkpoint = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
     known = two_sites(kinds={"gpu": {**GPU, "memory_gib": 1.0}, "box": BOX})
     recipe = load_planned_recipe("light_heavy", [f"stages.light.checkpoint={checkpoint}"])
