@@ -30,7 +30,7 @@ from cascade_runtime.training.scenes import simulate_scene
 pytestmark = pytest.mark.skipif("CASCADE_ACCEPTANCE" not in os.environ, reason="heavy: set CASCADE_ACCEPTANCE=1")
 QUESTION = "What are the key elements in this scene?"
 TOKENS = 24
-_READY_S, _STOP_S, _ANSWERS_S = 300.0, 90.0, 300.0
+_READY_S, _STOP_S, _ANSWERS_S = 600.0, 90.0, 300.0
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,10 @@ def wanted(recording: Path) -> list[tuple[int, list[int]]]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[int, int]]:
     """Its port and its process."""
+    patient = ["--set", f"deadlines.start_s={_READY_S}"]
     command = [sys.executable, "-m", "cluster.cli", "edge-server", "light_heavy", "--target", "ray", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *patient], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     stopwatch = threading.Timer(_READY_S, process.kill)
     stopwatch.start()
     assert process.stderr is not None
