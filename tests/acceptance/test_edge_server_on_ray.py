@@ -30,6 +30,7 @@ from cascade_runtime.training.scenes import simulate_scene
 pytestmark = pytest.mark.skipif("CASCADE_ACCEPTANCE" not in os.environ, reason="heavy: set CASCADE_ACCEPTANCE=1")
 QUESTION = "What are the key elements in this scene?"
 TOKENS = 24
+WINDOW_MS = 10
 _READY_S, _STOP_S, _ANSWERS_S = 600.0, 90.0, 300.0
 
 
@@ -45,7 +46,7 @@ def wanted(recording: Path) -> list[tuple[int, list[int]]]:
     """What the target alone says of every window, in this process."""
     events: Events = read_events(recording)
     sampling = SamplingParams(max_tokens=TOKENS)
-    windows = [each for each in windows_of(events, 50_000) if len(each.events)]
+    windows = [each for each in windows_of(events, 1000 * WINDOW_MS) if len(each.events)]
     requests = [
         GenerateRequest(events=each.events, question=QUESTION, sampling=sampling, speculate=False) for each in windows
     ]
@@ -84,7 +85,14 @@ def server() -> Iterator[tuple[int, int]]:
 
 def edge(recording: Path, port: int, cut: str) -> subprocess.Popen[str]:
     options = ["--server", f"127.0.0.1:{port}", "-q", QUESTION, "--cut", cut, "--keep", "all", "--speed", "inf"]
-    options += ["--max-tokens", str(TOKENS), "--json", *(["--recipe", "light_heavy"] if cut == "features" else [])]
+    options += [
+        "--max-tokens",
+        str(TOKENS),
+        "--window-ms",
+        str(WINDOW_MS),
+        "--json",
+        *(["--recipe", "light_heavy"] if cut == "features" else []),
+    ]
     command = [sys.executable, "-m", "cluster.cli", "edge", str(recording), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -97,7 +105,7 @@ def answers(lines: list[dict[str, Any]]) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize("cut", ["raw", "frames", "features"])
 def test_every_cut_is_answered_as_in_one_process(
-    server: tuple[int, int], recording: Path, wanted: list[tuple[int, list[int]]], cut: str
+    wanted: list[tuple[int, list[int]]], server: tuple[int, int], recording: Path, cut: str
 ) -> None:
     out, _ = edge(recording, server[0], cut).communicate(timeout=_ANSWERS_S)
     *lines, last = [json.loads(line) for line in out.splitlines()]
@@ -106,7 +114,7 @@ def test_every_cut_is_answered_as_in_one_process(
 
 
 def test_a_killed_target_costs_no_window(
-    server: tuple[int, int], recording: Path, wanted: list[tuple[int, list[int]]]
+    wanted: list[tuple[int, list[int]]], server: tuple[int, int], recording: Path
 ) -> None:
     asking = edge(recording, server[0], "raw")
     assert asking.stdout is not None
