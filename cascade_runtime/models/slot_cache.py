@@ -5,8 +5,9 @@ One tensor per layer, (slots, max_len, 2, kv_heads, head_dim): a position's keys
 a pass writes all its tokens with one copy. A forward pass over B rows first calls `place`, which says for every row
 in which slot it lives, where its new tokens go and how many there are; every layer's `attend` then writes the new
 keys and values and attends over those slots up to the longest row: in place where the slots are neighbours in
-ascending order, on a copy otherwise. What lies beyond a row's length is left-over of earlier use: the mask "key
-position <= query position" hides it, and it is overwritten when the row grows.
+ascending order, on a copy otherwise, and on a CPU that is to look only once (`_FEW`). What lies beyond a row's length
+is left-over of earlier use: the mask "key position <= query position" hides it, and it is overwritten when the row
+grows.
 
 Tokens of a pass lie one after the other, N in all, without padding. Attention alone pads, within groups of rows that
 feed similar numbers of tokens. Query heads that share a key head attend as more queries of it, so that keys and
@@ -22,6 +23,8 @@ import torch
 from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError, InputError
+
+_FEW = 16  # with fewer queries a row, on a CPU, attention waits for keys and values more than it computes
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ class SlotCache:
     def _look(self, held: torch.Tensor, group: _Group, queries: torch.Tensor) -> torch.Tensor:
         seen = held[:, : group.width]
         seen = seen[group.rows] if isinstance(group.rows, slice) else seen.index_select(0, group.rows)
+        if group.queries < _FEW and isinstance(group.rows, slice) and seen.device.type == "cpu":
+            seen = seen.clone()  # read in order; attention reads head by head, a cache line here and one there
         keys, values = seen.transpose(1, 3).unbind(2)  # (B, kv_heads, width, head_dim) each
         if group.pad is not None:
             queries = queries.index_select(0, group.pad)
