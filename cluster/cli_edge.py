@@ -59,7 +59,12 @@ def add_edge(commands: Any, read: Read) -> None:
     names = ", ".join(recipe_names())
     server.add_argument("recipe", nargs="?", default="three_level", metavar="RECIPE", help=f"{names}, or a .toml file")
     server.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
-    server.add_argument("--target", choices=("in-process", "ray"), default="in-process", help="where the stages run")
+    server.add_argument(
+        "--target",
+        default="in-process",
+        metavar="WHERE",
+        help="in-process, ray, ray://HOST:PORT of a cluster that runs here",
+    )
     server.add_argument("--host", default="127.0.0.1", help="another than this machine's own needs tokens and TLS")
     server.add_argument("--port", type=int, default=PORT)
     server.add_argument("--token-file", type=Path, metavar="FILE", help="a token a line; every call then needs one")
@@ -178,6 +183,8 @@ def _serve(args: argparse.Namespace) -> int:
         plaintext=args.plaintext,
     )
     limits = SessionLimits(concurrency=args.concurrency)
+    if args.target not in ("in-process", "ray") and not args.target.lower().startswith("ray://"):
+        raise ConfigError("--target", args.target, "in-process, ray, ray://HOST:PORT: this is where stages are started")
     if not (math.isfinite(args.grace_s) and args.grace_s > 0):
         raise ConfigError("--grace-s", args.grace_s, "a number above 0")
     recipe = load_recipe(args.recipe, args.set)

@@ -62,7 +62,7 @@ def _plan(args: argparse.Namespace) -> int:
         for path, text in _placed(args.output, recipe, found, cluster).items():
             write_output(path, text)
             print(f"{path}: for cascade serve, or --recipe", file=sys.stderr)
-    cuts = edge_cuts(recipe, cluster, args.edge_link)
+    cuts = edge_cuts(recipe, cluster, args.edge_link, load)
     if args.json:
         print(json.dumps(found.to_dict() | ({"edge": cuts.to_dict()} if cuts else {})))
     else:

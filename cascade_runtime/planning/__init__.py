@@ -3,7 +3,8 @@
     load_cluster(name or file)          cluster.py: pools, links, profiles, agreement, load
     plan(recipe, cluster) -> Plan       planner.py; plan.py: what it says, as text and JSON
     draw(plan) -> SVG                   picture.py
-    edge_cuts(recipe, cluster, link)    edge_cuts.py: raw events, frames or features from an edge box, by its link
+    edge_cuts(recipe, cluster, link)    edge_cuts.py: raw events, frames, features or drafts from an edge box;
+                                        edge_drafts.py: the core's answers with the light stage there or on it
     placed_recipes(recipe, plan, ..)    placed.py: the recipes that run as the plan says; toml_text.py: as files
 
     needs, model_size -> problem        what each part weighs, what its passes cost (roofline, or a profile)

@@ -2,6 +2,11 @@
 
 Stages on one device slow each other by the share of time that the others are busy. A verifier waits
 for m drafts and its drafter stays within W; prefill, and vision where it is done, take their share of each device.
+
+Over a link W tokens may be under way at a time: from being drafted until their verdict is back they take a round trip
+and a pass, so that up to W steps of it are hidden. A refusal costs a round trip whatever W is, and a verifier that
+would wait for the next draft longer than `deadlines.upstream_s` goes on alone: drafts that overtake it all the same,
+as those of a quick drafter that is nearly always right do, are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +29,9 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Edge:
-    """Two neighbouring levels. min_drafts: m. window: W. drafts_per_pass: the gamma that comes of them."""
+    """Two neighbouring levels. min_drafts: m. window: W. drafts_per_pass: the gamma that comes of them, 0 where drafts
+    come too late and the downstream goes on alone.
+    """
 
     upstream: str
     downstream: str
@@ -50,10 +57,18 @@ class Forecast:
     pass_s: Mapping[str, float]
 
 
-def forecast(problem: Problem, layout: Layout, rows: int, faster: Mapping[str, float] | None = None) -> Forecast:
-    """faster: part name -> how many times as fast its device is taken to be, to see what depends on it."""
+def forecast(
+    problem: Problem,
+    layout: Layout,
+    rows: int,
+    faster: Mapping[str, float] | None = None,
+    own: frozenset[str] = frozenset(),
+) -> Forecast:
+    """faster: part name -> how many times as fast its device is taken to be, to see what depends on it. own: parts of
+    which every row has one to itself, on such a device.
+    """
     return max(
-        (_Chain(problem, layout, rows, faster or {}).run(window) for window in _windows(layout)),
+        (_Chain(problem, layout, rows, faster or {}, own).run(window) for window in _windows(layout)),
         key=lambda found: found.tokens_per_s,
     )
 
@@ -63,8 +78,10 @@ def _windows(layout: Layout) -> tuple[int, ...]:
 
 
 class _Chain:
-    def __init__(self, problem: Problem, layout: Layout, rows: int, faster: Mapping[str, float]) -> None:
-        self.problem, self.layout, self.rows = problem, layout, rows
+    def __init__(
+        self, problem: Problem, layout: Layout, rows: int, faster: Mapping[str, float], own: frozenset[str]
+    ) -> None:
+        self.problem, self.layout, self.rows, self.own = problem, layout, rows, own
         self.names = [problem.levels[level].name for level in layout.levels]
         self.pools = {name: problem.cluster.pools[layout.devices[device]] for name, device in layout.at.items()}
         self.costs: dict[str, StepCost] = {}
@@ -94,14 +111,18 @@ class _Chain:
         problem, rows, tokens = self.problem, self.rows, self.problem.load.tokens
         cost = {name: slowed(self.costs[name], 1 + others[name]) for name in self.names}
         first = self.names[0]
-        pass_s = {first: cost[first].seconds(rows, rows, rows * self.context)}
+        at_once = 1 if first in self.own else rows
+        pass_s = {first: cost[first].seconds(at_once, at_once, at_once * self.context)}
         pace_s, edges, used = pass_s[first], [], {first: 1.0}
         rate = rows / pace_s
         for k, name in enumerate(self.names[1:]):
             above = self.names[k]
             alpha = problem.agreement(self.layout.levels[k], self.layout.levels[k + 1])
             latency_s = problem.cluster.latency_s(self.pools[above], self.pools[name]) or 0.0
-            m, said = _best(cost[name], alpha, pace_s, 2 * latency_s, rows, self.context, window)
+            if 2 * latency_s + pace_s > problem.recipe.deadlines.upstream_s:
+                m, said = 1, _alone(cost[name], rows, self.context)
+            else:
+                m, said = _best(cost[name], alpha, pace_s, 2 * latency_s, rows, self.context, window)
             edges.append(Edge(above, name, alpha, latency_s, m, window, said.drafts_per_pass, said.tokens_per_pass))
             cycle = said.pass_s + said.wait_s
             used[above] = min(
@@ -115,7 +136,7 @@ class _Chain:
         held_up = 1 / rate + prefill[last] * (1 + others[last]) / tokens  # a prompt holds up the decoding of the rest
         rate = 1 / held_up
         for name in self.pools:  # no part serves requests faster than it reads, encodes and prefills them
-            whole = self.request_s[name] + prefill.get(name, 0.0)
+            whole = (self.request_s[name] + prefill.get(name, 0.0)) / (rows if name in self.own else 1)
             if self._on_a_device(name) and whole > 0:
                 rate = min(rate, tokens / (whole * (1 + others[name])))
         busy = {name: used.get(name, 0.0) for name in self.pools}
@@ -136,7 +157,8 @@ class _Chain:
 
     def _prefill_s(self, name: str) -> float:
         """What a prompt adds: to each pass that feeds a piece of it, and of the passes that its own row misses."""
-        cost, rows, held = self.costs[name], self.rows, self.rows * self.context
+        cost, rows = self.costs[name], 1 if name in self.own else self.rows
+        held = rows * self.context
         pieces, piece = self._pieces()
         step_s = cost.seconds(rows, rows, held)
         return pieces * (cost.seconds(rows, rows - 1 + piece, held) - step_s) + (pieces - 1) * step_s / rows
@@ -166,6 +188,14 @@ def _best(
     """The m that promises most tokens per second, if a pass looks at all drafts that wait."""
 
     def at(m: int) -> Prediction:
-        return predict(Conditions(cost, geometric(alpha, window + 1), pace_s, restart_s, rows, context), m, window)
+        under_way_s = restart_s + min(restart_s, cost.seconds(rows, rows * (1 + m), rows * context))
+        flow_s = max(pace_s, min(under_way_s / window, pace_s + restart_s / m))  # of a drafter that is W tokens ahead
+        first_s = restart_s - m * (flow_s - pace_s)  # after a refusal the first m come at their own pace
+        return predict(Conditions(cost, geometric(alpha, window + 1), flow_s, first_s, rows, context), m, window)
 
     return max(((m, at(m)) for m in _WAITS if m <= window), key=lambda found: found[1].tokens_per_s)
+
+
+def _alone(cost: StepCost, rows: int, context: float) -> Prediction:
+    """Of a verifier whose drafts never come in time."""
+    return predict(Conditions(cost, geometric(0.0, 1), 0.0, 0.0, rows, context), 0, 0)

@@ -54,7 +54,7 @@ class Served:
 
     def stages(self) -> set[tuple[int, str]]:
         """(pid, name) of every actor of the server; empty where it was not started here."""
-        return {(pid, name) for pid, name in _descendants(self.pid) if name.startswith("ray::")} if self.pid else set()
+        return {(pid, name) for pid, name in descendants(self.pid) if name.startswith("ray::")} if self.pid else set()
 
 
 @contextmanager
@@ -126,7 +126,8 @@ def _await_ready(server: Served, process: subprocess.Popen[str]) -> None:
     raise RuntimeError("the server is not ready")
 
 
-def _descendants(pid: int | None) -> Iterator[tuple[int, str]]:
+def descendants(pid: int | None) -> Iterator[tuple[int, str]]:
+    """(pid, name) of every process below one."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

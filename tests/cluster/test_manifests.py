@@ -1,10 +1,11 @@
-"""The manifests: against Ray's own schemas where the installed Ray has them, and KubeRay's fields as its API documents
-them (docs/reference/api.md of ray.io/v1, read by hand: its resource definitions are a megabyte and not part of Ray).
+"""The manifests: against Ray's own schemas where the installed Ray has them, and those fields of KubeRay's that they
+use. Its whole resource definitions are a megabyte and not part of Ray: `tests/acceptance/test_kuberay_definitions.py`.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ WORKERS = closed(
     rayStartParams=TEXTS,
     template=POD,
 )
-AUTH = closed("mode secretName", mode={"enum": ["token"]}, secretName={"type": "string"})  # never "disabled"
+AUTH = closed("mode", mode={"enum": ["token"]})  # never "disabled"; secretName is not in KubeRay 1.5
 CLUSTER = closed(
     "headGroupSpec authOptions rayVersion",
     rayVersion={"type": "string"},
@@ -177,9 +178,11 @@ def test_the_job_runs_a_command_that_exists() -> None:
 
 
 def test_ray_up_takes_the_cluster_and_every_node_asks_for_a_token() -> None:
+    import ray
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = read("ray_up.yaml")
+    jsonschema.validate(config, json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()))
     validate_config(prepare_config(copy.deepcopy(config)))
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         started = [command for command in config[name] if "ray start" in command]

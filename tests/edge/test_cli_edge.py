@@ -98,6 +98,7 @@ def test_what_cannot_be_is_one_line(
         (["--host", "0.0.0.0"], "token file"),
         (["--ssl-keyfile", "key.pem"], "both, or none"),
         (["--grace-s", "nan"], "--grace-s"),
+        (["--target", "http://127.0.0.1:8000"], "ray://HOST:PORT"),
     ],
 )
 def test_a_core_that_everybody_could_reach_is_not_started(
