@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from acceptance.served import KNOWN_URL, Served, served
+from acceptance.served import KNOWN_URL, Served, known_or_served
 
 
 @pytest.fixture(scope="session")
 def light_heavy() -> Iterator[Served]:
     if not os.environ.get("CASCADE_ACCEPTANCE") and not KNOWN_URL:
         pytest.skip("heavy: make acceptance")
-    with served() as server:
+    with known_or_served() as server:
         yield server
