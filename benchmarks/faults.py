@@ -96,9 +96,7 @@ def overload(seconds: float, max_tokens: int) -> dict[str, float]:
 
     from cluster.serve_app import app
 
-    bodies = [
-        chat_body(request, model="cascade", stream=False, deadline_s=100.0) for request in requests(8, max_tokens)
-    ]
+    bodies = [chat_body(request, stream=False, deadline_s=100.0) for request in requests(8, max_tokens)]
     port = 8123
     with local_ray():
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"log_level": "ERROR"})

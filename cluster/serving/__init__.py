@@ -41,7 +41,8 @@ Request (application/json). Only `messages` is required, one of role "user" with
 
 - `temperature` is 0 (greedy) unless given; `max_tokens` (or `max_completion_tokens`) 80; without `seed` a sampled
   answer gets one at random, which `cascade.seed` tells. `top_k`, `ignore_eos` and `cascade` are not OpenAI's (with its
-  SDK: `extra_body`). `cascade.clip` counts from the recording's first event.
+  SDK: `extra_body`). `cascade.clip` counts from the recording's first event. `cascade.deadline_ms` counts from the
+  request's arrival; the server's own deadline holds as well.
 - `events_url` and `video_url` are one thing; the media type decides. Events: application/vnd.apache.arrow.stream or
   .file, application/vnd.apache.parquet, application/x-npz, application/x-npy (no objects), text/csv, or
   application/octet-stream, whose `format` is npz, npy, arrow, parquet, text, bin, evt2, evt3, aedat4 or rosbag, and

@@ -12,13 +12,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from acceptance.ray_head import RayHead, ray_head
+from acceptance.ray_head import RayHead
 from acceptance.served import Served, free_port, messages
 
 from cascade_runtime.client import CascadeClient
@@ -29,13 +28,6 @@ pytestmark = pytest.mark.skipif("CASCADE_ACCEPTANCE" not in os.environ, reason="
 PATIENCE_S = 300.0
 BODY = {"messages": messages(), "max_tokens": 24}
 QUESTION = messages()[0]["content"][1]["text"]
-CPUS = 12  # two pipelines of light_heavy by Ray's book
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[RayHead]:
-    with ray_head(CPUS) as head:
-        yield head
 
 
 @pytest.fixture(scope="module")
