@@ -5,11 +5,13 @@ runs, until it is told to stop.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cascade_runtime.config import recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError
 
 APPLICATION = "cascade"
+_DRAIN_CALL_S, _DRAIN_LOOK_S = 5.0, 0.2
 
 
 def add_serve(commands: Any) -> None:
@@ -104,7 +107,7 @@ def _serve(args: argparse.Namespace) -> int:
             report("draining")
         finally:
             if stop.is_set() or args.address is not None:  # else it ends with its Ray
-                _stop_serve()
+                _stop_serve(recipe.deadlines.drain_s)
     except (RuntimeError, ValueError) as error:  # Serve's for a deployment that did not come up, or may not
         raise CascadeError(f"the server did not start: {error}") from error
     finally:
@@ -129,10 +132,17 @@ def _start_serve(host: str, port: int, tls: dict[str, str]) -> None:
         raise ConfigError("--port", f"{host}:{port}", allowed)
 
 
-def _stop_serve() -> None:
-    """Drain and stop the application; Serve, too, where nobody else has one on it."""
+def _stop_serve(drain_s: float) -> None:
+    """Drain and stop the application; Serve, too, where nobody else has one on it. Serve's own way to stop it answers
+    who is inside, but who comes meanwhile hears 404 instead of when to come back.
+    """
     from ray import serve
 
+    handle: Any = serve.get_app_handle(APPLICATION)
+    end = time.monotonic() + drain_s
+    with contextlib.suppress(RuntimeError, TimeoutError):  # of a server that never came up, or does not answer
+        while any(handle.broadcast("drain").results(timeout_s=_DRAIN_CALL_S)) and time.monotonic() < end:
+            time.sleep(_DRAIN_LOOK_S)
     serve.delete(APPLICATION)
     if not serve.status().applications:
         serve.shutdown()

@@ -140,6 +140,11 @@ class Cascade:
         """This replica's rank among all of them, and what it counts."""
         return str(serve.get_replica_context().rank.rank), self._gateway.counters.text(await self.stats())
 
+    async def drain(self) -> int:
+        """Refuse what comes from now on; how many requests are still inside."""
+        self._gateway.draining = True
+        return self._gateway.inside
+
     async def restart(self, *stages: str) -> list[float]:
         """Start these stages of this replica anew, one after the other, or all of them, while requests go on; how many
         seconds each took. For whoever holds the deployment's handle, not for callers of the API.

@@ -1,4 +1,7 @@
-"""One server, and one Ray cluster, for all tests of this folder that ask for them: `make acceptance`, or CASCADE_ACCEPTANCE=1 set by hand."""
+"""One server, and one Ray cluster, for all tests of this folder that ask for them.
+
+`make acceptance`, or CASCADE_ACCEPTANCE=1 set by hand.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -261,3 +262,25 @@ def test_a_full_replica_is_not_all_there_is(doors: Doors) -> None:
                 most[rank] = max(most[rank], now)
         assert [one.result()[0] for one in running] == [200] * 2 * SLOTS
     assert min(most.values()) > 0, most
+
+
+def test_a_server_that_is_stopped_answers_who_is_inside_and_tells_others_when_to_come_back(doors: Doors) -> None:
+    """The last test of this server."""
+    body = {"messages": messages(), "max_tokens": 300, "ignore_eos": True, "cascade": {"speculate": False}}
+    short = {"messages": messages(), "max_tokens": 1}
+    assert doors.http.pid is not None
+    with ThreadPoolExecutor(2) as pool:
+        inside = [pool.submit(doors.http.chat, body) for _ in range(2)]
+        doors.http.until(lambda: doors.http.metric("vllm:num_requests_running") == 2)
+        os.kill(doors.http.pid, signal.SIGTERM)
+        end = time.monotonic() + 60
+        while (told := doors.http.chat(short))[0] == 200:
+            assert time.monotonic() < end
+        assert not any(one.done() for one in inside)
+        assert (told[0], told[1]["error"]["message"], told[1]["error"]["retryable"]) == (
+            503,
+            "the server is draining",
+            True,
+        )
+        answers = [one.result() for one in inside]
+    assert [(status, answer["usage"]["completion_tokens"]) for status, answer in answers] == [(200, 300)] * 2
