@@ -137,10 +137,12 @@ def _stop_serve(drain_s: float) -> None:
     who is inside, but who comes meanwhile hears 404 instead of when to come back.
     """
     from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
-    handle: Any = serve.get_app_handle(APPLICATION)
     end = time.monotonic() + drain_s
-    with contextlib.suppress(RuntimeError, TimeoutError):  # of a server that never came up, or does not answer
+    with contextlib.suppress(RayServeException, RayError, TimeoutError):  # it never came up, or does not answer
+        handle: Any = serve.get_app_handle(APPLICATION)
         while any(handle.broadcast("drain").results(timeout_s=_DRAIN_CALL_S)) and time.monotonic() < end:
             time.sleep(_DRAIN_LOOK_S)
     serve.delete(APPLICATION)

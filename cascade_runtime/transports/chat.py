@@ -34,7 +34,7 @@ class _Sendable(Protocol):
 
 
 def chat_body(request: GenerateRequest, *, stream: bool, deadline_s: float) -> bytes:
-    """The request as JSON, to whatever model the server has. Raises `InputError` for a recording that cannot be sent."""
+    """The request as JSON, to whatever model there is. Raises `InputError` for a recording that cannot be sent."""
     if not isinstance(request.events, _Sendable):
         raise InputError("events", type(request.events).__name__, "an Events recording")
     recording = base64.b64encode(request.events.to_ipc_bytes("zstd")).decode("ascii")
