@@ -37,6 +37,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import context
+from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
 
 from cascade_runtime.errors import StageError
@@ -56,8 +57,7 @@ log = logging.getLogger(__name__)
 
 DEPLOYMENT = "Cascade"
 _SPARE = 64  # requests of a replica beyond its queue: health, metrics, cancels, and refusals under way
-_PEERS_S = 2.0
-_SCRAPE_S = 5.0  # a replica with a silent stage knows so after two
+_PEERS_S = 5.0  # the first call finds out who they are; a replica with a silent stage knows so after two
 _PATIENCE_S = 12.0
 
 
@@ -176,17 +176,17 @@ class _Peers:
         return True in await self._ask("cancel", caller, request_id)
 
     async def metrics(self) -> dict[str, str]:
-        told = await self._ask("metrics", wait_s=_SCRAPE_S)
+        told = await self._ask("metrics")
         return dict(sorted(found for found in told if isinstance(found, tuple)))
 
-    async def _ask(self, method: str, *args: str, wait_s: float = _PEERS_S) -> list[Any]:
+    async def _ask(self, method: str, *args: str) -> list[Any]:
         if self._replicas < 2:
             return []
         if self._handle is None:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
         try:
-            return await self._handle.broadcast(method, *args).results_async(timeout_s=wait_s, return_exceptions=True)
-        except TimeoutError:
+            return await self._handle.broadcast(method, *args).results_async(timeout_s=_PEERS_S, return_exceptions=True)
+        except (TimeoutError, RayServeException):  # Serve's where none is there, as between two deployments
             return []
 
 
