@@ -67,7 +67,7 @@ class Cascade:
     async def __init__(self, settings: ServerSettings) -> None:
         client: Any = context._get_global_client()
         settings.check_address(client.http_config.host)
-        there = serve.get_replica_context().world_size  # None where Serve scales it: then it may be any number
+        there: int | None = serve.get_replica_context().world_size  # None where Serve scales it: then any number
         settings = replace(settings, replicas=max(settings.replicas, 2 if there is None else there))
         recipe = settings.load_recipe()
         self._transport = await asyncio.to_thread(RayTransport, recipe)
