@@ -67,8 +67,9 @@ class Cascade:
     async def __init__(self, settings: ServerSettings) -> None:
         client: Any = context._get_global_client()
         settings.check_address(client.http_config.host)
-        there: int | None = serve.get_replica_context().world_size  # None where Serve scales it: then any number
-        settings = replace(settings, replicas=max(settings.replicas, 2 if there is None else there))
+        place: Any = serve.get_replica_context()
+        there = 2 if place.world_size is None else place.world_size  # None where Serve scales it: any number
+        settings = replace(settings, replicas=max(settings.replicas, there))
         recipe = settings.load_recipe()
         self._transport = await asyncio.to_thread(RayTransport, recipe)
         self._pipeline = self._transport.pipeline
