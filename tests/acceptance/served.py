@@ -113,7 +113,8 @@ def known_or_served() -> Iterator[Served]:
 def served(*options: str, certificate: Path | None = None, key: str | None = None) -> Iterator[Served]:
     """A server of light_heavy that is ready; options: more of `cascade serve`."""
     port = free_port()
-    command = [sys.executable, "-m", "cluster.cli", "serve", "light_heavy", "--port", str(port), *options]
+    patience = ("--set", f"deadlines.start_s={_START_S}")  # a busy machine is not a broken one
+    command = [sys.executable, "-m", "cluster.cli", "serve", "light_heavy", "--port", str(port), *patience, *options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
     server = Served(port, process.pid, certificate, key)
     try:

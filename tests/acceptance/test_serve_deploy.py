@@ -42,7 +42,7 @@ def written(folder: Path, port: int, *overrides: str, **deployment: Any) -> str:
         "name": "cascade",
         "route_prefix": "/",
         "import_path": "cluster.serve_app:app",
-        "args": {"recipe": "light_heavy", "overrides": list(overrides), **deployment.pop("args", {})},
+        "args": {"recipe": "light_heavy", "overrides": ["deadlines.start_s=600", *overrides], **deployment.pop("args", {})},
     }
     if deployment:
         application["deployments"] = [{"name": "Cascade", **deployment}]
