@@ -49,7 +49,14 @@ class _FieldError(CascadeError):
         self.allowed = allowed
 
     def __reduce__(self) -> tuple[object, ...]:  # survives the trip between processes
-        return (type(self), (self.field, repr(self.value)[:120], self.allowed))
+        return (type(self), (self.field, _Shown(repr(self.value)[:120]), self.allowed))
+
+
+class _Shown(str):
+    """A value as it was shown where the error was raised: it is not quoted once more."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 class ConfigError(_FieldError):

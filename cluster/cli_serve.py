@@ -5,11 +5,13 @@ runs, until it is told to stop.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import socket
 import ssl
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cascade_runtime.config import recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError
 
 APPLICATION = "cascade"
+_DRAIN_CALL_S, _DRAIN_LOOK_S = 5.0, 0.2
 
 
 def add_serve(commands: Any) -> None:
@@ -68,7 +71,8 @@ def _serve(args: argparse.Namespace) -> int:
     }
     settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
     settings.check_address(args.host)
-    _check_free(args.host, args.grpc_port)
+    _check_free(args.host, args.grpc_port, "--grpc-port")
+    _check_free(args.host, args.port if args.address is None else 0, "--port")
     recipe = settings.load_recipe()
 
     from cluster.serving.proxy_limits import limit_proxies
@@ -88,28 +92,62 @@ def _serve(args: argparse.Namespace) -> int:
     stop = threading.Event()
     owns_ray = connect(recipe, args.address, report, pipelines=max(settings.replicas, recipe.cascade.replicas))
     try:
-        http = {"host": args.host, "port": args.port}
         tls = {"ssl_certfile": args.ssl_certfile, "ssl_keyfile": args.ssl_keyfile}
-        http |= {name: str(path) for name, path in tls.items() if path is not None}
+        _start_serve(args.host, args.port, {name: str(path.resolve()) for name, path in tls.items() if path})
         report(f"starting {recipe.name}: loading {', '.join(recipe.cascade.levels)}")
-        serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
-        serve.run(application(settings), name=APPLICATION, route_prefix="/")
-        for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
-            signal.signal(number, lambda *_: stop.set())
-        scheme = "https" if args.ssl_certfile else "http"
-        if args.grpc_port:
-            report(f"{'grpcs' if args.ssl_certfile else 'grpc'}://{args.host}:{args.grpc_port}")
-        report(f"{scheme}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
-        stop.wait()
-        report("draining")
-        serve.delete(APPLICATION)
-        serve.shutdown()
-    except RuntimeError as error:  # Serve's for a deployment that did not come up
+        try:
+            serve.run(application(settings), name=APPLICATION, route_prefix="/")
+            for number in (signal.SIGINT, signal.SIGTERM):  # now: Ray has set handlers of its own, which end at once
+                signal.signal(number, lambda *_: stop.set())
+            secure = "s" if args.ssl_certfile else ""
+            if args.grpc_port:
+                report(f"grpc{secure}://{args.host}:{args.grpc_port}")
+            report(f"http{secure}://{args.host}:{args.port}/v1  (Ctrl-C drains and stops)")
+            stop.wait()
+            report("draining")
+        finally:
+            if stop.is_set() or args.address is not None:  # else it ends with its Ray
+                _stop_serve(recipe.deadlines.drain_s)
+    except (RuntimeError, ValueError) as error:  # Serve's for a deployment that did not come up, or may not
         raise CascadeError(f"the server did not start: {error}") from error
     finally:
         if owns_ray:
             ray.shutdown()
     return 0
+
+
+def _start_serve(host: str, port: int, tls: dict[str, str]) -> None:
+    """Serve at this address. Raises `ConfigError` where the Ray that was joined has one already that is in the way."""
+    from ray import serve
+    from ray.serve import context
+
+    if APPLICATION in serve.status().applications:
+        raise ConfigError("--address", APPLICATION, "a Ray on which no application of this name runs")
+    http = {"host": host, "port": port, **tls}
+    serve.start(http_options=http, logging_config={"enable_access_log": False, "log_level": "WARNING"})
+    client: Any = context._get_global_client()
+    there = client.http_config
+    if (there.host, there.port, there.ssl_certfile) != (host, port, tls.get("ssl_certfile")):
+        allowed = f"{there.host}:{there.port}{' with its TLS' * bool(there.ssl_certfile)}, where Serve listens already"
+        raise ConfigError("--port", f"{host}:{port}", allowed)
+
+
+def _stop_serve(drain_s: float) -> None:
+    """Drain and stop the application; Serve, too, where nobody else has one on it. Serve's own way to stop it answers
+    who is inside, but who comes meanwhile hears 404 instead of when to come back.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    end = time.monotonic() + drain_s
+    with contextlib.suppress(RayServeException, RayError, TimeoutError):  # it never came up, or does not answer
+        handle: Any = serve.get_app_handle(APPLICATION)
+        while any(handle.broadcast("drain").results(timeout_s=_DRAIN_CALL_S)) and time.monotonic() < end:
+            time.sleep(_DRAIN_LOOK_S)
+    serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
 
 
 def _check_tls(certificate: Path | None, key: Path | None) -> None:
@@ -125,7 +163,7 @@ def _check_tls(certificate: Path | None, key: Path | None) -> None:
         raise ConfigError("--tls-cert", given, f"a certificate and its key, without password ({error})") from error
 
 
-def _check_free(host: str, port: int) -> None:
+def _check_free(host: str, port: int, option: str) -> None:
     """Replicas share their gRPC port, and so would another server that has it already: that is found out here."""
     if not port:
         return
@@ -133,4 +171,4 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host.strip("[]"), port), family=family).close()
     except OSError as error:
-        raise ConfigError("--grpc-port", port, f"a port that is free on {host} ({error.strerror})") from error
+        raise ConfigError(option, port, f"a port that is free on {host} ({error.strerror})") from error

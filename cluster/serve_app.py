@@ -7,6 +7,7 @@
 
     client -> Serve's HTTP proxy -> replica: guard, routes, gateway -> controller actor -> stages      (see launch.py)
     client ---------- gRPC --------> replica: door, service, gateway -> ...          (see serving/rpc/__init__.py)
+    another deployment -- handle --> replica: chat, chat_stream, gateway -> ...           (see serving/handle.py)
 
     # cascade.yaml
     http_options: {host: 127.0.0.1, port: 8000}    # Serve's default in a file is 0.0.0.0, which needs api_key_file
@@ -18,17 +19,25 @@ Serve only starts, places, watches and stops replicas, and takes requests to the
 request whose replica dies is lost, and its client may ask again. Requests are refused by the gateway's own bounded
 queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON. On a cluster of your own the nodes'
 environment must hold what `cluster/serving/proxy_limits.py` says, or a stranger's endless header ends a proxy.
+
+A file that is deployed again with other `args` replaces the replicas, and no HTTP request fails: those inside are
+answered by the old one, those that come wait in the proxy (64 of them) until the new one has loaded. gRPC calls are
+refused meanwhile. Where the cluster has room for one pipeline more, an application's
+`deployments: [{name: Cascade, max_surge_percent: 100}]` loads the new one first, and nobody waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from ray import serve
 from ray.serve import context
+from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
 
 from cascade_runtime.errors import StageError
@@ -37,6 +46,7 @@ from cluster.serving.batches.routes import batch_routes
 from cluster.serving.batches.runs import BatchRuns
 from cluster.serving.files.routes import file_routes
 from cluster.serving.gateway import Gateway
+from cluster.serving.handle import HandleDoor
 from cluster.serving.health import Canary, missing, stage_stats, vision_stats
 from cluster.serving.page import page_routes
 from cluster.serving.routes import build_app, recall
@@ -47,7 +57,7 @@ log = logging.getLogger(__name__)
 
 DEPLOYMENT = "Cascade"
 _SPARE = 64  # requests of a replica beyond its queue: health, metrics, cancels, and refusals under way
-_PEERS_S = 2.0
+_PEERS_S = 5.0  # the first call finds out who they are; a replica with a silent stage knows so after two
 _PATIENCE_S = 12.0
 
 
@@ -57,6 +67,9 @@ class Cascade:
     async def __init__(self, settings: ServerSettings) -> None:
         client: Any = context._get_global_client()
         settings.check_address(client.http_config.host)
+        place: Any = serve.get_replica_context()
+        there = 2 if place.world_size is None else place.world_size  # None where Serve scales it: any number
+        settings = replace(settings, replicas=max(settings.replicas, there))
         recipe = settings.load_recipe()
         self._transport = await asyncio.to_thread(RayTransport, recipe)
         self._pipeline = self._transport.pipeline
@@ -66,6 +79,7 @@ class Cascade:
         if self._batches is not None:
             self._batches.resume()
         self._canary = Canary(self._pipeline, self._transport.run)
+        self._handle = HandleDoor(self._gateway)
         self._grpc = GrpcServer(self._gateway, self, _Peers(settings.replicas)) if settings.grpc_port else None
         if self._grpc is not None:
             await self._grpc.start()
@@ -113,6 +127,25 @@ class Cascade:
         """One token through all stages."""
         return await self._canary.sing()
 
+    async def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One answer, for another deployment; see `HandleDoor.chat`."""
+        return await self._handle.chat(body)
+
+    async def chat_stream(self, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """One answer in chunks, for another deployment; see `HandleDoor.chat_stream`."""
+        async with aclosing(self._handle.chat_stream(body)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+
+    async def metrics(self) -> tuple[str, str]:
+        """This replica's rank among all of them, and what it counts."""
+        return str(serve.get_replica_context().rank.rank), self._gateway.counters.text(await self.stats())
+
+    async def drain(self) -> int:
+        """Refuse what comes from now on; how many requests are still inside."""
+        self._gateway.draining = True
+        return self._gateway.inside
+
     async def restart(self, *stages: str) -> list[float]:
         """Start these stages of this replica anew, one after the other, or all of them, while requests go on; how many
         seconds each took. For whoever holds the deployment's handle, not for callers of the API.
@@ -143,6 +176,10 @@ class _Peers:
     async def cancel(self, caller: str, request_id: str) -> bool:
         return True in await self._ask("cancel", caller, request_id)
 
+    async def metrics(self) -> dict[str, str]:
+        told = await self._ask("metrics")
+        return dict(sorted(found for found in told if isinstance(found, tuple)))
+
     async def _ask(self, method: str, *args: str) -> list[Any]:
         if self._replicas < 2:
             return []
@@ -150,7 +187,7 @@ class _Peers:
             self._handle = serve.get_deployment_handle(DEPLOYMENT, serve.get_replica_context().app_name)
         try:
             return await self._handle.broadcast(method, *args).results_async(timeout_s=_PEERS_S, return_exceptions=True)
-        except TimeoutError:
+        except (TimeoutError, RayServeException):  # Serve's where none is there, as between two deployments
             return []
 
 

@@ -64,9 +64,7 @@ def overload(args: argparse.Namespace) -> dict[str, Any]:
 
     from cluster.serve_app import app
 
-    bodies = [
-        chat_body(request, model="cascade", stream=False, deadline_s=100.0) for request in requests(8, args.max_tokens)
-    ]
+    bodies = [chat_body(request, stream=False, deadline_s=100.0) for request in requests(8, args.max_tokens)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -21,7 +21,6 @@ from cascade_runtime.errors import InputError
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.transports.fields import Fields
 
-MODEL = "cascade"
 MAX_TEXT = 2**20  # characters of an answer
 _MAX_ID = 2**31 - 1  # of a token
 _MAX_SPANS = 65_536
@@ -34,14 +33,13 @@ class _Sendable(Protocol):
     def to_ipc_bytes(self, compression: str | None = None) -> bytes: ...
 
 
-def chat_body(request: GenerateRequest, *, model: str, stream: bool, deadline_s: float) -> bytes:
-    """The request as JSON. Raises `InputError` for a recording that cannot be sent."""
+def chat_body(request: GenerateRequest, *, stream: bool, deadline_s: float) -> bytes:
+    """The request as JSON, to whatever model there is. Raises `InputError` for a recording that cannot be sent."""
     if not isinstance(request.events, _Sendable):
         raise InputError("events", type(request.events).__name__, "an Events recording")
     recording = base64.b64encode(request.events.to_ipc_bytes("zstd")).decode("ascii")
     sampling = request.sampling
     body: dict[str, object] = {
-        "model": model,
         "stream": stream,
         "messages": [
             {

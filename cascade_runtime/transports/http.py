@@ -27,7 +27,7 @@ from cascade_runtime import __version__
 from cascade_runtime.api import Answer, GenerateRequest, Health, ServedModel
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, InputError, RemoteError
 from cascade_runtime.transports.base import DEFAULT_TIMEOUT_S, MAX_CONCURRENCY, Remote, Update
-from cascade_runtime.transports.chat import MODEL, ChunkReader, chat_body, read_completion
+from cascade_runtime.transports.chat import ChunkReader, chat_body, read_completion
 from cascade_runtime.transports.fields import Fields
 from cascade_runtime.transports.refusal import error_of
 from cascade_runtime.transports.retries import retry_after_s, wait_before_retry
@@ -55,7 +55,6 @@ class HttpTransport:
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
-        self.model = MODEL
         self._chance = random.Random()
         headers = {"Accept-Encoding": "identity", "User-Agent": f"cascade-runtime/{__version__}"}
         if remote.api_key is not None:
@@ -83,7 +82,7 @@ class HttpTransport:
         loop = asyncio.get_running_loop()
         limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         deadline = loop.time() + limit_s
-        body = await asyncio.to_thread(chat_body, request, model=self.model, stream=stream, deadline_s=limit_s)
+        body = await asyncio.to_thread(chat_body, request, stream=stream, deadline_s=limit_s)
         headers = {
             "Content-Type": "application/json",
             "X-Request-Id": request.request_id,

@@ -10,9 +10,9 @@
     health.py        is every stage there;  counters.py  /metrics
     guard.py         keys, or this machine only;  routes.py  paths around the gateway;  event_stream.py  SSE
     names.py         ids and keys that callers give;  readiness.py  would a request be answered now
-    rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto)
+    rpc/             the same over gRPC (cascade_runtime/proto/cascade.proto);  handle.py  from other deployments
     files/           what callers leave here;  batches/  files of questions, answered when nobody waits
-    pipeline_view.py what every stage is doing, as it does it
+    pipeline_view.py what every stage is doing, as it does it;  merged_metrics.py  several replicas on one page
     proxy_limits.py  what Serve's proxies take in front of all that
     openapi.py       all of it as an OpenAPI document; chat_schema.py from the validator's tables;  answer_schema.py
     page.py          the web page (files in cluster/web/), its samples and pictures
@@ -41,7 +41,8 @@ Request (application/json). Only `messages` is required, one of role "user" with
 
 - `temperature` is 0 (greedy) unless given; `max_tokens` (or `max_completion_tokens`) 80; without `seed` a sampled
   answer gets one at random, which `cascade.seed` tells. `top_k`, `ignore_eos` and `cascade` are not OpenAI's (with its
-  SDK: `extra_body`). `cascade.clip` counts from the recording's first event.
+  SDK: `extra_body`). `cascade.clip` counts from the recording's first event. `cascade.deadline_ms` counts from the
+  request's arrival; the server's own deadline holds as well.
 - `events_url` and `video_url` are one thing; the media type decides. Events: application/vnd.apache.arrow.stream or
   .file, application/vnd.apache.parquet, application/x-npz, application/x-npy (no objects), text/csv, or
   application/octet-stream, whose `format` is npz, npy, arrow, parquet, text, bin, evt2, evt3, aedat4 or rosbag, and
@@ -57,7 +58,7 @@ Request (application/json). Only `messages` is required, one of role "user" with
   response_format text and their like. Everything else is 400, and so are other roles than "user" and a second turn.
 - Headers: `X-Request-Id` (1 to 64 of A-Z a-z 0-9 _ . : -) names the request; `Idempotency-Key`: the same key and body
   give the same answer without a second run for ten minutes, another body is 422. (Limits, keys and lookups are a
-  replica's own; lookups and cancels ask the other replicas too.)
+  replica's own; lookups, cancels and /metrics ask the other replicas too.)
 
 Answer:
 

@@ -65,6 +65,7 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
 _SAMPLING = ("temperature", "top_p", "top_k", "seed", "ignore_eos")
 _MEDIA = ("events_url", "video_url", "file")
 _CASCADE = ("deadline_ms", "speculate", "clip")
+MAX_DEADLINE_MS = 86_400_000  # a day; what is later than the server's own deadline is that one
 _MAX_PARTS = 16
 _MAX_MESSAGES = 64
 _MAX_STOPS = 8
@@ -117,8 +118,8 @@ def parse_chat(body: object, limits: ChatLimits, *, seed: int = 0) -> ChatReques
     speculate = _boolean("cascade.speculate", extra.get("speculate", True))
     deadline_s = limits.deadline_s
     if extra.get("deadline_ms") is not None:
-        integer(InputError, "cascade.deadline_ms", extra["deadline_ms"], 1, int(1000 * limits.deadline_s))
-        deadline_s = extra["deadline_ms"] / 1000
+        integer(InputError, "cascade.deadline_ms", extra["deadline_ms"], 1, MAX_DEADLINE_MS)
+        deadline_s = min(deadline_s, extra["deadline_ms"] / 1000)
     clip = _clip(extra.get("clip"))
     question, media = _asked(fields.get("messages"), limits)
     events = media.events if clip is None else _clipped(media.events, *clip)

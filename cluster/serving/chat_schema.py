@@ -20,6 +20,7 @@ from cluster.serving.chat_request import (
     _MAX_STOPS,
     _MEDIA,
     _NEUTRAL,
+    MAX_DEADLINE_MS,
     ChatLimits,
 )
 from cluster.serving.media import MediaLimits
@@ -109,7 +110,7 @@ def _cascade(limits: ChatLimits) -> Json:
         },
         required=["t_end_us"],
     )
-    deadline: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": int(1000 * limits.deadline_s)}
+    deadline: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_DEADLINE_MS}
     return _closed({"deadline_ms": deadline, "speculate": {"type": "boolean"}, "clip": _or_null(clip)})
 
 

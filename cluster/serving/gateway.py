@@ -85,6 +85,11 @@ class Gateway:
         self._ledger = Ledger()
         self._fingerprint = f"cascade-{cascade_runtime.__version__}-{recipe.name}"
 
+    @property
+    def inside(self) -> int:
+        """Requests that hold a place now."""
+        return self._admission.inside
+
     def enter(self, caller: str) -> Place:
         """A place in the queue. Raises `CapacityError`, `RateLimitError`."""
         if self.draining:

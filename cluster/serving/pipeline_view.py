@@ -5,7 +5,7 @@
 
 `busy` is the share of the time since the event before that the stage was in passes, null in the first event. All other
 figures are counts since the stage started, of everybody's requests together: `tokens` went through it, `drafted` ones
-it looked at for the stage before it, and `accepted` those that it kept.
+it looked at for the stage before it, and `accepted` those that it kept. Of several replicas it is the one that was met.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from cluster.serving.counters import CONTENT_TYPE
 from cluster.serving.event_stream import DONE, EventStream, event
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.guard import Guard, caller, refuse, request_id
+from cluster.serving.merged_metrics import merged
 from cluster.serving.names import given_key
 from cluster.serving.openapi import document
 from cluster.serving.pipeline_view import PipelineView
@@ -50,6 +51,10 @@ class Elsewhere(Protocol):
 
     async def cancel(self, caller: str, request_id: str) -> bool:
         """Whether it was running, and has been told to end."""
+        ...
+
+    async def metrics(self) -> dict[str, str]:
+        """What every replica counts, this one included, by its number; nothing where there is only this one."""
         ...
 
 
@@ -193,7 +198,8 @@ class _Routes:
         return JSONResponse(told, HTTPStatus.OK if told["status"] == "ok" else HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def metrics(self, request: Request) -> Response:
-        text = self.gateway.counters.text(await self.vitals.stats())
+        told = await self.elsewhere.metrics()
+        text = merged(told) if told else self.gateway.counters.text(await self.vitals.stats())
         return Response(text, media_type=CONTENT_TYPE)
 
     async def version(self, request: Request) -> Response:

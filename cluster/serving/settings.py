@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from cluster.serving.media import MediaLimits
 
 RECIPE_VARIABLE = "CASCADE_RECIPE"
 _FILE_AGE_S = 30 * 86_400
+_COMMA = re.compile(r",(?![^\[\]]*\])")  # none within brackets: cascade.num_draft_tokens=[4,6]
 _MAX_QUEUE = 48  # below what the pipeline's controller lets wait, so that a full queue is refused here
 
 
@@ -90,7 +92,7 @@ class ServerSettings:
             if isinstance(getattr(cls, name), int) and isinstance(value, str) and value.isdecimal():
                 given[name] = int(value[:18])
         if isinstance(given.get("overrides"), str):
-            given["overrides"] = [part for part in given["overrides"].split(",") if part.strip()]
+            given["overrides"] = [part for part in _COMMA.split(given["overrides"]) if part.strip()]
         for name in ("overrides", "key_digests"):
             given[name] = tuple(given.get(name, ()))
         if key_file is not None:

@@ -8,6 +8,7 @@ import { StageTable } from "./stages.js";
 
 const get = (id) => document.getElementById(id);
 const film = new Film();
+let model = ""; // what the server calls it
 let levels = [];
 let lanes = null;
 let stages = null;
@@ -80,7 +81,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 
 function body(speculate) {
   return {
-    model: "cascade",
+    model,
     messages: [{
       role: "user",
       content: [{ type: "events_url", events_url: recording }, { type: "text", text: get("question").value }],
@@ -233,9 +234,10 @@ function showLegend() {
 async function connect() {
   calm();
   try {
-    const { data: [model] } = await getJson("v1/models");
-    levels = model.cascade.levels;
-    get("server").textContent = `${model.id}: ${levels.join(" → ")}, ${model.cascade.mode}`;
+    const { data: [served] } = await getJson("v1/models");
+    model = served.id;
+    levels = served.cascade.levels;
+    get("server").textContent = `${model}: ${levels.join(" → ")}, ${served.cascade.mode}`;
     get("target").textContent = levels.at(-1);
     lanes = new Lanes(get("lanes"), levels);
     stages = new StageTable(get("stages"), levels);

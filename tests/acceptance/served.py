@@ -8,15 +8,18 @@ one with the project.
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,23 +37,62 @@ _START_S, _STOP_S = 600.0, 90.0
 
 @dataclass(frozen=True)
 class Served:
-    """A server, and its process where it was started here."""
+    """A server, and its process where it was started here. certificate: its own, where it speaks TLS; key: who asks."""
 
     port: int
     pid: int | None = None
+    certificate: Path | None = None
+    key: str | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self.certificate is None else 'https'}://127.0.0.1:{self.port}"
+
+    def connection(self, timeout_s: float = 60.0) -> http.client.HTTPConnection:
+        if self.certificate is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        trusted = ssl.create_default_context(cafile=str(self.certificate))
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout_s, context=trusted)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
+        """Status and body; headers by keyword, as in X_Request_Id."""
+        with contextlib.closing(self.connection(300.0)) as connection:
+            connection.request(method, path, *self._sent(body, headers))
+            response = connection.getresponse()
+            return response.status, response.read()
 
     def get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        connection.request("GET", path)
-        response = connection.getresponse()
-        try:
-            return response.status, response.read()
-        finally:
-            connection.close()
+        return self.call("GET", path)
+
+    def chat(self, body: dict[str, Any], **headers: str) -> tuple[int, dict[str, Any]]:
+        status, told = self.call("POST", "/v1/chat/completions", body, **headers)
+        return status, json.loads(told)
+
+    def opened(self, body: dict[str, Any], **headers: str) -> http.client.HTTPConnection:
+        """A connection on which a question was sent, and nothing read of its answer."""
+        connection = self.connection()
+        connection.request("POST", "/v1/chat/completions", *self._sent(body, headers))
+        return connection
+
+    def _sent(self, body: Any, headers: dict[str, str]) -> tuple[bytes | None, dict[str, str]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.key is not None:
+            named["Authorization"] = f"Bearer {self.key}"
+        if body is None:
+            return None, named
+        return json.dumps(body).encode(), named | {"Content-Type": "application/json"}
+
+    def metric(self, name: str, **labels: str) -> int:
+        """The sum of a metric over all its samples with these labels."""
+        text, wanted = self.get("/metrics")[1].decode(), {f'{key}="{value}"' for key, value in labels.items()}
+        found = re.findall(rf"^{re.escape(name)}(?:{{([^}}]*)}})? (\S+)$", text, re.MULTILINE)
+        return sum(int(float(value)) for told, value in found if wanted <= set(told.split(",")))
+
+    def until(self, true: Callable[[], bool], wait_s: float = 60.0) -> None:
+        """Wait for what must become true."""
+        end = time.monotonic() + wait_s
+        while not true():
+            assert time.monotonic() < end, self.get("/metrics")[1].decode()
 
     def stages(self) -> set[tuple[int, str]]:
         """(pid, name) of every actor of the server; empty where it was not started here."""
@@ -58,18 +100,23 @@ class Served:
 
 
 @contextmanager
-def served(recipe: str = "light_heavy") -> Iterator[Served]:
-    """A server that is ready."""
+def known_or_served() -> Iterator[Served]:
+    """The server that the environment names, or one started for it."""
     if KNOWN_URL:
         yield Served(int(KNOWN_URL.rpartition(":")[2]), int(os.environ.get("CASCADE_ACCEPTANCE_PID", 0)) or None)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "cluster.cli", "serve", recipe, "--port", str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    server = Served(port, process.pid)
+    with served() as server:
+        yield server
+
+
+@contextmanager
+def served(*options: str, certificate: Path | None = None, key: str | None = None) -> Iterator[Served]:
+    """A server of light_heavy that is ready; options: more of `cascade serve`."""
+    port = free_port()
+    patience = ("--set", f"deadlines.start_s={_START_S}")  # a busy machine is not a broken one
+    command = [sys.executable, "-m", "cluster.cli", "serve", "light_heavy", "--port", str(port), *patience, *options]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    server = Served(port, process.pid, certificate, key)
     try:
         _await_ready(server, process)
         yield server
@@ -80,6 +127,19 @@ def served(recipe: str = "light_heavy") -> Iterator[Served]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def environment() -> dict[str, str]:
+    """Of processes that run this checkout."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    """One on which nobody listens now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def tool(name: str) -> str:

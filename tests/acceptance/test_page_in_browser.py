@@ -218,11 +218,12 @@ def test_a_phone_shows_all_of_it(browser: Any, server: tuple[str, InProcess]) ->
 
 def test_a_server_with_keys_asks_for_one(browser: Any) -> None:
     digest = hashlib.sha256(b"sk-test").hexdigest()
-    with cascade_server(load_recipe("heavy"), key_digests=(digest,)) as (address, _):
+    with cascade_server(load_recipe("heavy"), key_digests=(digest,), model="street-camera") as (address, _):
         visit = Visit(browser, address)
         visit.page.get_by_text("An API key is needed.").wait_for()
         visit.at("key").fill("sk-test")
         visit.page.keyboard.press("Tab")
         visit.ready().at("go").click()
         visit.page.locator(".counters div").first.wait_for()
+        assert visit.at("server").inner_text().startswith("street-camera: heavy")
         visit.page.close()

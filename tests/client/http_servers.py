@@ -51,6 +51,9 @@ class Alone:
     async def cancel(self, caller: str, request_id: str) -> bool:
         return False
 
+    async def metrics(self) -> dict[str, str]:
+        return {}
+
 
 @contextlib.contextmanager
 def cascade_server(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from client.certificate import write_certificate
 from client.grpc_servers import Served, free_port, grpc_server, until
 from client.scripted import Scripted
 from toy_family import toy_events, toy_recipe, write_toy_family
@@ -187,28 +186,10 @@ def _one_window(client: CascadeClient) -> list:
         return list(session)
 
 
-CERTIFICATE = """
-import datetime, ipaddress, sys
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-key = ec.generate_private_key(ec.SECP256R1())
-name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "cascade")])
-now = datetime.datetime.now(datetime.timezone.utc)
-names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
-made = made.add_extension(names, False).add_extension(x509.BasicConstraints(True, None), True)
-open(sys.argv[1], "wb").write(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-open(sys.argv[2], "wb").write(key.private_bytes(serialization.Encoding.PEM, *form))
-"""
-
-
 def test_tls_is_spoken_and_a_stranger_s_certificate_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    subprocess.run([sys.executable, "-c", CERTIFICATE, cert, key], check=True, timeout=60)
+    cert, key = map(str, write_certificate(tmp_path))
     with grpc_server(recipe, Scripted(), grpc_certfile=cert, grpc_keyfile=key) as served:
         monkeypatch.setenv("SSL_CERT_FILE", cert)
         with CascadeClient(f"grpcs://{served.address}") as client:

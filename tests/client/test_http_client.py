@@ -131,6 +131,18 @@ def test_a_deadline_spans_the_whole_request(server: tuple[str, InProcess]) -> No
     assert late.value.request_id
 
 
+def test_a_server_of_another_name_and_a_shorter_deadline_than_the_client_s_is_asked_all_the_same(family: Path) -> None:
+    recipe = toy_recipe(family, [], deadlines={"start_s": 300.0, "request_s": 20.0})
+    with (
+        cascade_server(recipe, model="street-camera") as (address, _),
+        CascadeClient(address, timeout=600.0) as client,
+    ):
+        assert [model.name for model in client.models()] == ["street-camera"]
+        assert client.generate(toy_events(), "What?", sampling=SAMPLING).text
+        *_, answer = client.stream(toy_events(), "What?", sampling=SAMPLING)
+        assert isinstance(answer, Answer)
+
+
 def test_a_key_opens_what_is_closed_without(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CASCADE_API_KEY", raising=False)
     digest = hashlib.sha256(KEY.encode()).hexdigest()

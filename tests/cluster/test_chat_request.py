@@ -55,6 +55,7 @@ def test_every_field_that_is_used_arrives() -> None:
     )
     assert (chat.model, chat.stream, chat.include_usage, chat.deadline_s) == ("toy", True, True, 1.5)
     assert not chat.request.speculate and not chat.simulated
+    assert parse(body | {"cascade": {"deadline_ms": 86_400_000}}).deadline_s == LIMITS.deadline_s  # the server's own
 
 
 def test_a_bare_body_is_greedy_and_a_sampled_one_gets_the_servers_seed() -> None:
@@ -96,7 +97,7 @@ def test_several_texts_are_one_question_and_a_clip_is_a_window() -> None:
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
         ({"foo": 1}, "foo"),
-        ({"cascade": {"deadline_ms": 60_001}}, "cascade.deadline_ms"),
+        ({"cascade": {"deadline_ms": 86_400_001}}, "cascade.deadline_ms"),
         ({"cascade": {"speculate": "no"}}, "cascade.speculate"),
         ({"cascade": {"bar": 1}}, "cascade.bar"),
         ({"cascade": {"clip": {"t_start_us": 5, "t_end_us": 5}}}, "cascade.clip.t_end_us"),

@@ -41,6 +41,9 @@ class Vitals:
     async def cancel(self, caller: str, request_id: str) -> bool:
         return request_id == "running"
 
+    async def metrics(self) -> dict[str, str]:
+        return {}
+
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:

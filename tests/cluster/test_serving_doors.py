@@ -54,6 +54,9 @@ class Healthy:
     async def cancel(self, caller: str, request_id: str) -> bool:
         return request_id == "there"
 
+    async def metrics(self) -> dict[str, str]:
+        return {}
+
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
@@ -235,6 +238,8 @@ def test_settings_come_as_text_too_and_unknown_ones_are_refused(monkeypatch: pyt
     given = ServerSettings.from_args({"max_queue": "3", "overrides": "cascade.slots=4,cascade.max_len=512"})
     assert (given.recipe, given.max_queue, given.load_recipe().cascade.slots) == ("heavy", 3, 4)
     assert ServerSettings.from_args({"recipe": "light_heavy"}).recipe == "light_heavy"
+    listed = ServerSettings.from_args({"overrides": "cascade.num_draft_tokens=[4,6],cascade.levels=[]"}).overrides
+    assert listed == ("cascade.num_draft_tokens=[4,6]", "cascade.levels=[]")
     for wrong in ({"max_queue": "many"}, {"max_queue": 49}, {"port": 8000}, {"media_dir": "/nowhere"}):
         with pytest.raises(ConfigError) as caught:
             ServerSettings.from_args(wrong)

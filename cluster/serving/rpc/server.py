@@ -21,6 +21,7 @@ from cluster.serving.rpc.service import CascadeService
 
 SERVICE = DESCRIPTOR.services_by_name["Cascade"].full_name
 _SPARE = 64  # calls beyond sessions and the queue: health, cancels, and refusals under way
+_AGE_MS = 60_000  # of a connection, where there are several replicas: its client then meets another one, perhaps
 
 
 class GrpcServer:
@@ -30,6 +31,7 @@ class GrpcServer:
         settings = gateway.settings
         settings.check_address(settings.grpc_host)
         room = gateway.recipe.cascade.slots + settings.max_queue
+        age = (("grpc.max_connection_age_ms", _AGE_MS),) if settings.replicas > 1 else ()  # calls inside go on
         self._server = grpc.aio.server(
             interceptors=[Door(gateway)],
             maximum_concurrent_rpcs=2 * room + _SPARE,
@@ -39,6 +41,7 @@ class GrpcServer:
                 ("grpc.keepalive_time_ms", 30_000),  # a caller who has vanished is found out, and its slot freed
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients may find out the same
+                *age,
             ),
         )
         add_CascadeServicer_to_server(CascadeService(gateway, vitals, elsewhere), self._server)

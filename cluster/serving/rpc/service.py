@@ -14,6 +14,7 @@ from cascade_runtime.errors import CascadeError, DeadlineExceeded
 from cascade_runtime.proto import cascade_pb2 as wire
 from cascade_runtime.proto.cascade_pb2_grpc import CascadeServicer
 from cluster.serving.chat_answer import ChatHead
+from cluster.serving.chat_request import MAX_DEADLINE_MS
 from cluster.serving.gateway import Call, Gateway
 from cluster.serving.names import given_key, given_request_id
 from cluster.serving.readiness import Vitals, readiness
@@ -154,5 +155,5 @@ def _bound_by(context: Any, body: dict[str, Any], limit_s: float) -> None:
         raise DeadlineExceeded("no time was left when the request arrived")
     extra = body["cascade"]
     left_ms = max(1, int(1000 * min(left_s, limit_s)))
-    if extra.get("deadline_ms", left_ms) >= left_ms and extra.get("deadline_ms", 0) <= 1000 * limit_s:
+    if extra.get("deadline_ms", left_ms) >= left_ms and extra.get("deadline_ms", 0) <= MAX_DEADLINE_MS:
         extra["deadline_ms"] = left_ms
