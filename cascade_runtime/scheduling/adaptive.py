@@ -211,9 +211,9 @@ class Adaptive(Policy):
                 self._end_trial()
             return
         if self._moved():
-            self._surprised, rows = self._passes, self._looked_at[0]
-            if rows > self._rows:  # a restart waits behind other rows' drafts, and where nobody waits none is measured
-                self._restart_s *= self._rows / rows
+            self._surprised, before = self._passes, self._looked_at[0]
+            if before > self._rows:  # a restart waits behind other rows' drafts; where nobody waits none is measured
+                self._restart_s *= self._rows / before
         if not self.costs.doubtful and self._passes - self._planned >= min(
             _REPLAN, max(2, self._planned - self._surprised)
         ):
