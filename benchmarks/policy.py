@@ -110,11 +110,12 @@ class Phase:
     heavy: float = 1.0
     latency_s: float = 1e-4
     upstream_s: float = 0.05  # as recipes have it
+    answers: int = 12
 
     @property
     def requests(self) -> int:
-        """A dozen, or three for each client."""
-        return max(12, 3 * self.streams)
+        """So many, or three for each client."""
+        return max(self.answers, 3 * self.streams)
 
     def cost(self, step_s: float) -> tuple[float, float, float]:
         """Of a stage whose step over one row takes `step_s`: per pass, row and token."""
@@ -301,7 +302,8 @@ def changes(quick: bool) -> list[Point]:
             Point(f"drafter hangs and comes back, ratio 10, streams {n}", (usual, hung, usual)),
         ]
     for bound, (a, b) in itertools.product(BOUNDS, ((16, 1), (1, 16))):
-        phases = Phase(0.8, 10, a, bound), Phase(0.8, 10, b, bound)
+        # as many answers before as after, or what 16 have begun is most of what one asks for
+        phases = Phase(0.8, 10, a, bound, answers=48), Phase(0.8, 10, b, bound, answers=48)
         out.append(Point(f"streams {a} to {b}, ratio 10, {bound}", phases))
     return out
 

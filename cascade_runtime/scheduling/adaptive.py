@@ -211,7 +211,9 @@ class Adaptive(Policy):
                 self._end_trial()
             return
         if self._moved():
-            self._surprised = self._passes
+            self._surprised, before = self._passes, self._looked_at[0]
+            if before > self._rows:  # a restart waits behind other rows' drafts; where nobody waits none is measured
+                self._restart_s *= self._rows / before
         if not self.costs.doubtful and self._passes - self._planned >= min(
             _REPLAN, max(2, self._planned - self._surprised)
         ):
@@ -266,10 +268,10 @@ class Adaptive(Policy):
         best = max(candidates, key=lambda decision: decision.tokens_per_s)
         at, held = self._conditions(best.relay), self.decision
         best = replace(best, tokens_per_s_alone=alone(replace(at, cost=self.costs.fit(False))))
-        if best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
+        if predict(at, best.min_drafts, best.window, best.max_drafts).tokens_per_pass < _FINER:
+            best = replace(best, speculate=False, reason="drafts come too late or are refused")
+        elif best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
-        elif predict(at, best.min_drafts, best.window, best.max_drafts).tokens_per_pass < _FINER:
-            best = replace(best, speculate=False, reason="drafts come too late")
         self._adopt(best)
 
     def _best(self, relayed: bool) -> Decision:

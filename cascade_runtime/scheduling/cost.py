@@ -20,7 +20,7 @@ _RIDGE = 1e-3  # of the normal matrix: keeps coefficients nobody has seen vary a
 _OUTLIER = 4.0  # a pass this many times dearer than predicted was interrupted, and counts as this many times only
 _LATELY = 0.8  # of late: the last five
 _SURPRISE, _MOST_OFF = 0.4, 0.6  # how far off they are on average, and how far one may seem to be
-_AS_USUAL = 0.15
+_AS_USUAL, _DOUBT = 0.15, 8  # how far off passes on average may be, and for how many of them that is left open
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class CostModel:
         self._normal = np.zeros((4, 4))
         self._moment = np.zeros(4)
         self._fit = self._trusted = prior  # trusted: before the last passes took other times
+        self._doubted = 0  # passes in a row that have left it open what they mean
         self._unsolved = 0  # passes that the fit does not know yet
         self._off = self._late_s = self._late_trusted_s = 0.0  # of the last passes
         self.observations = 0
@@ -73,7 +74,10 @@ class CostModel:
         return surprised
 
     def _surprises(self, rows: int, tokens: int, context: int, seconds: float) -> bool:
-        if abs(self._off) < _AS_USUAL:
+        self._doubted = self._doubted + 1 if self.doubtful else 0
+        if self._doubted >= _DOUBT:  # neither as usual nor a surprise: it is what the fit has learnt meanwhile
+            self._off = 0.0
+        if not self.doubtful:
             self._trusted = self.fit
         trusted = max(self._trusted.seconds(rows, tokens, context), 1e-12)
         self._off = _LATELY * self._off + (1.0 - _LATELY) * max(-_MOST_OFF, min(_MOST_OFF, seconds / trusted - 1.0))

@@ -13,6 +13,7 @@ _LATELY = 0.85  # of late: the last six
 _SURPRISE = 3.5  # standard deviations that refusals of late are off
 _FLOOR = 0.25  # added to their variance: of drafts that are hardly ever refused, one or two that are tell nothing
 _KNOWN = 24  # blocks before anything can surprise
+_TRUSTED = 8.0  # drafts that what was seen before counts as after a surprise
 _SHRINK = 12.0  # tokens' worth of trust in the pooled hazard, where a position has been tested less often
 _PRIOR_TESTED = 4.0
 _LARGE = 1e12
@@ -53,7 +54,7 @@ class Hazards:
             self._refused[accepted] += worth
             self._all_refused += worth
         if surprised:
-            self._begin_with(self._late_tested, self._late_refused)
+            self._begin_anew()
         elif self._unit > _LARGE:
             self._scale(1.0 / self._unit)
         return surprised
@@ -71,10 +72,12 @@ class Hazards:
         self._since += 1
         return self._since > _KNOWN and self._surplus**2 > _SURPRISE**2 * (self._variance + _FLOOR)
 
-    def _begin_with(self, tested: float, refused: float) -> None:
-        """Nothing is known but this, whatever the position."""
-        self._tested, self._refused = [0.0] * POSITIONS, [0.0] * POSITIONS
-        self._all_tested, self._all_refused, self._all, self._unit = tested, refused, 1.0 / (1.0 - _LATELY), 1.0
+    def _begin_anew(self) -> None:
+        """Nothing is known but what was seen of late, whatever the position; some of that was before the change."""
+        trust = min(1.0, _TRUSTED / self._late_tested)
+        self._tested, self._refused, self._unit = [0.0] * POSITIONS, [0.0] * POSITIONS, 1.0
+        self._all_tested, self._all_refused = trust * self._late_tested, trust * self._late_refused
+        self._all = trust / (1.0 - _LATELY)
         self._surplus = self._variance = 0.0
         self._since = 0
 

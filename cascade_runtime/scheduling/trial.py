@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 SHARE = 0.01  # of the passes since the last trial: what one may cost before it is begun
 _CHEAP = 0.005  # and one that is had more often than its results ask for
-_OFTEN, _OFTEN_IF_CHEAP, _SELDOM = 96, 48, 6144
+_OFTEN, _OFTEN_IF_CHEAP, _SELDOM = 96, 80, 6144
 
 
 @dataclass

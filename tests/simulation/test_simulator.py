@@ -100,3 +100,24 @@ def test_chances_by_position_are_used_by_position() -> None:
 def test_links_must_join_the_stages() -> None:
     with pytest.raises(InputError, match="links"):
         simulate([stage(1.0)], Agreement([]), Load(), [Link()])
+
+
+class Busier(Load):
+    """Two clients, from the fourth request on four."""
+
+    def streams_at(self, request: int) -> int:
+        return 2 if request < 4 else 4
+
+
+class Farther(Link):
+    def seconds(self) -> float:
+        return 0.25
+
+
+def test_clients_and_links_may_change_during_a_run() -> None:
+    policy = Policy(0)
+    result = simulate([stage(1.0, policy)], Agreement([]), Busier(2, 11, 1), keep_passes=True)
+    assert [len(each.requests) for each in result.passes] == [2, 4, 4, 1]
+    drafter, target = stage(1.0, LockStep(0, 1)), stage(1.0, LockStep(1))
+    result = simulate([drafter, target], Agreement([1.0]), Load(1, 1, 4), [Farther()], upstream_s=NEVER_S)
+    assert result.seconds == pytest.approx(2.25 + 0.25 + 2.25)  # a draft, its way, a pass; a verdict's way; again
