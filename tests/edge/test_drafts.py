@@ -14,10 +14,13 @@ from edge.edge_ends import Wire, box, core, hello
 from threaded_pipeline import threaded_pipeline
 from toy_family import edge_recipe, toy_events, toy_recipe, write_toy_family
 
+from actors.course import Course, lightest_of
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import PolicyConfig, Recipe, SamplingParams, load_recipe
+from cascade_runtime.edge.feature_packing import FeatureModels, FeaturePacker
 from cascade_runtime.edge.ingest import windows_of
 from cascade_runtime.edge.newest import Newest
+from cascade_runtime.edge.unpacking import Unpacker
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError, FeatureSpaceError, RemoteError
 from cascade_runtime.messages import DraftBlock, Verdict, decode, encode
@@ -324,17 +327,27 @@ def test_an_edge_of_another_cut_may_not_draft(hasty: Pipe) -> None:
     asyncio.run(test())
 
 
-@pytest.mark.parametrize("cut", ["raw", "frames", "features"])
-def test_for_other_cuts_nobody_waits_for_drafts(patient: Pipe, wanted: Any, cut: str) -> None:
-    """The deadline is ten seconds here: nobody reached it."""
+@pytest.mark.parametrize("cut", ["raw", "frames", "features", "drafts"])
+def test_only_for_the_cut_drafts_the_target_waits_for_them(
+    patient: Pipe, wanted: Any, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target: Any = patient.transport.stages["target"].stage
+    admit, expected = target._admit, list[bool]()
+
+    def noting(admission: Any) -> None:
+        expected.append(admission.expect_drafts)
+        admit(admission)
+
+    monkeypatch.setattr(target, "_admit", noting)
 
     async def test() -> None:
         async with patient.core() as (_, port):
             before = patient.relay.stage.stats()["passes"]
-            replies = await replies_of(patient.box(port, SAMPLINGS[0], cut=cut))
-            assert tokens(replies) == wanted[0] and total(replies, "accepted") == 0
-            assert patient.relay.stage.stats()["passes"] == before
+            replies = await replies_of(patient.box(port, SAMPLINGS[0], cut=cut, ahead=2))
+            assert tokens(replies) == wanted[0]
+            assert expected == [cut == "drafts"] * WINDOWS
+            assert (total(replies, "accepted") > 0) == (cut == "drafts")
+            assert (patient.relay.stage.stats()["passes"] > before) == (cut == "drafts")
             assert not target.rows and not patient.relay.stage.rows
 
     asyncio.run(test())
@@ -380,7 +393,7 @@ def test_a_box_drafts_within_its_window_and_until_it_is_no_longer_sure(
     recipe = replace(hasty.recipe, policy=PolicyConfig(mode="fixed", **policy))
     engine = Engine.load(toy_recipe(Path(recipe.target.checkpoint).parent, []))
     features = engine.front_end.see(next(iter(windows_of(EVENTS, 50_000))).events).for_target
-    drafter, said = EdgeDrafter(recipe), asyncio.Event()
+    drafter = EdgeDrafter(recipe)
     try:
         assert drafter.admit(3, QUESTION, features, SAMPLINGS[0])
         drafter.numbered(3, 7)
@@ -392,7 +405,6 @@ def test_a_box_drafts_within_its_window_and_until_it_is_no_longer_sure(
         assert drafter.counts.refused_verdicts == 2
     finally:
         drafter.close()
-    assert not said.is_set()
 
 
 async def _last_block(drafter: EdgeDrafter) -> DraftBlock:
@@ -404,6 +416,22 @@ async def _last_block(drafter: EdgeDrafter) -> DraftBlock:
                 if message.finished:
                     return message
             await asyncio.sleep(0.01)
+
+
+def test_without_a_drafter_on_the_edge_the_levels_behind_it_go_on_as_they_would(family: Path) -> None:
+    recipe = edge_recipe(family, ["noisy", "noisy"], HASTY)
+    request = GenerateRequest(events=EVENTS, question=QUESTION)
+    course = Course(request, 1, 0.0, 1.0, True, lightest_of(recipe, request))
+    assert [course.expects(level) for level in (1, 2)] == [False, True]
+    assert lightest_of(plain_of(recipe), request) == 0
+    window = next(iter(windows_of(EVENTS, 50_000)))
+    part = FeaturePacker(FeatureModels.load(recipe), seeing_of(recipe)).pack(window)
+    for drafts in (True, False):
+        part.drafts = drafts
+        sent = Unpacker(seeing_of(recipe), "drafts", EVENTS.width, EVENTS.height).window([part])
+        assert lightest_of(recipe, replace(request, events=sent)) == 1 - drafts
+        sent = Unpacker(seeing_of(recipe), "features", EVENTS.width, EVENTS.height).window([part])
+        assert lightest_of(recipe, replace(request, events=sent)) == 1
 
 
 def test_recipes_whose_drafter_is_on_the_edge_run_where_stages_run_apart_only() -> None:
