@@ -45,7 +45,7 @@ from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
 
-EARLY_BLOCKS = 64  # kept of requests that are not admitted yet
+EARLY_BLOCKS = 64  # kept of requests that are not admitted yet, and as many verdicts
 _RELEASED = 1024  # handles known to be released
 _MESSAGES = 256
 _IDLE_S = 0.5
@@ -72,6 +72,7 @@ class EdgeRelay:
         self.rows: dict[int, _Relayed] = {}
         self._handles: dict[str, int] = {}
         self._early: OrderedDict[str, DraftBlock] = OrderedDict()
+        self._ahead: OrderedDict[int, bytes] = OrderedDict()  # verdicts that overtook the admission
         self._released: OrderedDict[int, None] = OrderedDict()
         self._least = 0
         self._had_link = False
@@ -253,13 +254,16 @@ class EdgeRelay:
         try:
             for message in downstream.take(_MESSAGES):
                 row = self.rows.get(message.request)
-                if row is not None and message.epoch == epoch:
+                if message.epoch != epoch or (row is None and self._is_past(message.request)):
+                    strange += 1
+                elif row is not None:
                     newest[row.request_id] = encode(message)
                 else:
-                    strange += 1  # of a request that was released meanwhile
+                    self._ahead[message.request] = encode(message)
         except ChannelClosed:
             log.warning("stage %s: %s closed its link", self.name, downstream.name)
             self.links.drop(downstream)
+        strange += _bound(self._ahead, EARLY_BLOCKS)
         with self._changed:
             self._refused += strange
             if newest:
@@ -300,16 +304,22 @@ class EdgeRelay:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _admit(self, handle: int, request_id: str) -> None:
-        if handle in self._released or handle < self._least:
+        if self._is_past(handle):
             raise StageError(self.name, request_id, "was released before it was admitted")
         if handle in self.rows:
             return
         self.rows[handle] = _Relayed(request_id, time.monotonic_ns())
         self._handles[request_id] = handle
-        early = self._early.pop(request_id, None)
-        if early is not None:
-            with self._changed:
+        early, ahead = self._early.pop(request_id, None), self._ahead.pop(handle, None)
+        with self._changed:
+            if early is not None:
                 self._heard.setdefault(request_id, early)
+            if ahead is not None:
+                self._told[request_id] = ahead
+                self._changed.notify_all()
+
+    def _is_past(self, handle: int) -> bool:
+        return handle in self._released or handle < self._least
 
     def _release(self, handle: int) -> RowReport | None:
         row = self._forget(handle)
@@ -336,6 +346,7 @@ class EdgeRelay:
         for handle in list(self.rows):
             self._forget(handle)
         self._early.clear()
+        self._ahead.clear()
 
 
 def _bound(kept: OrderedDict[Any, Any], most: int) -> int:

@@ -92,6 +92,7 @@ def test_what_is_no_block_of_a_chain_is_refused(ends: tuple[EdgeRelay, Channel])
 
 def test_verdicts_are_handed_out_newest_first_come_and_of_this_links_epoch(ends: tuple[EdgeRelay, Channel]) -> None:
     relay, channel = ends
+    relay.release(99)
     admit(relay, 12, "a")
     admit(relay, 13, "b")
     for seq in (1, 2):
@@ -101,6 +102,15 @@ def test_verdicts_are_handed_out_newest_first_come_and_of_this_links_epoch(ends:
     told = {name: decode(frame) for name, frame in relay.verdicts(5.0)}
     assert told == {"a": [Verdict(12, 4, 2, 0, (5,), (2,))], "b": [Verdict(13, 4, 2, 0, (6,), (2,))]}
     assert relay.verdicts(0.01) == []
+
+
+def test_a_verdict_that_overtakes_its_admission_is_kept(ends: tuple[EdgeRelay, Channel]) -> None:
+    relay, channel = ends
+    channel.send(encode(Verdict(12, 4, 1, 0, (5,), (2,))), 1.0)
+    until(lambda: bool(relay._ahead))
+    assert relay.verdicts(0.01) == []
+    admit(relay, 12, "a")
+    assert [(name, decode(frame)) for name, frame in relay.verdicts(5.0)] == [("a", [Verdict(12, 4, 1, 0, (5,), (2,))])]
 
 
 def test_a_request_that_is_released_is_forgotten_and_not_taken_in_again(ends: tuple[EdgeRelay, Channel]) -> None:
