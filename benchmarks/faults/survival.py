@@ -34,12 +34,12 @@ def stages(args: argparse.Namespace) -> dict[str, Any]:
     """Each is killed, then each hangs, and so on."""
     names = ("encoder", "adapter", *recipe().cascade.levels)
     turns = [(kind, stage) for _ in range(args.times) for kind in ("kill", "hang") for stage in names]
-    return _survive([Fault(args.every * number, *turn) for number, turn in enumerate(turns)], args)
+    return _survive([Fault(args.every, *turn) for turn in turns], args)
 
 
 def nodes(args: argparse.Namespace) -> dict[str, Any]:
     """One after the other, at least ten seconds apart: a node takes a few to join."""
-    return _survive([Fault(10.0 * number, "node") for number in range(args.nodes)], args)
+    return _survive([Fault(10.0, "node")] * args.nodes, args)
 
 
 def _survive(faults: Sequence[Fault], args: argparse.Namespace) -> dict[str, Any]:
@@ -64,7 +64,7 @@ async def _run(
     asking = asyncio.create_task(load.until(over, args.streams))
     saying = asyncio.create_task(_say(injection, pipeline, len(faults), began))
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(injection.run(faults, began), args.limit)
+        await asyncio.wait_for(_one_by_one(injection, faults), args.limit)
     await _whole(pipeline)
     seconds = time.monotonic() - began
     over.set()
@@ -72,6 +72,12 @@ async def _run(
     saying.cancel()
     told = _told(transport, injection, sent, clean, seconds)
     return told | {"left_out": len(faults) - len(injection.done), "leaked_slots": await taken_slots(pipeline)}
+
+
+async def _one_by_one(injection: Injection, faults: Sequence[Fault]) -> None:
+    """at_s of each is how long after the one before it comes, at least."""
+    for fault in faults:
+        await injection.run([fault], time.monotonic())
 
 
 def _told(

@@ -29,6 +29,7 @@ class Injection:
         self._pipeline, self._machines = pipeline, machines
         self.done: list[tuple[Fault, float]] = []
         self.skipped: list[Fault] = []
+        self._hurt: dict[str, int] = {}  # stage -> the process that was last killed or stopped there
         self._waking: set[asyncio.Task[None]] = set()
 
     async def run(self, faults: Sequence[Fault], began: float) -> None:
@@ -54,6 +55,8 @@ class Injection:
         assert supervisor is not None
         pid = supervisor.pulses()[fault.stage].pid
         stops = fault.kind in ("hang", "pause")
+        if fault.kind != "pause":
+            self._hurt[fault.stage] = pid
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP if stops else signal.SIGKILL)
         if stops:
@@ -68,9 +71,18 @@ class Injection:
         assert supervisor is not None
         end = time.monotonic() + _READY_S
         wanted = {fault.stage} if fault.stage else {*self._pipeline.stages, "controller"}
-        while wanted & supervisor.down and time.monotonic() < end:
+        while not (up := self._are_up(wanted)) and time.monotonic() < end:
             await asyncio.sleep(0.05)
-        return not wanted & supervisor.down
+        return up
+
+    def _are_up(self, wanted: set[str]) -> bool:
+        """And not only because nobody has noticed yet what befell them."""
+        supervisor = self._pipeline.supervisor
+        assert supervisor is not None
+        pulses = supervisor.pulses()
+        return not wanted & supervisor.down and all(
+            stage in pulses and pulses[stage].pid != self._hurt.get(stage) for stage in wanted
+        )
 
 
 async def _wake(pid: int, after_s: float) -> None:

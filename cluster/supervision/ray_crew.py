@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from cluster.placement import Reserved, edge_between
 _HANDLES = 1 << 32  # how many requests one controller numbers
 _EVICT_S = 5.0
 _JOIN_S = 5.0
+_PAUSE_S = 0.25
 
 
 class RayCrew:
@@ -56,6 +58,7 @@ class RayCrew:
             first = self._controllers * _HANDLES
             self._controllers += 1
             self._evict(first)
+            self._await_those_it_asks()
             handle.actor = self._create_controller(first)
             handle.ask(start_s, "pulse")
             return
@@ -63,6 +66,21 @@ class RayCrew:
         handle.ask(start_s, "info")
         if stage in self._recipe.cascade.levels:
             handle.ask(self._recipe.deadlines.control_s, "link", None, 1.0)
+
+    def _await_those_it_asks(self) -> None:
+        """Until target and adapter are there, which a controller asks as it begins: it would die of their absence, and
+        with it what waits for it. Raises `StageDied` where one of them does not come.
+        """
+        end = time.monotonic() + self._recipe.deadlines.start_s
+        for stage in ("adapter", self._recipe.target.name):
+            while True:
+                try:
+                    self._handles[stage].ask(max(0.1, end - time.monotonic()), "info")
+                    break
+                except StageDied:
+                    if time.monotonic() >= end:
+                        raise
+                    time.sleep(_PAUSE_S)
 
     def _evict(self, least: int) -> None:
         """Every stage forgets the requests of the controller before; one that is down knows of none."""
@@ -73,13 +91,14 @@ class RayCrew:
                 self._handles[name].result(reference, _EVICT_S)
 
     def resume(self, stage: str, planned: bool) -> None:
-        """The controller's requests are told to the stage; a new controller has none."""
+        """The controller's requests are told to the stage; a new controller has none, but it may not be up before all
+        others are.
+        """
         if stage == "controller":
             return
         controller = self._handles["controller"]
-        told = controller.start("renew", stage, self._handles[stage], planned)
         with contextlib.suppress(StageDied):  # the next controller begins with the stages as they are then
-            controller.result(told, self._recipe.deadlines.control_s)
+            controller.ask(self._recipe.deadlines.start_s, "renew", stage, self._handles[stage], planned)
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
         """The lighter stage listens at a new address, with a new secret. Where any backend will do, it is a socket:
