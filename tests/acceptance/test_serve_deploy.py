@@ -38,11 +38,12 @@ def port() -> int:
 
 def written(folder: Path, port: int, *overrides: str, **deployment: Any) -> str:
     """A Serve configuration in a file."""
+    patience = "deadlines.start_s=600"  # a busy machine is not a broken one
     application = {
         "name": "cascade",
         "route_prefix": "/",
         "import_path": "cluster.serve_app:app",
-        "args": {"recipe": "light_heavy", "overrides": ["deadlines.start_s=600", *overrides], **deployment.pop("args", {})},
+        "args": {"recipe": "light_heavy", "overrides": [patience, *overrides], **deployment.pop("args", {})},
     }
     if deployment:
         application["deployments"] = [{"name": "Cascade", **deployment}]
