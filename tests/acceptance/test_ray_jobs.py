@@ -34,7 +34,7 @@ def test_the_benchmark_is_a_job_and_ends_in_a_line_of_json(head: RayHead, tmp_pa
     told = last_json(printed)
     assert told["benchmark"] == "throughput" and told["identical"] and told["tps"] > 0 and told["speedup"] > 0
     for side in (told["alone"], told["cascade"]):
-        assert side["ttft_ms_p50"] > 0 and side["tpot_ms_p50"] > 0 and set(side["busy_share"]) == {"light", "heavy"}
+        assert side["ttft_ms_p50"] > 0 and side["tpot_ms_p50"] > 0 and {"light", "heavy"} <= set(side["busy_share"])
         assert "latency_hidden" in side
     edge = told["edges"]["light-heavy"]
     assert 0 < edge["alpha"] <= 1 <= edge["tau"] and edge["hazard"]
