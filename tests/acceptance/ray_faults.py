@@ -1,5 +1,6 @@
-"""A cascade on a Ray of its own whose calls are lost as RAY_testing_rpc_failure in the environment says: a program, with
-one line of JSON at the end.
+"""A cascade on a Ray of its own whose calls are lost, as RAY_testing_rpc_failure in the environment says.
+
+A program, with one line of JSON at the end.
 """
 
 from __future__ import annotations
