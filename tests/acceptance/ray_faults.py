@@ -1,14 +1,12 @@
-"""A cascade on a Ray of its own that is made to fail; run as a program, with one line of JSON at the end.
+"""A cascade on a Ray of its own whose calls are lost, as RAY_testing_rpc_failure in the environment says.
 
-python ray_faults.py lost    calls between actors are lost, as RAY_testing_rpc_failure in the environment says
-python ray_faults.py full    the object store holds nothing more, and after a while it does again
+A program, with one line of JSON at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import time
 from collections import Counter
@@ -27,15 +25,13 @@ from cascade_runtime.errors import CascadeError
 from cluster.ray_transport import RayTransport
 
 REQUESTS = 24
-STORE_BYTES = 80_000_000
-BALLAST_BYTES = 500_000
 
 
-def recipe(backend: str = "auto") -> Recipe:
+def recipe() -> Recipe:
     """Three emulated levels."""
     table = emulated_table(["light", "mid"], {"agreement": [0.7, 0.7]})
     deadlines = {"start_s": 300.0, "request_s": 200.0}
-    return recipe_from_dict({**table, "deadlines": deadlines, "channels": {"backend": backend}})
+    return recipe_from_dict({**table, "deadlines": deadlines})
 
 
 def clean(requests: list[GenerateRequest]) -> list[Any]:
@@ -100,58 +96,5 @@ def free_slots(transport: RayTransport) -> list[int]:
         time.sleep(0.2)
 
 
-def full() -> dict[str, Any]:
-    """Links and answers while the store is full, and answers when it no longer is."""
-    import numpy as np
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=STORE_BYTES,
-        _system_config={
-            "automatic_object_spilling_enabled": False,
-            "local_fs_capacity_threshold": 0.01,  # the disk counts as full, too: else Ray goes on there
-            "max_direct_call_object_size": 1000,  # else what toys make would lie in no store
-            "worker_niceness": 0,
-        },
-    )
-    requests = toy_requests(REQUESTS, seed=5, max_tokens=24)
-    expected = clean(requests)
-    ballast: list[Any] = []
-    began = time.monotonic()
-    try:
-        for _ in range(2 * STORE_BYTES // BALLAST_BYTES):
-            ballast.append(ray.put(np.zeros(BALLAST_BYTES, np.uint8)))
-        filled = "not at all"
-    except ray.exceptions.RayError as error:
-        filled = f"{type(error).__name__} after {len(ballast)} objects, {time.monotonic() - began:.1f} s"
-    began = time.monotonic()
-    transport = RayTransport(recipe("object_store"))
-    started = round(time.monotonic() - began, 1)
-    try:
-        began = time.monotonic()
-        while_full = compared(asyncio.run(ask(transport, requests[:8])), expected[:8])
-        seconds = round(time.monotonic() - began, 1)
-        ballast.clear()
-        time.sleep(2.0)
-        after = compared(asyncio.run(ask(transport, requests)), expected)
-        slots = free_slots(transport)
-    finally:
-        transport.pipeline.close()
-        ray.shutdown()
-    return {
-        "filled": filled,
-        "started_s": started,
-        "while_full": while_full,
-        "while_full_s": seconds,
-        "after": after,
-        "slots": slots,
-    }
-
-
 if __name__ == "__main__":
-    print(json.dumps({"lost": lost, "full": full}[sys.argv[1]]()))
+    print(json.dumps(lost()))
