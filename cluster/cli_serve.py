@@ -82,7 +82,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     from cluster.serving.proxy_limits import limit_proxies
 
-    limit_proxies(max(settings.max_body_bytes, settings.max_file_bytes))
+    limit_proxies(settings.max_body_bytes, settings.max_file_bytes)
 
     import ray
     from ray import serve
