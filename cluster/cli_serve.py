@@ -48,10 +48,10 @@ def add_serve(commands: Any) -> None:
     serve.set_defaults(run=_serve)
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _settings(args: argparse.Namespace) -> Any:
+    """What was asked for on the command line. Raises `ConfigError`."""
     from cluster.serving.settings import ServerSettings
 
-    _check_tls(args.ssl_certfile, args.ssl_keyfile)
     given: dict[str, Any] = {
         "recipe": args.recipe,
         "overrides": args.set,
@@ -69,7 +69,12 @@ def _serve(args: argparse.Namespace) -> int:
         "grpc_certfile": str(args.ssl_certfile.resolve()) if args.ssl_certfile else None,
         "grpc_keyfile": str(args.ssl_keyfile.resolve()) if args.ssl_keyfile else None,
     }
-    settings = ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
+    return ServerSettings.from_args(given | ({"api_key_file": args.api_key_file} if args.api_key_file else {}))
+
+
+def _serve(args: argparse.Namespace) -> int:
+    _check_tls(args.ssl_certfile, args.ssl_keyfile)
+    settings = _settings(args)
     settings.check_address(args.host)
     _check_free(args.host, args.grpc_port, "--grpc-port")
     _check_free(args.host, args.port if args.address is None else 0, "--port")
@@ -77,8 +82,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     from cluster.serving.proxy_limits import limit_proxies
 
-    sizes = (getattr(settings, name, 0) for name in ("max_body_bytes", "max_file_bytes"))
-    limit_proxies(max(sizes))
+    limit_proxies(settings.max_body_bytes, settings.max_file_bytes)
 
     import ray
     from ray import serve

@@ -70,17 +70,17 @@ def media_source(limits: MediaLimits, *, uploads: bool) -> Json:
     url = _DATA_URL if limits.directory is None else f"{_DATA_URL}|^file://"
     side: Json = {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_SENSOR_SIDE}
     properties: dict[str, Json] = {
-        "url": {"type": "string", "pattern": url},
-        "file_id": {"type": "string"},
+        "url": {"type": ["string", "null"], "pattern": url},
+        "file_id": {"type": ["string", "null"]} if uploads else {"type": "null"},
         "format": {"enum": [*SENT_FORMATS, None]},
         "width": side,
         "height": side,
         "fps": {"type": ["number", "null"], "minimum": 0.1, "maximum": 10_000},
     }
-    if not uploads:
-        del properties["file_id"]
-        return _closed(properties, required=["url"])
-    return _closed(properties) | {"oneOf": [{"required": ["url"]}, {"required": ["file_id"]}]}
+    text, nothing = {"type": "string"}, {"type": "null"}
+    named = [("url", "file_id"), ("file_id", "url")][: 2 if uploads else 1]
+    ways = [{"required": [one], "properties": {one: text, other: nothing}} for one, other in named]
+    return _closed(properties) | {"oneOf": ways}
 
 
 def example_body() -> Json:

@@ -16,7 +16,9 @@ from starlette.routing import Route
 
 import cascade_runtime
 from cluster.serving.answer_schema import SCHEMAS
+from cluster.serving.batches.batch import ENDPOINT, WINDOW
 from cluster.serving.chat_schema import EXAMPLE_URL, chat_body, example_body, media_source
+from cluster.serving.files.upload import PURPOSES
 from cluster.serving.gateway import Gateway
 
 Json = dict[str, Any]
@@ -74,13 +76,13 @@ _OPERATIONS: dict[tuple[str, str], _Operation] = {
         "What every stage is doing, as server-sent events.", {"text/event-stream": None}, (503,)
     ),
     ("POST", "/v1/files"): _Operation(
-        "Keep a file, sent as a form with `file` and `purpose`.", _json("File"), (*_BODY, 429, 503)
+        "Keep a file, sent as a form with `file` and `purpose`.", _json("File"), (*_BODY, 429, 503), "FileUpload"
     ),
     ("GET", "/v1/files"): _Operation("The caller's files.", _json("Files")),
     ("GET", "/v1/files/{id}"): _Operation("One of them.", _json("File"), (404,)),
     ("DELETE", "/v1/files/{id}"): _Operation("Forget it.", _json("Deleted"), (404,)),
     ("GET", "/v1/files/{id}/content"): _Operation("Its bytes.", {"application/octet-stream": None}, (404,)),
-    ("POST", "/v1/batches"): _Operation("Begin a batch.", _json("Batch"), (404, *_BODY, 429, 503)),
+    ("POST", "/v1/batches"): _Operation("Begin a batch.", _json("Batch"), (404, *_BODY, 429, 503), "BatchRequest"),
     ("GET", "/v1/batches"): _Operation("The caller's batches.", _json("Batches")),
     ("GET", "/v1/batches/{id}"): _Operation("One of them.", _json("Batch"), (404,)),
     ("POST", "/v1/batches/{id}/cancel"): _Operation("End it.", _json("Batch"), (404, 409)),
@@ -108,6 +110,14 @@ def document(gateway: Gateway, routes: Iterable[Route]) -> Json:
     frames = {"type": "object", "properties": {"recording": media_source(gateway.limits.media, uploads=uploads)}}
     bodies = {
         "ChatCompletionRequest": chat_body(gateway.limits, uploads=uploads),
+        "FileUpload": _required({"purpose": {"enum": list(PURPOSES)}, "file": {"type": "string", "format": "binary"}}),
+        "BatchRequest": _required(
+            {
+                "input_file_id": {"type": "string"},
+                "endpoint": {"const": ENDPOINT},
+                "completion_window": {"const": WINDOW},
+            }
+        ),
         "FramesRequest": frames | {"required": ["recording"], "additionalProperties": False},
     }
     return {
@@ -140,12 +150,18 @@ def _operation(path: str, operation: _Operation, keys: bool) -> Json:
         links = {_id(*at): {"operationId": _id(*at), "parameters": parameters} for at in _FOLLOW}
         described["responses"]["200"]["links"] = links
     if operation.body is not None:
-        example = example_body() if operation.body == "ChatCompletionRequest" else {"recording": {"url": EXAMPLE_URL}}
-        content = {"application/json": {**_schema(operation.body), "examples": {"bars": {"value": example}}}}
-        described["requestBody"] = {"required": True, "content": content}
+        kind = "multipart/form-data" if operation.body == "FileUpload" else "application/json"
+        examples = {"ChatCompletionRequest": example_body(), "FramesRequest": {"recording": {"url": EXAMPLE_URL}}}
+        shown = {"examples": {"bars": {"value": examples[operation.body]}}} if operation.body in examples else {}
+        described["requestBody"] = {"required": True, "content": {kind: {**_schema(operation.body), **shown}}}
     if keys and not operation.open:
         described["security"] = [{"key": []}]
     return described
+
+
+def _required(properties: Json) -> Json:
+    """An object that has all of these; of others none are promised."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _id(method: str, path: str) -> str:

@@ -18,29 +18,30 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-_LARGEST = "CASCADE_PROXY_BODY_BYTES"
+_LARGEST, _LARGEST_FILE = "CASCADE_PROXY_BODY_BYTES", "CASCADE_PROXY_FILE_BYTES"
+_UPLOADS = "/v1/files"
 _DEFAULT_BYTES = 2**30  # what a server may be set up to take at most
 _SLACK_BYTES = 4 * 2**20  # so that the replica sees that it is too much, and says so
 _PATIENCE_S = 30.0
 
 
 class BodyLimit:
-    """ASGI middleware that reads no more of a body than `largest` bytes. Its replica, whose own limit is lower, answers
-    meanwhile; where it does not, the request ends as if the client had gone.
+    """ASGI middleware that reads no more of a body than `largest` bytes, and of an upload than `file`. Its replica,
+    whose own limit is lower, answers meanwhile; where it does not, the request ends as if the client had gone.
     """
 
-    def __init__(self, app: ASGIApp, largest: int) -> None:
-        self._app, self._largest = app, largest
+    def __init__(self, app: ASGIApp, largest: int, file: int) -> None:
+        self._app, self._largest, self._file = app, largest, file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        taken = 0
+        taken, most = 0, self._file if scope["path"].endswith(_UPLOADS) else self._largest
 
         async def counted() -> Message:
             nonlocal taken
-            if taken > self._largest:
+            if taken > most:
                 await asyncio.sleep(_PATIENCE_S)
                 return {"type": "http.disconnect"}
             message = await receive()
@@ -50,10 +51,11 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
-def limit_proxies(largest_body: int) -> None:
-    """Let the proxies of a Ray that is started after this have limits. largest_body: bytes that a replica takes."""
+def limit_proxies(largest_body: int, largest_file: int) -> None:
+    """Let the proxies of a Ray that is started after this have limits: what a replica takes, in bytes."""
     os.environ.setdefault(CALLBACK, f"{__name__}.{proxy_limits.__name__}")
     os.environ[_LARGEST] = str(largest_body + _SLACK_BYTES)
+    os.environ[_LARGEST_FILE] = str(largest_file + _SLACK_BYTES)
 
 
 def proxy_limits() -> list[Middleware]:
@@ -62,4 +64,5 @@ def proxy_limits() -> list[Middleware]:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     auto.AutoHTTPProtocol = H11Protocol  # Serve lets nobody choose, and uvicorn takes what it finds under this name
-    return [Middleware(BodyLimit, largest=int(os.environ.get(_LARGEST, _DEFAULT_BYTES)))]
+    limits = {"largest": _LARGEST, "file": _LARGEST_FILE}
+    return [Middleware(BodyLimit, **{name: int(os.environ.get(of, _DEFAULT_BYTES)) for name, of in limits.items()})]

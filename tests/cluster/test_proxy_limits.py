@@ -34,16 +34,19 @@ def test_a_body_is_read_as_far_as_its_limit_and_then_the_request_ends(monkeypatc
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(BodyLimit(app, largest=1000)({"type": "http"}, receive, send))
+    limit = BodyLimit(app, largest=1000, file=5000)
+    asyncio.run(limit({"type": "http", "path": "/v1/chat/completions"}, receive, send))
     assert sent == ["ended"] and read == 1100
+    asyncio.run(limit({"type": "http", "path": "/v1/files"}, receive, send))
+    assert sent == ["ended"] * 2 and read == 1100 + 5100
 
 
 def test_a_proxy_with_these_limits_refuses_a_header_of_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     monkeypatch.setattr("os.environ", {})
-    proxy_limits.limit_proxies(64 * 2**20)
+    proxy_limits.limit_proxies(64 * 2**20, 256 * 2**20)
     (limit,) = proxy_limits.proxy_limits()
-    assert limit.kwargs == {"largest": 68 * 2**20} and auto.AutoHTTPProtocol is H11Protocol
+    assert limit.kwargs == {"largest": 68 * 2**20, "file": 260 * 2**20} and auto.AutoHTTPProtocol is H11Protocol
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -70,5 +73,5 @@ def test_serve_finds_the_function_by_the_name_that_is_set(monkeypatch: pytest.Mo
 
     known: dict[str, str] = {}
     monkeypatch.setattr("os.environ", known)
-    proxy_limits.limit_proxies(1)
+    proxy_limits.limit_proxies(1, 1)
     assert import_attr(known[CALLBACK]) is proxy_limits.proxy_limits

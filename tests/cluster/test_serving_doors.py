@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,13 @@ def test_a_public_address_needs_a_key(key_file: Path, capsys: pytest.CaptureFixt
         assert is_loopback(host)
     for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "", "127.0.0.1.nip.io"):
         assert not is_loopback(host)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "heavy", "--port", port]) == 2
+    assert f"--port: got {port}; allowed: a port that is free on 127.0.0.1" in capsys.readouterr().err
 
 
 def test_settings_come_as_text_too_and_unknown_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
