@@ -119,7 +119,11 @@ class Controller:
         with self._changed:
             inside = [course for course in self._inside.values() if not course.over]
             if not planned:
-                present = [course.request.request_id for course in inside if self._is_in(course, name)]
+                present = {
+                    course.request.request_id: len(course.progress.tokens) if name == self.names[-1] else 0
+                    for course in inside
+                    if self._is_in(course, name)
+                }
                 self._quarantine.crashed(name, present)
             self._renewals[name] += 1
             self.stages = Stages.of({**self.stages.named(self.names), name: stage})
