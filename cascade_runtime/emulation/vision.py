@@ -75,6 +75,10 @@ class EmulatedVerifier(AdapterVerifier):
         with self.device.busy((self.profile.dense_ms + self.profile.dense_per_second_ms * frames.item()) / 1000):
             return _features(SPACE, source, "dense")
 
+    def counted(self, features: VisualFeatures, view: EventView, level: int = -1) -> VisualFeatures:
+        """The features: an emulated recording has no events anywhere."""
+        return features
+
     def decide(self, view: EventView, aligned: VisualFeatures, dense: VisualFeatures | None) -> GateDecision:
         """Wait as long as the gate takes; it accepts."""
         with self.device.busy(self.profile.gate_ms / 1000):
