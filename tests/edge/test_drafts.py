@@ -212,7 +212,7 @@ class Crewed:
 def test_a_target_that_is_started_anew_changes_no_answer_and_edges_draft_on(
     family: Path, hasty: Pipe, wanted: Any
 ) -> None:
-    """Of a relay that is, see `tests/cluster/test_ray_edge.py`."""
+    """Of a relay that is, see `tests/acceptance/test_edge_drafts_on_ray.py`."""
 
     deadlines = {"start_s": 300.0, "upstream_s": 2.0}  # the window inside waits in vain, the next ones do not
     recipe = edge_recipe(family, ["identical"], deadlines, **ALIGNED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from cascade_runtime.engine import Engine
 from cluster.edge.pipeline import open_pipeline
 from cluster.edge.seeing import seeing_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif("CASCADE_ACCEPTANCE" not in os.environ, reason="heavy: set CASCADE_ACCEPTANCE=1"),
+]
 QUESTION, SAMPLING = "What moves?", SamplingParams(temperature=0.8, seed=5, max_tokens=12)
 EVENTS = toy_events(4, count=3000, span_us=140_000)
 TABLES: dict[str, Any] = {
