@@ -124,7 +124,8 @@ class Controller:
                     for course in inside
                     if self._is_in(course, name)
                 }
-                self._quarantine.crashed(name, present)
+                entered = {course.request.request_id for course in inside if course.entered}
+                self._quarantine.crashed(name, present, entered - present.keys())
             self._renewals[name] += 1
             self.stages = Stages.of({**self.stages.named(self.names), name: stage})
             self._changed.notify_all()
