@@ -25,28 +25,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actors.bell import Bell
-from actors.commands import Commands
-from actors.facts import LoopClock
 from actors.host import process
-from actors.links import Links, epoch_of
-from actors.pulse import Pulse
+from actors.links import epoch_of
 from actors.rows import RowReport
+from actors.stage_loop import StageLoop
 from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.level import tokenizer_tag
-from cascade_runtime.errors import ChannelClosed, ChannelError, StageDied, StageError
+from cascade_runtime.errors import ChannelClosed, ChannelError
 from cascade_runtime.messages import DraftBlock, decode, encode
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.models.stage_source import load_front
 from cascade_runtime.scheduling.policy import Policy
-from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
 
 EARLY_BLOCKS = 64  # kept of requests that are not admitted yet, and as many verdicts
-_RELEASED = 1024  # handles known to be released
 _MESSAGES = 256
 _IDLE_S = 0.5
 
@@ -59,32 +54,22 @@ class _Relayed:
     since_ns: int
 
 
-class EdgeRelay:
+class EdgeRelay(StageLoop[_Relayed]):
     """Level 0 of a recipe whose drafter runs on edge boxes."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.name = recipe, recipe.stages[0].name
+        super().__init__(recipe, 0)
         front = load_front(recipe.stages[0])
         self._tokenizer, self._ends = tokenizer_tag(front.tokenizer), front.ends
-        self.tracer = Tracer(self.name)
-        self.links = Links(recipe, 0, self.tracer)
-        self.clock = LoopClock()
-        self.rows: dict[int, _Relayed] = {}
         self._handles: dict[str, int] = {}
         self._early: OrderedDict[str, DraftBlock] = OrderedDict()
         self._ahead: OrderedDict[int, bytes] = OrderedDict()  # verdicts that overtook the admission
-        self._released: OrderedDict[int, None] = OrderedDict()
-        self._least = 0
         self._had_link = False
         self._slowest_us = round(1e6 * recipe.deadlines.upstream_s)
         self._changed = threading.Condition()  # guards what follows
         self._heard: OrderedDict[str, DraftBlock] = OrderedDict()
         self._told: dict[str, bytes] = {}
         self._refused = self._passed_on = 0
-        self._bell = Bell()
-        self._commands = Commands(self.name, self._bell.ring)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
     # -- for whoever speaks for the boxes ----------------------------------------------------------------------------
 
@@ -123,18 +108,13 @@ class EdgeRelay:
         facts = {"name": self.name, "tokenizer": self._tokenizer, "ends": self._ends, **process("cpu")}
         return {**facts, "weight_bytes": 0, "kv_bytes": 0, "device": "edge boxes", "threads": 1}
 
-    def listen(self, spec: ChannelSpec) -> ChannelSpec:
-        """Open the link to the next stage and return where it can be reached."""
-        return self.links.listen(spec)
-
     def link(self, upstream: ChannelSpec | None, timeout_s: float) -> None:
         """Accept the next stage, where it was told of one, and start the loop. Raises `DeadlineExceeded`."""
         if self._thread is not None:
             return
         if self.links.listens:
             self.links.downstream, self._had_link = self.links.accept(timeout_s), True
-        self._thread = threading.Thread(target=self._run, name=f"stage-{self.name}", daemon=True)
-        self._thread.start()
+        self._start()
 
     def join_downstream(self, timeout_s: float) -> None:
         """Link to the next stage anew, which comes to the address that `listen` gave."""
@@ -165,19 +145,6 @@ class EdgeRelay:
     def revise(self, handle: int, features: VisualFeatures | None) -> None:
         """Other features: the box keeps those it has."""
 
-    def release(self, handle: int) -> RowReport | None:
-        """Forget a request."""
-        return self._command(lambda: self._release(handle))  # type: ignore[return-value]
-
-    def evict(self, least: int) -> None:
-        """Forget every request whose handle is lower, and refuse those still to come: their controller is gone."""
-        self._command(lambda: self._evict(least))
-
-    def pulse(self) -> Pulse:
-        """Asks nothing of the loop. Raises `StageDied` where that has ended."""
-        self._check_running()
-        return Pulse.here(self.clock.turning_s, None, epoch_of(self.links.downstream), len(self.rows))
-
     def stats(self) -> dict[str, Any]:
         """Counters since the start, under the names of any language stage: passes are blocks that were passed on."""
         with self._changed:
@@ -200,49 +167,20 @@ class EdgeRelay:
             "downstream_alive": self.links.downstream is not None,
         }
 
-    def trace(self) -> Trace:
-        """The recorded messages."""
-        return self.tracer.snapshot()
-
-    def stop(self) -> None:
-        """End the loop and close the link."""
-        self._stopping.set()
-        self._bell.ring()
-        if self._thread is not None:
-            self._thread.join(self.recipe.deadlines.control_s)
-        self.links.close()
-        self._bell.close()
-
-    def _check_running(self) -> None:
-        if self._stopping.is_set():
-            raise StageDied(self.name, "-", "its loop has ended")
-
-    def _command(self, action: Any) -> object:
-        if self._thread is None:
-            raise StageDied(self.name, "-", "the stage is not running")
-        self._check_running()
-        return self._commands.ask(action, self.recipe.deadlines.control_s)
-
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self.clock.turn()
-                self._commands.obey()
-                self._take()
-                self._pass_on()
-                self.clock.rest()
-                wait_any([self._bell.ear, *(each.channel for each in self.links)], _IDLE_S)
-                self._bell.hush()
-        except Exception:
-            log.exception("stage %s: the loop ended", self.name)
-        finally:
-            self._stopping.set()
-            self.links.close()
-            self._commands.refuse()
-            with self._changed:
-                self._changed.notify_all()
+    def _turn(self) -> None:
+        self.clock.turn()
+        self._commands.obey()
+        self._take()
+        self._pass_on()
+        self.clock.rest()
+        wait_any([self._bell.ear, *(each.channel for each in self.links)], _IDLE_S)
+        self._bell.hush()
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _take(self) -> None:
         """Verdicts, for whoever asks."""
@@ -304,8 +242,7 @@ class EdgeRelay:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _admit(self, handle: int, request_id: str) -> None:
-        if self._is_past(handle):
-            raise StageError(self.name, request_id, "was released before it was admitted")
+        self._expect(handle, request_id)
         if handle in self.rows:
             return
         self.rows[handle] = _Relayed(request_id, time.monotonic_ns())
@@ -318,29 +255,14 @@ class EdgeRelay:
                 self._told[request_id] = ahead
                 self._changed.notify_all()
 
-    def _is_past(self, handle: int) -> bool:
-        return handle in self._released or handle < self._least
-
-    def _release(self, handle: int) -> RowReport | None:
-        row = self._forget(handle)
-        self._released[handle] = None
-        _bound(self._released, _RELEASED)
+    def _forget(self, handle: int) -> RowReport | None:
+        row = self.rows.pop(handle, None)
         if row is None:
             return None
+        del self._handles[row.request_id]
+        with self._changed:
+            self._told.pop(row.request_id, None)
         return RowReport(EdgeCounters(self.name), self.tracer.of(handle, row.since_ns), 0)
-
-    def _evict(self, least: int) -> None:
-        self._least = least
-        for handle in [handle for handle in self.rows if handle < least]:
-            self._release(handle)
-
-    def _forget(self, handle: int) -> _Relayed | None:
-        row = self.rows.pop(handle, None)
-        if row is not None:
-            del self._handles[row.request_id]
-            with self._changed:
-                self._told.pop(row.request_id, None)
-        return row
 
     def _forget_all(self) -> None:
         for handle in list(self.rows):

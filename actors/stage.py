@@ -18,7 +18,6 @@ their outcome, with a deadline. Nothing in here knows Ray.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -26,44 +25,41 @@ from typing import Any
 
 import torch
 
-from actors.bell import Bell
-from actors.commands import Commands
-from actors.facts import LoopClock, info, stats
+from actors.facts import info, stats
 from actors.host import cores, step_back
-from actors.links import Links, epoch_of
+from actors.links import epoch_of
 from actors.neighbour import Heard, Neighbour
 from actors.passes import Chosen, passes_of, shares
-from actors.pulse import Pulse
 from actors.rows import ActiveRow, Admission, News, RowReport
+from actors.stage_loop import StageLoop
 from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.emulation.loading import load_level
-from cascade_runtime.errors import ChannelClosed, StageDied, StageError
+from cascade_runtime.errors import ChannelClosed
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.from_recipe import patience_s, policy_from_recipe, share_cores, window_of_row
 from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
 from cascade_runtime.scheduling.work import Grown, Settled
-from cascade_runtime.tracing import Trace, Tracer
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
 
-_REPORTS = 1024  # reports of ended requests that nobody has collected, and handles known to be released
+_REPORTS = 1024  # of ended requests that nobody has collected
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
 _IDLE_S = 0.5
 
 
-class LanguageStage:
+class LanguageStage(StageLoop[ActiveRow]):
     """One language level as a running stage. `index` counts from the lightest; the last one is the target."""
 
     def __init__(self, recipe: Recipe, index: int) -> None:
+        super().__init__(recipe, index)
         self.config = recipe.stages[index]
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
-        self.recipe, self.index, self.name = recipe, index, self.config.name
         self.is_target = index == len(recipe.stages) - 1
         self.level = load_level(recipe, index)
         self._on_cpu = str(self.level.model.language.device) == "cpu"
@@ -73,32 +69,18 @@ class LanguageStage:
         self.scheduler = StageScheduler(index, len(recipe.stages), policy, upstream_s, prefill_tokens)
         self.level.decoder.tells_confidence = policy.min_confidence > 0
         self.passes = passes_of(recipe, index, self.level)
-        self.tracer = Tracer(self.name)
         upstream = recipe.stages[index - 1].name if index else self.passes.upstream
         self.totals = EdgeCounters(f"{upstream}-{self.name}" if upstream else self.name)
-        self.rows: dict[int, ActiveRow] = {}
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
-        self._released: OrderedDict[int, None] = OrderedDict()
-        self.links = Links(recipe, index, self.tracer)
-        self._bell = Bell()
-        self._commands = Commands(self.name, self._bell.ring)
-        self._stopping = threading.Event()
-        self.clock = LoopClock()
-        self._least = 0  # handles below it belong to a controller that is gone
         self._news = News()
         self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
-        self._thread: threading.Thread | None = None
 
     # -- control plane: called from other threads, idempotent, bounded in time --------------------------------------
 
     def info(self) -> dict[str, Any]:
         """Facts about the stage that the launcher checks and prints."""
         return info(self.name, self.level)
-
-    def listen(self, spec: ChannelSpec) -> ChannelSpec:
-        """Open the link to the next stage and return where it can be reached."""
-        return self.links.listen(spec)
 
     def link(self, upstream: ChannelSpec | None, timeout_s: float) -> None:
         """Connect to the previous stage, accept the next one, start the loop; one that replaces another starts without
@@ -111,8 +93,7 @@ class LanguageStage:
         if self.links.listens:
             self.links.downstream = self.links.accept(timeout_s)
         self.links.told(self.scheduler)
-        self._thread = threading.Thread(target=self._run, name=f"stage-{self.name}", daemon=True)
-        self._thread.start()
+        self._start()
 
     def join_upstream(self, spec: ChannelSpec, timeout_s: float) -> None:
         """Link to the previous stage anew, in place of what link there is. A second call changes nothing.
@@ -152,61 +133,15 @@ class LanguageStage:
         if features is not None:
             self._command(lambda: self._revise(handle, features))
 
-    def release(self, handle: int) -> RowReport | None:
-        """Forget a request, finished, running or still to come; its slot is free when this returns."""
-        return self._command(lambda: self._release(handle))  # type: ignore[return-value]
-
-    def evict(self, least: int) -> None:
-        """Forget every request whose handle is lower, and refuse those still to come: their controller is gone."""
-        self._command(lambda: self._evict(least))
-
-    def pulse(self) -> Pulse:
-        """Asks nothing of the loop. Raises `StageDied` where that has ended."""
-        if self._stopping.is_set():
-            raise StageDied(self.name, "-", "its loop has ended")
-        upstream, downstream = epoch_of(self.links.upstream), epoch_of(self.links.downstream)
-        return Pulse.here(self.clock.turning_s, upstream, downstream, len(self.rows))
-
     def stats(self) -> dict[str, Any]:
         """Counters since the start, see `actors.facts`."""
         return stats(self)
 
-    def trace(self) -> Trace:
-        """The recorded spans."""
-        return self.tracer.snapshot()
-
-    def stop(self) -> None:
-        """End the loop and close both links. Requests still inside fail at whoever waits for them."""
-        self._stopping.set()
-        self._bell.ring()
-        if self._thread is not None:
-            self._thread.join(self.recipe.deadlines.control_s)
-        self.links.close()
-        self._bell.close()
-
-    def _command(self, action: Callable[[], object]) -> object:
-        if self._thread is None or self._stopping.is_set():
-            raise StageDied(self.name, "-", "the stage is not running")
-        return self._commands.ask(action, self.recipe.deadlines.control_s)
-
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        try:
-            if not self.is_target and self._on_cpu:
-                step_back()
-            while not self._stopping.is_set():
-                self._turn()
-        except Exception:
-            log.exception("stage %s: the loop ended", self.name)
-        finally:
-            self._stopping.set()
-            self.links.close()
-            self._commands.refuse()
-            self._ended()
-
-    def _ended(self) -> None:
-        """The loop is over, as planned or not."""
+    def _begun(self) -> None:
+        if not self.is_target and self._on_cpu:
+            step_back()
 
     def _turn(self) -> None:
         start = self.clock.turn()
@@ -259,7 +194,7 @@ class LanguageStage:
         one = self.rows.get(message.request)
         if one is not None and one.standing.finished:
             self._publish(one)
-            self._forget(one.handle)
+            self._end(one.handle)
 
     def _pass(self, tasks: list[Task]) -> None:
         """One `extend` over the picked rows, then each row's settlement."""
@@ -336,8 +271,7 @@ class LanguageStage:
 
     def _admit(self, admission: Admission) -> None:
         handle = admission.handle
-        if handle in self._released or handle < self._least:
-            raise StageError(self.name, admission.request_id, "was released before it was admitted")
+        self._expect(handle, admission.request_id)
         if handle in self.rows:
             return
         row = self.level.admit(admission.question, admission.features, admission.sampling)
@@ -366,18 +300,14 @@ class LanguageStage:
 
     def _release(self, handle: int) -> RowReport | None:
         self._take(self.links.downstream, self._on_verdict, set())  # its last verdict may lie there
-        self._forget(handle)
-        self._released[handle] = None
-        while len(self._released) > _REPORTS:
-            self._released.popitem(last=False)
+        return super()._release(handle)
+
+    def _forget(self, handle: int) -> RowReport | None:
+        self._end(handle)
         return self._reports.pop(handle, None)
 
-    def _evict(self, least: int) -> None:
-        self._least = least
-        for handle in [handle for handle in self.rows if handle < least]:
-            self._release(handle)
-
-    def _forget(self, handle: int) -> None:
+    def _end(self, handle: int) -> None:
+        """Its slot is free; what is to be said of it is kept for whoever releases it."""
         self.scheduler.release(handle)
         one = self.rows.pop(handle, None)
         if one is not None:
@@ -391,4 +321,4 @@ class LanguageStage:
     def _fail(self, one: ActiveRow, problem: str) -> None:
         """This stage can do no more for one request; the others can."""
         log.warning("stage %s, request %s: %s", self.name, one.admission.request_id, problem)
-        self._forget(one.handle)
+        self._end(one.handle)

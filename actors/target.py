@@ -121,7 +121,7 @@ class Target(LanguageStage):
         )
         if reason is not None:
             self._publish(one)
-            self._forget(one.handle)
+            self._end(one.handle)
 
     def _fail(self, one: ActiveRow, problem: str) -> None:
         super()._fail(one, problem)
