@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from actors.heap import keep_heap
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_verifier
@@ -30,6 +31,7 @@ class AdapterVerifierStage:
         self.verifier = load_verifier(recipe)
         self._updater, self._learning = updater_of(recipe, self.verifier.adapter), threading.Lock()
         self.tracer = Tracer("adapter", capacity=4096)
+        keep_heap()
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""

@@ -27,6 +27,7 @@ from typing import Any
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
 from actors.handles import StageHandle, Stages
+from actors.heap import keep_heap
 from actors.pulse import Pulse
 from actors.quarantine import Quarantine
 from actors.rows import RowReport
@@ -81,6 +82,7 @@ class Controller:
         self._drafts = True  # the target had use for drafts when it was last heard
         # a drafter that learns from every answer, or drafts on the edge in any case: for next to nothing
         self._learns = len(recipe.stages) == 2 and recipe.stages[0].drafter != "model"
+        keep_heap()
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
         """Answer one request. Raises what is wrong with it, or `DeadlineExceeded`, `CapacityError`, `StageError`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from actors.heap import keep_heap
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.emulation.loading import load_branch
@@ -22,6 +23,7 @@ class EventEncoderStage:
             torch.set_num_threads(recipe.encoder.threads)
         self.branch = load_branch(recipe)
         self.tracer = Tracer("encoder", capacity=4096)
+        keep_heap()
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
