@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cascade_runtime.messages import DraftBlock, Verdict
+from cascade_runtime.messages import DraftBlock, Grant, Verdict
 from cascade_runtime.scheduling.policy import Policy
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.standing import Standing
@@ -263,6 +263,15 @@ class StageScheduler:
                 wake = min(wake, row.heard + _REPEAT_S)
         return wake
 
+    def _grant(self, row: ScheduledRow) -> Grant:
+        """What upstream may do for this row. Whose drafts are only passed on may do what downstream grants, whatever
+        this stage has settled on for itself: it may want none.
+        """
+        granted = row.standing.grant
+        if granted.relay and self.downstream:
+            return replace(granted, relay=False)
+        return self.policy.grant(row)
+
     # -- what to say -------------------------------------------------------------------------------------------------
 
     def outgoing(self, row: ScheduledRow, now: float) -> Iterable[DraftBlock | Verdict]:
@@ -276,7 +285,7 @@ class StageScheduler:
             if block is not None:
                 said.append(block)
         if self.upstream and row.expect_drafts:
-            grant = self.policy.grant(row)
+            grant = self._grant(row)
             row.restarted = row.restarted if grant.window else None
             verdict = standing.verdict(grant)
             if verdict is not None:

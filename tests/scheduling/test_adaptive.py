@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from cascade_runtime.messages import Grant
+from cascade_runtime.messages import Grant, Verdict
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.policy import LockStep, Policy
@@ -157,3 +157,20 @@ def test_a_useless_drafter_that_is_known_makes_next_to_no_drafts(streams: int) -
     load = Load(streams, 24, 64, prompt=100)
     result = simulate(stages, Agreement([0.0]), load, [Link(1e-4)])
     assert result.drafted[0] < 0.4 * result.tokens  # while every new row drafted a window first: several per token
+
+
+def test_whoever_only_passes_drafts_on_grants_what_it_was_granted_although_it_wants_none_itself() -> None:
+    middle = StageScheduler(1, 3, Policy(0, window=0), upstream_s=0.05)
+    one = middle.admit(Standing(1, 0, 1, 64, 1000, frozenset(), 16), now=0.0)
+
+    def granted(grant: Grant) -> list[Grant]:
+        numbers[0] += 1
+        middle.on_verdict(Verdict(1, 0, numbers[0], 0, (), (), False, grant), now=0.0)
+        return [each.grant for each in middle.outgoing(one, now=0.0) if isinstance(each, Verdict)]
+
+    numbers = [0]
+    assert granted(Grant(8)) == [Grant(0)]
+    assert granted(Grant(8, 3, relay=True)) == [Grant(8, 3)]
+    assert granted(Grant(0, relay=True)) == [Grant(0)]
+    assert granted(Grant(8, 3, relay=True)) == [Grant(8, 3)]
+    assert granted(Grant(8)) == [Grant(0)]
