@@ -190,7 +190,8 @@ class LanguageStage(StageLoop[ActiveRow]):
             self.scheduler.on_drafts(message, time.monotonic(), waited=self._slept)
 
     def _on_verdict(self, message: Verdict) -> None:
-        self.scheduler.on_verdict(message, time.monotonic())
+        if message.request not in self._released:
+            self.scheduler.on_verdict(message, time.monotonic())
         one = self.rows.get(message.request)
         if one is not None and one.standing.finished:
             self._publish(one)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from cascade_runtime.messages import DraftBlock, Grant, Verdict
 from cascade_runtime.scheduling.policy import Policy
@@ -23,7 +24,9 @@ from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.scheduling.work import Grown, Settled, Work
 
-EARLY_BLOCKS = 64  # draft blocks kept for requests that are not admitted yet
+Message = TypeVar("Message", DraftBlock, Verdict)
+
+EARLY_BLOCKS = 64  # draft blocks kept for requests that are not admitted yet, and as many verdicts
 _REPEAT_S = 0.25  # a stage that can do nothing says again what it stands by, in case it was lost
 _PATIENCE = 2  # deadlines an upstream may miss in a row before its row no longer waits for it
 
@@ -60,6 +63,7 @@ class StageScheduler:
     def __post_init__(self) -> None:
         self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
         self.early: OrderedDict[int, DraftBlock] = OrderedDict()
+        self.overtook: OrderedDict[int, Verdict] = OrderedDict()
         self._held_back: set[int] = set()
         self._work_s = 0.0  # of the pass that is to be settled
         self._prefilled_s = 0.0  # in passes with prompts
@@ -77,7 +81,8 @@ class StageScheduler:
         prefix: str = "",
     ) -> ScheduledRow:
         """A request begins, with a prompt of so many positions of which `left` are still to be fed (default: all).
-        Drafts that came before it are taken in. Of rows with the same prefix that hold nothing yet, one goes first.
+        What came before it, drafts and a verdict, is taken in. Of rows with the same prefix that hold nothing yet, one
+        goes first.
         """
         standing.grant = self.policy.first_grant()
         left = prompt if left is None else left
@@ -85,14 +90,17 @@ class StageScheduler:
             standing, expect_drafts, since=now, heard=now, context=prompt, prompt_left=left, prefix=prefix
         )
         self.rows[row.handle] = row
-        block = self.early.pop(row.handle, None)
+        block, verdict = self.early.pop(row.handle, None), self.overtook.pop(row.handle, None)
         if block is not None:
             self.on_drafts(block, now)
+        if verdict is not None:
+            self.on_verdict(verdict, now)
         return row
 
     def release(self, handle: int) -> ScheduledRow | None:
         """A request ends, here or everywhere."""
         self.early.pop(handle, None)
+        self.overtook.pop(handle, None)
         return self.rows.pop(handle, None)
 
     # -- links -------------------------------------------------------------------------------------------------------
@@ -108,6 +116,7 @@ class StageScheduler:
     def renew_downstream(self, epoch: int, now: float) -> None:
         """A link to a downstream that has said nothing yet."""
         self.downstream = True
+        self.overtook.clear()
         for row in self.rows.values():
             row.standing.renew_downstream(epoch)
             row.standing.grant = self.policy.first_grant()
@@ -119,9 +128,7 @@ class StageScheduler:
         """Upstream proposes; returns whether it was of use. `waited`: the stage slept, so the block came just `now`."""
         row = self.rows.get(block.request)
         if row is None:
-            self.early[block.request] = block
-            while len(self.early) > EARLY_BLOCKS:
-                self.early.popitem(last=False)
+            _keep(self.early, block)
             return False
         if not row.standing.on_drafts(block):
             return False
@@ -138,9 +145,10 @@ class StageScheduler:
         return True
 
     def on_verdict(self, verdict: Verdict, now: float) -> ScheduledRow | None:
-        """Downstream decides. Returns the row, or None for a request that is not here."""
+        """Downstream decides. Returns the row, or None for a request that is not here, or not yet."""
         row = self.rows.get(verdict.request)
         if row is None:
+            _keep(self.overtook, verdict)
             return None
         was_blocked = row.standing.blocked
         row.standing.on_verdict(verdict)
@@ -291,3 +299,11 @@ class StageScheduler:
             if verdict is not None:
                 said.append(verdict)
         return said
+
+
+def _keep(early: OrderedDict[int, Message], message: Message) -> None:
+    """The newest of a request, which says all; the oldest requests are forgotten."""
+    early[message.request] = message
+    early.move_to_end(message.request)
+    while len(early) > EARLY_BLOCKS:
+        early.popitem(last=False)

@@ -80,6 +80,21 @@ def test_drafts_for_requests_that_nobody_knows_are_forgotten_the_oldest_first() 
     assert list(stage.early) == list(range(9 * EARLY_BLOCKS, 10 * EARLY_BLOCKS))
 
 
+def test_a_verdict_that_overtakes_its_admission_is_taken_in_and_so_many_are_kept() -> None:
+    stage = StageScheduler(0, 2, Policy(0), UPSTREAM_S)
+    for request in range(EARLY_BLOCKS + 2):
+        for seq in (1, 2):  # the newest says all
+            stage.on_verdict(Verdict(request, 1, seq, 0, (7, 8, 9)[: seq + 1], (2,) * (seq + 1), False), 0.0)
+    assert list(stage.overtook) == list(range(2, EARLY_BLOCKS + 2))
+    row = stage.admit(Standing(5, 1, 0, 64, 100, frozenset(), 8), 0.0)
+    assert row.standing.prefix == [7, 8, 9] and row.standing.confirmed == 3
+    assert 5 not in stage.overtook
+    stage.release(6)
+    assert 6 not in stage.overtook
+    stage.renew_downstream(2, 0.0)
+    assert not stage.overtook
+
+
 # -- the checks notice what they are there for -----------------------------------------------------------------------
 
 
