@@ -160,6 +160,7 @@ class EdgeRelay(StageLoop[_Relayed]):
             "free_slots": self.recipe.cascade.slots - len(self.rows),
             "slots": self.recipe.cascade.slots,
             "early_blocks": len(self._early),
+            "silences": 0,
             "refused_messages": refused + self.links.refused,
             "edge": EdgeCounters(self.name).to_dict(),
             "decision": Policy(0).decision.to_dict(),

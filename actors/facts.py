@@ -54,7 +54,9 @@ def info(name: str, level: Level) -> dict[str, Any]:
 
 
 def stats(stage: LanguageStage) -> dict[str, Any]:
-    """Counters since the start; `busy_s` is time in passes, `awake_s` in turns of the loop, passes included."""
+    """Counters since the start; `busy_s` is time in passes, `awake_s` in turns of the loop, passes included.
+    `silences` are passes that were run because a row had waited for drafts until its deadline.
+    """
     decoder, links = stage.level.decoder, stage.links
     return {
         "name": stage.name,
@@ -67,6 +69,7 @@ def stats(stage: LanguageStage) -> dict[str, Any]:
         "free_slots": decoder.free_slots,
         "slots": decoder.cache.slots,
         "early_blocks": len(stage.scheduler.early),
+        "silences": stage.scheduler.silences,
         "refused_messages": links.refused,
         "edge": stage.totals.to_dict(),
         "decision": stage.scheduler.policy.decision.to_dict(),

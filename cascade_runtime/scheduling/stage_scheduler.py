@@ -64,6 +64,7 @@ class StageScheduler:
         self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
         self.early: OrderedDict[int, DraftBlock] = OrderedDict()
         self.overtook: OrderedDict[int, Verdict] = OrderedDict()
+        self.silences = 0  # passes that were run because a row had waited for drafts until its deadline
         self._held_back: set[int] = set()
         self._work_s = 0.0  # of the pass that is to be settled
         self._prefilled_s = 0.0  # in passes with prompts
@@ -231,6 +232,7 @@ class StageScheduler:
             row.produced = None if row.standing.blocked else now - self._prefilled_s
             row.missed = row.missed + 1 if row.late else 0
             if row.late:
+                self.silences += 1
                 self.policy.observe_silence(self.upstream_s)
             row.passes += 1
             row.since, row.alone = now, False

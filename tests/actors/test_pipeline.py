@@ -60,6 +60,7 @@ def test_the_pipeline_says_what_the_engine_says(
         edges = [edge for answer in answers for edge in answer.edges]
         accepted, drafted = sum(e.num_accepted_tokens for e in edges), sum(e.num_draft_tokens for e in edges)
         assert not drafters or drafted > accepted > 0
+        assert not any(stage.stats()["silences"] for stage in controller.language)  # all that was said has arrived
         assert controller.drain(5.0)
         with pytest.raises(CapacityError, match="draining"):
             controller.generate(toy_requests(1)[0])
