@@ -126,8 +126,7 @@ class Controller:
                     for course in inside
                     if self._is_in(course, name)
                 }
-                entered = {course.request.request_id for course in inside if course.entered}
-                self._quarantine.crashed(name, present, entered - present.keys())
+                self._quarantine.crashed(name, present)
             self._renewals[name] += 1
             self.stages = Stages.of({**self.stages.named(self.names), name: stage})
             self._changed.notify_all()

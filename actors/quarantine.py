@@ -4,7 +4,6 @@
     second           who was inside alone both times is guilty; of several, one at a time is let in again (on trial)
     crash on trial   guilty: refused there from now on, wherever it stands and whoever asks again with its id
     got further      than when the stage crashed before: what it has passed is not what kills, and it is as at first
-    was elsewhere    when another stage crashed: something else kills too, which counts against one crash
     ends well        acquitted
 
 So a request that kills a stage fails alone, and one that was only there when somebody pulled a plug twice does not.
@@ -13,7 +12,7 @@ So a request that kills a stage fails alone, and one that was only there when so
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 _CRASHES = 2
 _REMEMBERED = 1024  # guilty ids
@@ -25,17 +24,12 @@ class Quarantine:
     def __init__(self) -> None:
         self._crashes: dict[tuple[str, str], int] = {}  # of (stage, request)
         self._alone: dict[tuple[str, str], int] = {}  # those of them with nobody else inside
-        self._elsewhere: dict[str, int] = {}  # crashes of stages that the request was not in
         self._reached: dict[tuple[str, str], int] = {}  # how far it had got at the last of them
         self._trial: str | None = None  # one at a time in the whole pipeline: two could wait for each other
         self._guilty: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def crashed(self, stage: str, inside: Mapping[str, int], elsewhere: Collection[str] = ()) -> None:
-        """The stage has died, or hung and was killed, with these requests inside, each so many tokens far there, and
-        these in other stages only.
-        """
-        for request in elsewhere:
-            self._elsewhere[request] = self._elsewhere.get(request, 0) + 1
+    def crashed(self, stage: str, inside: Mapping[str, int]) -> None:
+        """The stage has died, or hung and was killed, with these requests inside, each so many tokens far there."""
         for request, reached in inside.items():
             key = stage, request
             if reached > self._reached.get(key, reached):
@@ -43,9 +37,7 @@ class Quarantine:
             self._reached[key] = reached
             self._crashes[key] = self._crashes.get(key, 0) + 1
             self._alone[key] = self._alone.get(key, 0) + (len(inside) == 1)
-            by_others = self._elsewhere.get(request, 0)
-            alone, crashes = self._alone[key] - by_others, self._crashes[key] - by_others
-            if alone >= _CRASHES or (request == self._trial and crashes > _CRASHES):
+            if self._alone[key] >= _CRASHES or (request == self._trial and self._crashes[key] > _CRASHES):
                 self._guilty[key] = None
                 self._trial = None if request == self._trial else self._trial
         while len(self._guilty) > _REMEMBERED:
@@ -61,7 +53,7 @@ class Quarantine:
         """
         if self.guilty(stage, request):
             return False
-        if self._crashes.get((stage, request), 0) - self._elsewhere.get(request, 0) < _CRASHES:
+        if self._crashes.get((stage, request), 0) < _CRASHES:
             return True
         self._trial = self._trial or request
         return self._trial == request
@@ -71,5 +63,4 @@ class Quarantine:
         for known in (self._crashes, self._alone, self._reached):
             for key in [key for key in known if key[1] == request]:
                 del known[key]
-        self._elsewhere.pop(request, None)
         self._trial = None if request == self._trial else self._trial

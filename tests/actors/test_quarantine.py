@@ -28,19 +28,6 @@ def test_who_gets_further_between_crashes_is_not_what_kills() -> None:
     assert quarantine.guilty("heavy", "a")
 
 
-def test_where_stages_die_without_it_a_request_is_not_blamed() -> None:
-    quarantine = Quarantine()
-    for _ in range(6):  # plugs are pulled all over the place
-        quarantine.crashed("encoder", {}, ["a"])
-        quarantine.crashed("heavy", {"a": 0})
-        assert quarantine.admits("heavy", "a")
-    quarantine.left("a")
-    quarantine.crashed("encoder", {}, ["a"])  # one stray crash saves a killer once
-    for guilty in (False, False, True):
-        quarantine.crashed("heavy", {"a": 0})
-        assert quarantine.guilty("heavy", "a") is guilty
-
-
 def test_a_trial_that_gets_further_goes_on() -> None:
     quarantine = Quarantine()
     for _ in range(2):
