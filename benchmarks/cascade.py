@@ -2,7 +2,7 @@
 
     python -m benchmarks.cascade [--scenes N] [--rounds N] [--no-ray] [--set stages.light.checkpoint=...]
 
-Every contestant answers the same questions about the same simulated scenes, greedily, turn about, in one run:
+Every contestant answers the same questions, each about another simulated scene, greedily, turn about, in one run:
 transformers `generate` and assisted generation (light drafts for heavy; it drafts without seeing the video), the
 target alone, light->heavy and light->mid->heavy, in one process and as Ray stages. All answers of a question must
 have the same token ids, else the benchmark says so and fails. One thread per model; Ray stages overlap, so they use
@@ -174,7 +174,7 @@ def compete(everyone: Sequence[Contestant], tasks: Sequence[tuple[Events, str]],
 def main() -> None:
     """Run, print the table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=6)
+    parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
@@ -182,7 +182,7 @@ def main() -> None:
     recipe = load_recipe("three_level", args.set)
     torch.set_num_threads(1)
     scenes = [simulate_scene(FIRST_SCENE + seed).events for seed in range(args.scenes)]
-    tasks = [(events, QUESTIONS[(i + j) % len(QUESTIONS)]) for i, events in enumerate(scenes) for j in range(2)]
+    tasks = [(events, QUESTIONS[i % len(QUESTIONS)]) for i, events in enumerate(scenes)]
     with ExitStack() as stack:
         if not args.no_ray:
             stack.callback(_room_for_two_pipelines())

@@ -14,9 +14,11 @@ with a draft model, where --openvino-python and --vllm-python name a Python that
         torchcodec      # which are built for other builds of torch, and not needed for text
 
 Prompts are prefilled inside the measured time, visual tokens included; rivals get them as tokens of their own
-(`prompts.py`), so their drafters see the scene too. Each rival's and each cascade's draft length is the best of a small
-sweep in the same run. Medians over rounds of tokens per second over all tasks; ratios are medians over rounds of pairs
-side by side. Greedy answers of all contestants are compared: how many equal ours is printed. One JSON line last.
+(`prompts.py`), so their drafters see the scene too. Nobody keeps a prefix from one question to the next, though two
+are asked about each scene: caches of prefixes are switched off, ours as well. Each rival's and each cascade's draft
+length is the best of a small sweep in the same run. Medians over rounds of tokens per second over all tasks; ratios
+are medians over rounds of pairs side by side. Greedy answers of all contestants are compared: how many equal ours is
+printed. One JSON line last.
 """
 
 from __future__ import annotations

@@ -26,7 +26,10 @@ class PromptedEngine(Engine):
 
     def _admit(self, request):  # type: ignore[no-untyped-def]
         started, task = time.perf_counter(), self._ready[request.request_id]
-        rows = [level.decoder.admit(task.embeds[level.name], request.sampling) for level in self.levels]
+        prompts = [replace(task.embeds[level.name], prefix="") for level in self.levels]  # shared with nobody
+        rows = [
+            level.decoder.admit(prompt, request.sampling) for level, prompt in zip(self.levels, prompts, strict=True)
+        ]
         names = [level.name for level in self.levels]
         edges = [EdgeCounters(f"{light}-{heavy}") for light, heavy in itertools.pairwise(names)]
         stopper = self.levels[-1].stopper(request.sampling)
