@@ -70,6 +70,7 @@ class Standing:
         self._sent_blocked = False  # and told that no more can follow
         self._version = 0  # rises whenever the prefix changes
         self._told: tuple[int, bool, Grant] | None = None
+        self._heard: DraftBlock | None = None
         self._up_epoch = self._down_epoch = self.epoch  # of the links to both sides
 
     # -- what to run -------------------------------------------------------------------------------------------------
@@ -201,6 +202,9 @@ class Standing:
             return False
         self._acknowledge(block.ack)
         self.cost_us = block.pace_us, block.work_us
+        if block == self._heard and block.ack < self._seq:
+            self._told = None  # it waits, and knows nothing of the last verdict: that was lost
+        self._heard = block
         if block.ack < self._correcting_seq or block.base > len(self.prefix):
             return False  # drafted on a prefix that has been corrected since
         if block.parents is not None:
@@ -263,7 +267,7 @@ class Standing:
         """
         self._up_epoch, self._known, self._correcting_seq = epoch, 0, 0
         self._outstanding.clear()
-        self._told, self.upstream_waits = None, False
+        self._told, self._heard, self.upstream_waits = None, None, False
 
     def renew_downstream(self, epoch: int) -> None:
         """Another link leads downstream: nothing is confirmed there until its first verdict, which may be a short

@@ -210,6 +210,22 @@ def test_verdicts_reach_back_to_what_was_acknowledged() -> None:
     assert verdict is not None and (verdict.base, verdict.tokens) == (1, (2, 3))
 
 
+def test_a_verdict_that_was_lost_is_said_again_to_a_drafter_that_repeats_itself() -> None:
+    row = standing(window=None)
+    row.settle(row.work(0), [1])
+    assert row.verdict() is not None  # and it is lost
+    block = DraftBlock(1, 0, 0, (7, 8), (1, 1), ack=0, finished=True)
+    row.on_drafts(block)
+    assert row.verdict() is None  # the two may have crossed
+    row.on_drafts(block)
+    again = row.verdict()
+    assert again is not None and (again.seq, again.base, again.tokens) == (2, 0, (1,))
+    assert row.verdict() is None
+    for _ in range(2):  # it has heard this one, and waits for nothing but the next
+        row.on_drafts(DraftBlock(1, 0, 1, (8,), (1,), ack=2, finished=True))
+    assert row.verdict() is None
+
+
 def test_a_drafter_never_runs_past_its_window_or_the_limit() -> None:
     row = standing(stage=0, window=3)
     passes = 0
