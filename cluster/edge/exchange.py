@@ -50,7 +50,7 @@ class DraftExchange:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            threads.shutdown(wait=False)
+            await asyncio.to_thread(threads.shutdown)  # else a call still under way takes what is for the next one
 
     def open(self, request_id: str, tell: Tell) -> None:
         """A request with an edge that drafts for it is about to run; its verdicts go there."""
