@@ -6,7 +6,8 @@
     got further      than when the stage crashed before: what it has passed is not what kills, and it is as at first
     ends well        acquitted
 
-So a request that kills a stage fails alone, and one that was only there when somebody pulled a plug twice does not.
+So a request that kills a stage fails alone, and one that was only there when somebody pulled a plug twice does not,
+unless it was alone both times and had got no further.
 """
 
 from __future__ import annotations

@@ -186,11 +186,11 @@ class LanguageStage(StageLoop[ActiveRow]):
         self.links.told(self.scheduler)
 
     def _on_drafts(self, message: DraftBlock) -> None:
-        if message.request not in self._released:
+        if not self._is_past(message.request):
             self.scheduler.on_drafts(message, time.monotonic(), waited=self._slept)
 
     def _on_verdict(self, message: Verdict) -> None:
-        if message.request not in self._released:
+        if not self._is_past(message.request):
             self.scheduler.on_verdict(message, time.monotonic())
         one = self.rows.get(message.request)
         if one is not None and one.standing.finished:

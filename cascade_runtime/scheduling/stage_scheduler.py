@@ -232,7 +232,7 @@ class StageScheduler:
             row.produced = None if row.standing.blocked else now - self._prefilled_s
             row.missed = row.missed + 1 if row.late else 0
             if row.late:
-                self.silences += 1
+                self.silences += row.missed <= _PATIENCE
                 self.policy.observe_silence(self.upstream_s)
             row.passes += 1
             row.since, row.alone = now, False

@@ -70,7 +70,7 @@ class Standing:
         self._sent_blocked = False  # and told that no more can follow
         self._version = 0  # rises whenever the prefix changes
         self._told: tuple[int, bool, Grant] | None = None
-        self._heard: DraftBlock | None = None
+        self._heard: tuple[object, ...] | None = None  # the last block since the last verdict
         self._up_epoch = self._down_epoch = self.epoch  # of the links to both sides
 
     # -- what to run -------------------------------------------------------------------------------------------------
@@ -202,9 +202,10 @@ class Standing:
             return False
         self._acknowledge(block.ack)
         self.cost_us = block.pace_us, block.work_us
-        if block == self._heard and block.ack < self._seq:
-            self._told = None  # it waits, and knows nothing of the last verdict: that was lost
-        self._heard = block
+        said = block.ack, block.base, block.tokens, block.parents
+        if said == self._heard and block.ack < self._seq:
+            self._told = None  # twice since the last verdict, and without it: that was lost
+        self._heard = said
         if block.ack < self._correcting_seq or block.base > len(self.prefix):
             return False  # drafted on a prefix that has been corrected since
         if block.parents is not None:
@@ -254,7 +255,7 @@ class Standing:
 
     def repeat_verdict(self, grant: Grant = UNLIMITED) -> Verdict:
         """The verdict again under a new number: heals a lost one when nothing else would be sent."""
-        self._told = (self._version, self.finished, grant)
+        self._told, self._heard = (self._version, self.finished, grant), None
         base = self._known
         self._seq += 1
         self._outstanding.append((self._seq, len(self.prefix)))

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from threaded_pipeline import threaded_pipeline
-from toy_family import toy_recipe, write_toy_family
+from toy_family import edge_recipe, write_toy_family
 
+from actors.edge_relay import EdgeRelay
 from actors.heap import keep_heap
+from cascade_runtime.channels import ChannelSpec
+from cascade_runtime.errors import CascadeError
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,14 @@ def test_what_was_there_is_not_walked_and_what_comes_later_is(thawed: None) -> N
     assert is_walked(after)
 
 
-def test_stages_that_run_have_kept_what_they_found(family: Path, thawed: None) -> None:
-    with threaded_pipeline(toy_recipe(family, ["noisy"])):
-        assert gc.get_freeze_count()
+def test_a_stages_loop_keeps_what_it_starts_with(family: Path, thawed: None) -> None:
+    relay = EdgeRelay(edge_recipe(family, ["noisy"], {"start_s": 5.0}))
+    relay.listen(ChannelSpec(backend="local", link="level0-target"))
+    loaded = relay.recipe.stages
+    assert is_walked(loaded)
+    with pytest.raises(CascadeError):
+        relay.link(None, 0.01)  # nobody comes: no loop
+    assert is_walked(loaded)
+    relay._start()
+    relay.stop()
+    assert not is_walked(loaded)

@@ -357,6 +357,8 @@ class Schedule:
     def on_verdict(self, k: int, verdict: DraftBlock | Verdict) -> None:
         """Upstream; a request that has ended below ends here."""
         assert isinstance(verdict, Verdict)
+        if verdict.request in self.released[k]:
+            return
         row = self.stages[k].on_verdict(verdict, self.now)
         if row is not None and row.standing.finished:
             self.publish(k, row)
@@ -368,6 +370,7 @@ class Schedule:
         """Nothing in it is larger than it may be."""
         stage = self.stages[k]
         assert len(stage.early) <= EARLY_BLOCKS, "early blocks pile up"
+        assert len(stage.overtook) <= EARLY_BLOCKS, "early verdicts pile up"
         assert len(stage.rows) <= self.slots[k], "more rows than slots"
         for row in stage.rows.values():
             standing = row.standing

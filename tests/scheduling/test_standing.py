@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -214,15 +215,25 @@ def test_a_verdict_that_was_lost_is_said_again_to_a_drafter_that_repeats_itself(
     row = standing(window=None)
     row.settle(row.work(0), [1])
     assert row.verdict() is not None  # and it is lost
-    block = DraftBlock(1, 0, 0, (7, 8), (1, 1), ack=0, finished=True)
+    block = DraftBlock(1, 0, 0, (7, 8), (1, 1), ack=0, finished=True, pace_us=100)
     row.on_drafts(block)
     assert row.verdict() is None  # the two may have crossed
-    row.on_drafts(block)
+    row.on_drafts(replace(block, pace_us=120))  # its stage has gone on with other rows
     again = row.verdict()
     assert again is not None and (again.seq, again.base, again.tokens) == (2, 0, (1,))
+    for _ in range(2):
+        assert row.verdict() is None
+        row.on_drafts(DraftBlock(1, 0, 1, (8,), (1,), ack=2, finished=True))  # it waits for the next one only
     assert row.verdict() is None
-    for _ in range(2):  # it has heard this one, and waits for nothing but the next
-        row.on_drafts(DraftBlock(1, 0, 1, (8,), (1,), ack=2, finished=True))
+
+
+def test_a_repeated_block_that_crosses_its_verdict_is_no_sign_of_a_loss() -> None:
+    row = standing(window=None)
+    block = DraftBlock(1, 0, 0, (7, 8), (1, 1), ack=0, finished=True)
+    row.on_drafts(block)
+    row.settle(row.work(2), [7, 8, 9])
+    assert row.verdict() is not None
+    row.on_drafts(block)
     assert row.verdict() is None
 
 
