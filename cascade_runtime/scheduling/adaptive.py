@@ -10,23 +10,26 @@
                                                      batch        who is in a pass, over how many drafts each
 
 The objective is predicted tokens per second (`prediction.py`); a new decision replaces an old one only where it
-promises `_BETTER` times as much. What is not in use is not measured, so it is tried from time to time (`_Trial`):
+promises `_BETTER` times as much. What is not in use is not measured, so it is tried from time to time (`Trial`):
 drafting while alone, being alone where drafting hardly pays, relaying where the neighbour has an upstream of its own.
 Trials that change nothing become rarer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cascade_runtime.messages import Grant
-from cascade_runtime.scheduling.cost import CostModel, StepCost
-from cascade_runtime.scheduling.hazards import Hazards
+from cascade_runtime.scheduling.cost import StepCost
+from cascade_runtime.scheduling.costs import Costs
+from cascade_runtime.scheduling.drafts import ENOUGH, Drafts
 from cascade_runtime.scheduling.policy import TRIAL_WINDOW, Decision, Picked, Policy
 from cascade_runtime.scheduling.prediction import Conditions, alone, predict
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.seats import Seats
+from cascade_runtime.scheduling.trial import SHARE, Trial
 
 _REPLAN = 32  # passes between two looks at the figures, less at the beginning
 _BETTER = 1.03  # what another mode must promise to be taken
@@ -34,47 +37,13 @@ _FINER = 1.01  # and other figures of the same mode, or drafting over being alon
 _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
-_TRIAL_SHARE = 0.01  # of the passes so far since the last trial: what trials of being alone may cost
-_ENOUGH = 4  # verified blocks before a decision rests on them; as many as there are rows, if more
 _WORTH_A_WAIT = 0.99  # of the best rate
 _SETTLED = 4  # passes after which a drafter that was told to stop has stopped
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
 _FORGET = 0.9
-
-
-@dataclass
-class _Trial:
-    """Something tried now and then, for so many passes at most. every: passes between two trials, doubled when one
-    changed nothing.
-    """
-
-    passes: int
-    every: int = 96
-    seldom: int = 6144
-    due: int = 96
-    ended: int = 0
-
-    def over(self, now: int, *, changed: bool) -> None:
-        self.every = 96 if changed else min(2 * self.every, self.seldom)
-        self.due, self.ended = now + self.every, now
-
-
-class _Drafts:
-    """What is known of one kind of drafts: verified by the neighbour, or passed on by it."""
-
-    def __init__(self) -> None:
-        self.hazards = Hazards()
-        self.pace_s = self.work_s = 0.0
-        self.heard = 0  # paces and silences
-
-    def came(self, pace_s: float, work_s: float) -> None:
-        self.heard += 1
-        self.pace_s = _FORGET * self.pace_s + (1 - _FORGET) * pace_s if self.pace_s else pace_s
-        self.work_s = _FORGET * self.work_s + (1 - _FORGET) * work_s if self.work_s else work_s
-
-    def known(self, rows: float) -> bool:
-        return self.pace_s > 0 and self.hazards.blocks >= max(_ENOUGH, rows)
+_OTHER_ROWS = 1.5  # times as many or as few: figures are looked at
+_OLD = 24.0  # blocks that what was known counts as when drafting is tried again
 
 
 class Adaptive(Policy):
@@ -96,16 +65,19 @@ class Adaptive(Policy):
     ) -> None:
         super().__init__(min(first_wait, most), window=most, sends=sends)
         self.decision = Decision(min(first_wait, most), most, most, reason="nothing measured yet")
-        self.together, self.apart = CostModel(prior), CostModel(prior)
+        self.costs = Costs(prior)
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
-        self._drafts = {False: _Drafts(), True: _Drafts()}  # by whether they were relayed
-        self._trials = {"alone": _Trial(_SETTLED + _ENOUGH), "draft": _Trial(64)}
+        self._drafts = {False: Drafts(), True: Drafts()}  # by whether they were relayed
+        self._trials = {"alone": Trial(_SETTLED + ENOUGH), "draft": Trial(64)}
         if can_relay:
-            self._trials["relay"] = _Trial(24, due=24)
+            self._trials["relay"] = Trial(24, due=24)
         self._trying: str | None = None
         self._trial_began = self._planned = self._passes = self._since_switch = 0
         self._trial_row: int | None = None
         self._restart_s = self._rows = self._context = 0.0
+        self._surprised = 0  # when something had changed
+        self._looked_at = 0.0, 0.0
+        self._lost_s = 0.0  # by this trial
         self._tried = 0  # blocks verified in this trial, and waits in vain once its drafter had spoken
         self._spoken = False
         self._other_way = False
@@ -127,10 +99,11 @@ class Adaptive(Policy):
 
     def need(self, row: ScheduledRow) -> int:
         """Drafts to wait for: none where nobody drafts, or where every token counts at once. A row that tries drafts
-        waits for one: those that come while it runs are refused unseen, and nothing is learnt.
+        waits for one, as long as one takes no longer than a pass: those that come while it runs may be refused unseen.
         """
         if not self.drafting:
-            return 1 if row.handle == self._trial_row else 0
+            quick = self._drafts[self.relaying].pace_s <= self._pass_s
+            return 1 if quick and row.handle == self._trial_row else 0
         return self.decision.min_drafts if self._patient else 0
 
     def pick(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> Picked:
@@ -156,7 +129,7 @@ class Adaptive(Policy):
 
     def _first_look(self) -> int:
         """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of one without."""
-        rows, cost = max(1, round(self._rows)), self.together
+        rows, cost = max(1, round(self._rows)), self.costs.fit(True)
         dear = _AT_FIRST * cost.seconds(rows, rows, rows * self._context)
         fits = [most for most in _MOST if cost.seconds(rows, rows * (1 + most), rows * self._context) <= dear]
         return min(max(fits, default=1), self._most)
@@ -170,7 +143,7 @@ class Adaptive(Policy):
             drafts, held = self._drafts[self.relaying], self.decision
             meanwhile = int(self._pass_s / drafts.pace_s) if drafts.pace_s > 0 else held.window
             full = min(held.window, held.max_drafts, meanwhile)
-            survival, fit = drafts.hazards.survival(self._most + 1), self.together.fit
+            survival, fit = drafts.hazards.survival(self._most + 1), self.costs.fit(True)
             self._seated = held, Seats(survival, fit, held.tokens_per_s, full, drafts.pace_s, self._restart_s)
         return self._seated[1]
 
@@ -184,28 +157,36 @@ class Adaptive(Policy):
             return Grant(0)
         return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
 
+    @property
+    def _weight(self) -> float:
+        """Of what is seen now: the few blocks of a trial count for more."""
+        return 6.0 if self._trying in ("draft", "relay") else 1.0
+
     # -- what came of it ---------------------------------------------------------------------------------------------
 
     def observe_hints(self, pace_us: int, work_us: int = 0, *, relayed: bool) -> None:
         """Drafts came, made at this pace and for so much time of shared cores."""
         self._spoken = True
         if pace_us:
-            self._drafts[relayed].came(pace_us * 1e-6, work_us * 1e-6)
+            self._drafts[relayed].came(pace_us * 1e-6, work_us * 1e-6, self._weight)
 
     def observe_silence(self, seconds: float) -> None:
         """A row waited so long for drafts, and none came: that is a pace, too."""
         silent = self._drafts[self.relaying]
         silent.came(seconds, silent.work_s)
         self._tried += self._spoken
+        self._lost_s += seconds / max(1.0, self._rows)
 
     def observe_restart(self, seconds: float, drafts: int, pace_us: int) -> None:
         """After a refusal, the first `drafts` new ones took so long."""
+        self._lost_s += seconds / max(1.0, self._rows)
         beyond = max(0.0, seconds - drafts * pace_us * 1e-6)
         self._restart_s = _FORGET * self._restart_s + (1 - _FORGET) * beyond
 
     def observe_settled(self, drafted: int, accepted: int, *, relayed: bool) -> None:
-        """A row's drafts were looked at. The few blocks of a trial count for more."""
-        self._drafts[relayed].hazards.observe(drafted, accepted, 6.0 if self._trying in ("draft", "relay") else 1.0)
+        """A row's drafts were looked at."""
+        if self._drafts[relayed].hazards.observe(drafted, accepted, self._weight):
+            self._surprised = self._passes
         self._tried += 1
 
     def observe_work(self, seconds: float, looked: int, tokens: int) -> None:
@@ -216,25 +197,43 @@ class Adaptive(Policy):
         """A pass without prompts ran. Now and then the figures are looked at, and something else is tried."""
         self._since_switch += 1
         self._occupied = _FORGET * self._occupied + (1 - _FORGET) * work_s / seconds
-        if self.drafting:
-            self.together.observe(rows, tokens, context, seconds)
-        elif self._since_switch > _SETTLED:
-            self.apart.observe(rows, tokens, context, seconds)
+        if self._trying == "draft":
+            self._lost_s += seconds - self.costs.fit(False).seconds(rows, rows, context)
+        settled = self.drafting or self._since_switch > _SETTLED
+        if settled and self.costs.observe(self.drafting, rows, tokens, context, seconds):
+            self._surprised = self._passes
         self._context = context / rows
         self._pass_s = _FORGET * self._pass_s + (1 - _FORGET) * seconds if self._pass_s else seconds
         self._passes += 1
         if self._trying is not None:
-            enough = self._trying == "draft" and self._tried >= _ENOUGH
+            enough = self._trying == "draft" and self._tried >= ENOUGH
             if enough or self._passes - self._trial_began >= self._trials[self._trying].passes:
                 self._end_trial()
-        elif self._passes - self._planned >= min(_REPLAN, max(2, self._planned)):
+            return
+        if self._moved():
+            self._surprised, before = self._passes, self._looked_at[0]
+            if before > self._rows:  # a restart waits behind other rows' drafts; where nobody waits none is measured
+                self._restart_s *= self._rows / before
+        if not self.costs.doubtful and self._passes - self._planned >= min(
+            _REPLAN, max(2, self._planned - self._surprised)
+        ):
             self._plan()
             self._begin_trial()
+
+    def _moved(self) -> bool:
+        """Whether there are other rows at hand, or drafts come at other times, than when figures were looked at."""
+        rows, first_s = self._looked_at
+        now = self._first_s()
+        return max(rows, self._rows) > _OTHER_ROWS * min(rows, self._rows) or max(first_s, now) > 2 * min(first_s, now)
+
+    def _first_s(self) -> float:
+        """From a refusal until the first draft."""
+        return self._restart_s + self._drafts[self.decision.relay].pace_s
 
     def passed(self) -> None:
         """A pass ran, with prompts or without: until something is decided, no pass is too few to look."""
         self._looked += 1
-        if not self.decision.tokens_per_s and self._looked % (4 * _ENOUGH) == 0:
+        if not self.decision.tokens_per_s and self._looked % (4 * ENOUGH) == 0:
             self._plan()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ class Adaptive(Policy):
         survival = drafts.hazards.survival(self._most + 1)
         rows = max(1, round(self._rows))
         return Conditions(
-            self.together.fit,
+            self.costs.fit(True),
             survival,
             drafts.pace_s,
             self._restart_s,
@@ -256,22 +255,22 @@ class Adaptive(Policy):
         )
 
     def _plan(self) -> None:
-        self._planned = self._passes
+        self._planned, self._looked_at = self._passes, (self._rows, self._first_s())
         rows = max(1, round(self._rows))
-        step_s = self.together.seconds(rows, rows, rows * self._context)
+        step_s = self.costs.fit(True).seconds(rows, rows, rows * self._context)
         candidates = [  # a drafter slower than the stage itself need not be known any better
             self._best(relayed)
             for relayed, drafts in self._drafts.items()
-            if drafts.known(self._rows) or (drafts.pace_s > step_s and drafts.heard >= max(2 * _ENOUGH, 2 * rows))
+            if drafts.known(self._rows) or (drafts.pace_s > step_s and drafts.heard >= max(2 * ENOUGH, 2 * rows))
         ]
         if not candidates:
             return
         best = max(candidates, key=lambda decision: decision.tokens_per_s)
-        # never alone yet: a pass costs what it does with drafters about, not what it cost before anybody was
-        cost = (self.apart if self.apart.observations else self.together).fit
-        best = replace(best, tokens_per_s_alone=alone(replace(self._conditions(best.relay), cost=cost)))
-        held = self.decision
-        if best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
+        at, held = self._conditions(best.relay), self.decision
+        best = replace(best, tokens_per_s_alone=alone(replace(at, cost=self.costs.fit(False))))
+        if predict(at, best.min_drafts, best.window, best.max_drafts).tokens_per_pass < _FINER:
+            best = replace(best, speculate=False, reason="drafts come too late or are refused")
+        elif best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
         self._adopt(best)
 
@@ -316,15 +315,18 @@ class Adaptive(Policy):
     def _begin_trial(self) -> None:
         held = self.decision
         wanted = ["alone" if held.speculate else "draft"] + (["relay"] if held.speculate else [])
+        calm = self._surprised + _REPLAN if self._surprised else 0  # nothing is tried again while something changes
         for name in wanted:
             trial = self._trials.get(name)
-            if trial is None or self._passes < trial.due or self._trying is not None:
+            if trial is None or self._trying is not None or self._passes < max(trial.due, calm if trial.ended else 0):
                 continue
             lost = 1.0 - held.tokens_per_s_alone / held.tokens_per_s if name == "alone" and held.tokens_per_s else 0.0
-            if trial.passes * lost > _TRIAL_SHARE * (self._passes - trial.ended):
+            if trial.passes * lost > SHARE * (self._passes - trial.ended):
                 continue
             self._trying, self._trial_began, self._since_switch = name, self._passes, 0
-            self._tried, self._spoken = 0, False
+            self._tried, self._spoken, self._lost_s = 0, False, 0.0
+            if name == "draft":
+                self._drafts[self.relaying].hazards.fade(_OLD)
             self._other_way = "relay" in self._trials and not self._other_way
 
     def _end_trial(self) -> None:
@@ -334,7 +336,8 @@ class Adaptive(Policy):
         self._trying, self._trial_row, self._since_switch = None, None, 0
         self._plan()
         changed = (before.speculate, before.relay) != (self.decision.speculate, self.decision.relay)
-        self._trials[name].over(self._passes, changed=changed or untried)
+        lost = self._lost_s / self._pass_s if name == "draft" else math.inf
+        self._trials[name].over(self._passes, changed=changed or untried, lost=lost)
 
     def _choose_trial_row(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> None:
         if self._trying != "draft" or any(row.handle == self._trial_row for row in (*ready, *others)):

@@ -4,7 +4,8 @@
 
 rows share the pass, `tokens` are fed in all, `context` is the sum of the positions their KV rows hold. Least squares
 with forgetting, no coefficient below zero: a stage that never saw two batch sizes cannot know what a row costs, and a
-negative cost would make the policy greedy for it.
+negative cost would make the policy greedy for it. When several passes in a row take other times than predicted, the
+stage has become slower or faster: all coefficients change alike, and what is old counts little from then on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ _FORGET = 0.98  # per pass: the last fifty count
 _SOLVE, _MANY = 8, 64
 _RIDGE = 1e-3  # of the normal matrix: keeps coefficients nobody has seen vary at the prior
 _OUTLIER = 4.0  # a pass this many times dearer than predicted was interrupted, and counts as this many times only
+_LATELY = 0.8  # of late: the last five
+_SURPRISE, _MOST_OFF = 0.4, 0.6  # how far off they are on average, and how far one may seem to be
+_AS_USUAL, _DOUBT = 0.15, 8  # how far off passes on average may be, and for how many of them that is left open
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,69 @@ class StepCost:
         """What a pass over so many rows, tokens and held positions takes."""
         return self.base + self.per_row * rows + self.per_token * tokens + self.per_position * context
 
+    @property
+    def coefficients(self) -> tuple[float, float, float, float]:
+        """Of the line above."""
+        return self.base, self.per_row, self.per_token, self.per_position
+
+    def times(self, factor: float) -> StepCost:
+        """A stage so many times slower."""
+        return StepCost(*(factor * each for each in self.coefficients))
+
 
 class CostModel:
     """A `StepCost` that follows measurements. `observations` counts them."""
 
     def __init__(self, prior: StepCost) -> None:
-        self._prior = np.array([prior.base, prior.per_row, prior.per_token, prior.per_position])
+        self._prior = np.array(prior.coefficients)
         self._normal = np.zeros((4, 4))
         self._moment = np.zeros(4)
-        self._fit = prior
+        self._fit = self._trusted = prior  # trusted: before the last passes took other times
+        self._doubted = 0  # passes in a row that have left it open what they mean
         self._unsolved = 0  # passes that the fit does not know yet
+        self._off = self._late_s = self._late_trusted_s = 0.0  # of the last passes
         self.observations = 0
 
-    def observe(self, rows: int, tokens: int, context: int, seconds: float) -> None:
-        """One pass took `seconds`."""
+    def observe(self, rows: int, tokens: int, context: int, seconds: float) -> bool:
+        """One pass took `seconds`. Returns whether it is clear by now that something has changed."""
         if self.observations > 8:
             seconds = min(seconds, _OUTLIER * self.fit.seconds(rows, tokens, context))
+        surprised = self.observations > _MANY and self._surprises(rows, tokens, context, seconds)
+        if surprised:
+            self.change(self._late_s / self._late_trusted_s)
         features = np.array([1.0, rows, tokens, context])
         self._normal = _FORGET * self._normal + np.outer(features, features)
         self._moment = _FORGET * self._moment + features * seconds
         self.observations += 1
         self._unsolved += 1
+        return surprised
+
+    def _surprises(self, rows: int, tokens: int, context: int, seconds: float) -> bool:
+        self._doubted = self._doubted + 1 if self.doubtful else 0
+        if self._doubted >= _DOUBT:  # neither as usual nor a surprise: it is what the fit has learnt meanwhile
+            self._off = 0.0
+        if not self.doubtful:
+            self._trusted = self.fit
+        trusted = max(self._trusted.seconds(rows, tokens, context), 1e-12)
+        self._off = _LATELY * self._off + (1.0 - _LATELY) * max(-_MOST_OFF, min(_MOST_OFF, seconds / trusted - 1.0))
+        self._late_s = 0.5 * self._late_s + seconds
+        self._late_trusted_s = 0.5 * self._late_trusted_s + trusted
+        return abs(self._off) > _SURPRISE
+
+    @property
+    def doubtful(self) -> bool:
+        """The last passes took other times than they should have, and it is not clear yet what that means."""
+        return abs(self._off) > _AS_USUAL
+
+    def change(self, factor: float) -> None:
+        """All passes take `factor` times as long from now on, and no more is known. No news where that is 1."""
+        if factor == 1.0:
+            return
+        known = self._trusted if self.observations > _MANY else self.fit
+        self._fit = self._trusted = known.times(factor)
+        self._prior = np.array(self._trusted.coefficients)
+        self._normal, self._moment, self._unsolved = np.zeros((4, 4)), np.zeros(4), 0
+        self._off = self._late_s = self._late_trusted_s = 0.0
 
     @property
     def fit(self) -> StepCost:

@@ -19,7 +19,8 @@ from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 
 Picked = list[tuple[ScheduledRow, int]]
 TRIAL_WINDOW = 4  # of a row that tries drafts where nobody else makes any
-_PACE_FORGET = 0.95
+_PACE_FORGET, _LATE_FORGET = 0.95, 0.7
+_OTHER_PACE = 2.0  # times as quick or slow as usual
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Policy:
         self.decision = Decision(min_drafts, window, min_drafts)
         self._grant = Grant(window, block)
         self._first = Grant(MAX_WINDOW, sends)
+        self._late_s = self._late = 0.0
         self._seconds = self._tokens = self._work_s = self._worked_for = 0.0
 
     def need(self, row: ScheduledRow) -> int:
@@ -85,9 +87,16 @@ class Policy:
         return round(1e6 * self._seconds / self._tokens) if self._tokens else 0
 
     def observe_pace(self, seconds: float, tokens: int) -> None:
-        """A row grew by so many tokens within so many seconds, during which it could have grown."""
+        """A row grew by so many tokens within so many seconds, during which it could have grown. When the last few took
+        a far other time than usual, they alone count.
+        """
+        self._late_s = _LATE_FORGET * self._late_s + seconds
+        self._late = _LATE_FORGET * self._late + tokens
         self._seconds = _PACE_FORGET * self._seconds + seconds
         self._tokens = _PACE_FORGET * self._tokens + tokens
+        late, usual = self._late_s * self._tokens, self._seconds * self._late
+        if max(late, usual) > _OTHER_PACE * min(late, usual):
+            self._seconds, self._tokens = self._late_s, self._late
 
     @property
     def work_us(self) -> int:

@@ -13,6 +13,7 @@ from cascade_runtime.scheduling.policy import LockStep, Policy
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.scheduling.trial import Trial
 from cascade_runtime.simulation import Agreement, Link, Load, Stage, simulate
 
 COST = StepCost(base=0.05, per_token=0.0005)
@@ -174,3 +175,57 @@ def test_whoever_only_passes_drafts_on_grants_what_it_was_granted_although_it_wa
     assert granted(Grant(0, relay=True)) == [Grant(0)]
     assert granted(Grant(8, 3, relay=True)) == [Grant(8, 3)]
     assert granted(Grant(8)) == [Grant(0)]
+
+
+def test_a_pace_that_has_changed_is_known_after_few_tokens_and_one_slow_token_is_not_a_pace() -> None:
+    policy = Policy(0)
+    for seconds in (0.2,) * 50 + (0.002,) * 12:
+        policy.observe_pace(seconds, 1)
+    assert policy.pace_us < 10_000
+    for _ in range(50):
+        policy.observe_pace(0.002, 1)
+    policy.observe_pace(0.007, 1)
+    assert policy.pace_us < 3_000
+
+
+def test_a_trial_without_result_is_put_off_but_not_for_long_where_it_costs_nothing() -> None:
+    dear, cheap = Trial(64), Trial(64)
+    for number in range(1, 5):
+        dear.over(1000 * number, changed=False, lost=50.0)
+        cheap.over(1000 * number, changed=False, lost=0.1)
+    assert (dear.every, cheap.every) == (96 * 2**4, 80)
+    dear.over(9000, changed=False, lost=1.0)
+    assert dear.due == 9000 + 200
+    dear.over(9000, changed=True, lost=50.0)
+    assert dear.due == 9000 + 96
+
+
+def test_figures_are_looked_at_soon_after_an_agreement_has_dropped() -> None:
+    policy, ready = Adaptive(COST, most=16), [row(0)]
+
+    def one(accepted: int) -> None:
+        policy.pick(ready, [])
+        policy.observe_hints(1000, relayed=False)
+        policy.observe_settled(6, accepted, relayed=False)
+        policy.observe_pass(1, 7, 64, COST.seconds(1, 7))
+        policy.passed()
+
+    for _ in range(320):
+        one(6)
+    assert policy.decision.max_drafts == 16
+    for _ in range(24):  # once every 32 passes is as often as figures are looked at where nothing changes
+        one(0)
+    assert policy.decision.tokens_per_s < 1.5 * policy.decision.tokens_per_s_alone
+
+
+def test_drafts_that_come_too_late_for_any_pass_are_no_speculation() -> None:
+    policy, ready = Adaptive(COST, most=16), [row(0)]
+    for _ in range(64):
+        policy.pick(ready, [])
+        policy.observe_hints(200_000, relayed=False)
+        policy.observe_settled(1, 1, relayed=False)
+        policy.observe_pass(1, 2, 64, COST.seconds(1, 2))
+        policy.passed()
+        if policy.decision.tokens_per_s:
+            break
+    assert (policy.decision.speculate, policy.decision.reason) == (False, "drafts come too late or are refused")

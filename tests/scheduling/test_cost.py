@@ -7,6 +7,7 @@ import random
 import pytest
 
 from cascade_runtime.scheduling.cost import CostModel, StepCost
+from cascade_runtime.scheduling.costs import Costs
 
 PRIOR = StepCost(0.01)
 
@@ -43,3 +44,36 @@ def test_a_stage_that_became_slower_is_followed() -> None:
     for seconds in (0.02,) * 200 + (0.06,) * 200:
         model.observe(1, 5, 100, seconds)
     assert model.seconds(1, 5, 100) == pytest.approx(0.06, rel=0.05)
+
+
+def test_a_stage_that_is_five_times_slower_is_known_after_few_passes_and_keeps_the_shape_of_its_cost() -> None:
+    true, model, rng = StepCost(0.02, 0.001, 0.0005), CostModel(PRIOR), random.Random(2)
+    for _ in range(200):
+        tokens = rng.randint(8, 40)
+        assert not model.observe(8, tokens, 800, true.seconds(8, tokens))
+    noticed, doubtful = 0, 0
+    for number in range(20):
+        noticed += model.observe(8, 16 + number % 3, 800, 5 * true.seconds(8, 16 + number % 3))
+        doubtful += model.doubtful
+        assert number < 6 or noticed
+    assert 0 < doubtful < 16 and not model.doubtful
+    for tokens in (8, 40):  # which were not seen since
+        assert model.seconds(8, tokens, 800) == pytest.approx(5 * true.seconds(8, tokens), rel=0.15)
+
+
+def test_a_mode_that_is_not_in_use_follows_the_other() -> None:
+    costs = Costs(StepCost(0.02))
+
+    def run(drafting: bool, seconds: float) -> None:
+        for _ in range(80):
+            costs.observe(drafting, 1, 1, 100, seconds)
+
+    run(True, 0.022)
+    assert costs.fit(False).seconds(1, 1, 100) == pytest.approx(0.022, rel=0.02)  # was never in use
+    run(False, 0.020)
+    run(True, 0.022)
+    assert costs.fit(False).seconds(1, 1, 100) == pytest.approx(0.020, rel=0.02)
+    run(True, 0.066)
+    assert costs.fit(False).seconds(1, 1, 100) == pytest.approx(0.060, rel=0.05)
+    run(False, 0.060)
+    assert costs.fit(True).seconds(1, 1, 100) == pytest.approx(0.066, rel=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from cascade_runtime.scheduling.hazards import Hazards, expected_tokens, geometric
@@ -30,6 +32,41 @@ def test_old_blocks_are_forgotten() -> None:
     for _ in range(500):
         hazards.observe(1, 1)
     assert hazards.survival(1)[1] > 0.9
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.2), (0.2, 0.9)])
+def test_another_agreement_is_noticed_within_a_dozen_blocks_and_known_soon(before: float, after: float) -> None:
+    hazards, rng = Hazards(), random.Random(0)
+
+    def block(agreement: float) -> bool:
+        accepted = next((k for k in range(4) if rng.random() >= agreement), 4)
+        return hazards.observe(4, accepted)
+
+    assert sum(block(before) for _ in range(300)) <= 1
+    noticed = next(k for k in range(100) if block(after))
+    assert noticed < 12
+    assert not any(block(after) for _ in range(12))  # and is not surprised twice
+    assert hazards.survival(1)[1] == pytest.approx(after, abs=0.2)  # forgetting alone is a fifth of the way there
+
+
+def test_blocks_that_are_alike_hardly_ever_surprise() -> None:
+    hazards, rng = Hazards(), random.Random(1)
+    surprises = 0
+    for _ in range(5000):
+        surprises += hazards.observe(6, next((k for k in range(6) if rng.random() >= 0.7), 6))
+    assert surprises <= 5
+
+
+def test_what_is_old_counts_as_few_blocks() -> None:
+    faded, whole = Hazards(), Hazards()
+    for number in range(300):
+        for each in (faded, whole):
+            each.observe(1, number % 2)
+    faded.fade(8)
+    assert faded.survival(1)[1] == pytest.approx(0.5, abs=0.05)
+    for _ in range(6):
+        assert not any(each.observe(1, 1) for each in (faded, whole))
+    assert whole.survival(1)[1] < 0.56 < 0.6 < faded.survival(1)[1]
 
 
 def test_a_pass_brings_its_accepted_run_and_one_token() -> None:
