@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cascade_runtime.messages import Grant
+from cascade_runtime.scheduling.achieved import Achieved
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.costs import Costs
 from cascade_runtime.scheduling.drafts import ENOUGH, Drafts
@@ -65,7 +66,7 @@ class Adaptive(Policy):
     ) -> None:
         super().__init__(min(first_wait, most), window=most, sends=sends)
         self.decision = Decision(min(first_wait, most), most, most, reason="nothing measured yet")
-        self.costs = Costs(prior)
+        self.costs, self._achieved = Costs(prior), Achieved()
         self._most, self._patient, self._cores, self._occupied = most, patient, cores, 1.0
         self._drafts = {False: Drafts(), True: Drafts()}  # by whether they were relayed
         self._trials = {"alone": Trial(_SETTLED + ENOUGH), "draft": Trial(64)}
@@ -193,6 +194,15 @@ class Adaptive(Policy):
         """A pass took so much of shared cores, and what was drafted for it took some as well."""
         super().observe_work(seconds + looked * self._drafts[self.relaying].work_s, looked, tokens)
 
+    def observe_pace(self, seconds: float, tokens: int) -> None:
+        """A row grew by so many tokens within so many seconds: as many as were promised?"""
+        super().observe_pace(seconds, tokens)
+        held, rows = self.decision, self._looked_at[0]
+        promised = held.tokens_per_s if self.drafting else held.tokens_per_s_alone
+        steady = self._since_switch > _SETTLED and max(rows, self._rows) < _OTHER_ROWS * min(rows, self._rows)
+        if promised and steady and self._trying != "draft":
+            self._achieved.observe(self.drafting, tokens, promised * seconds / rows)
+
     def observe_pass(self, rows: int, tokens: int, context: int, seconds: float, work_s: float = 0.0) -> None:
         """A pass without prompts ran. Now and then the figures are looked at, and something else is tried."""
         self._since_switch += 1
@@ -268,9 +278,10 @@ class Adaptive(Policy):
         best = max(candidates, key=lambda decision: decision.tokens_per_s)
         at, held = self._conditions(best.relay), self.decision
         best = replace(best, tokens_per_s_alone=alone(replace(at, cost=self.costs.fit(False))))
+        by_itself = best.tokens_per_s_alone * self._achieved.alone
         if predict(at, best.min_drafts, best.window, best.max_drafts).tokens_per_pass < _FINER:
             best = replace(best, speculate=False, reason="drafts come too late or are refused")
-        elif best.tokens_per_s < best.tokens_per_s_alone * (_FINER if held.speculate else _BETTER):
+        elif best.tokens_per_s < by_itself * (_FINER if held.speculate else _BETTER):
             best = replace(best, speculate=False, reason="drafts bring less than decoding alone")
         self._adopt(best)
 

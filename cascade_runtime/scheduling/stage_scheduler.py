@@ -208,6 +208,7 @@ class StageScheduler:
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int] | Grown], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices, or the tree it has drafted. Yields what each brought, in order."""
         looked = grown = 0
+        mixed = any(task.prompt for task in tasks)  # the time of such a pass is left out, and so is what it brought
         for task, chosen in zip(tasks, choices, strict=True):
             row = task.row
             row.prompt_left -= task.prompt or 0
@@ -227,7 +228,7 @@ class StageScheduler:
                 self.policy.observe_settled(settled.drafted, settled.accepted, relayed=not own)
             if self.stage and settled.accepted < settled.drafted:
                 row.restarted = now
-            if row.produced is not None:
+            if row.produced is not None and not mixed:
                 self.policy.observe_pace(now - self._prefilled_s - row.produced, len(settled.added))
             row.produced = None if row.standing.blocked else now - self._prefilled_s
             row.missed = row.missed + 1 if row.late else 0
