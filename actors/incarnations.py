@@ -21,8 +21,8 @@ class Incarnations:
         self._given_up: dict[str, str] = {}  # stage -> why
 
     def fell(self, stage: str, number: int) -> bool:
-        """The stage is down until this incarnation of it is there. Whether the present one fell just now: what could not
-        be started has not replaced it.
+        """The stage is down until this incarnation of it is there. Whether it was up: what could not be started has not
+        been at anything.
         """
         news = number > self._next[stage] and not self.down(stage)
         self._next[stage] = max(number, self._next[stage])
