@@ -14,12 +14,12 @@ from cascade_runtime.config import Recipe
 from cluster.launch import FOREGROUND
 
 _STORE_BYTES = 200_000_000
-_HEAD_CPUS = 0.5  # the controller's
+_HEAD_CPUS = 1  # room for the controller; Ray takes whole ones only
 _QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 class Machines:
-    """A head that holds driver and controller, and `count` nodes that can hold the stages even when one is missing."""
+    """A head that holds the driver and stays, and `count` nodes that can hold the stages even when one is missing."""
 
     def __init__(self, recipe: Recipe, count: int, seed: int) -> None:
         places = [*recipe.stages, *filter(None, (recipe.encoder, recipe.adapter))]
