@@ -26,7 +26,8 @@ class Machines:
         self._cpus = -(-int(sum(place.num_cpus for place in places) + 1) // (count - 1)) + 1
         self._rng = random.Random(seed)
         head = {"num_cpus": _HEAD_CPUS, "object_store_memory": _STORE_BYTES, "_system_config": {**FOREGROUND, **_QUICK}}
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        # its hooks at exit may only be set in the main thread, and nodes join in others: see `close`
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self._nodes = [self._add() for _ in range(count)]
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         self._cluster.wait_for_nodes()
