@@ -26,7 +26,7 @@ from typing import Any
 
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
-from actors.handles import StageHandle, Stages
+from actors.handles import StageHandle, Stages, ask
 from actors.heap import keep_heap
 from actors.incarnations import Incarnations
 from actors.pulse import Pulse
@@ -68,8 +68,8 @@ class Controller:
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
         control_s = recipe.deadlines.control_s
-        self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
-        self.shared: tuple[bool, ...] = stages.adapter.result(stages.adapter.start("info"), control_s)["shared"]
+        self.ends: tuple[int, ...] = ask(stages.target, control_s, "info")["ends"]
+        self.shared: tuple[bool, ...] = ask(stages.adapter, control_s, "info")["shared"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows
