@@ -11,6 +11,6 @@ Controller: admits requests to the stages and hands out answers; nothing passes 
     in the loop    passes.py computes, rows.py: what is inside; neighbour.py: the stage next door, links.py: how it is
                    reached (host.py: on which machine), heap.py; commands.py, bell.py: how other threads reach the loop
     the front      controller.py; course.py: one request's way, ending.py: its end, quarantine.py: who may not enter
-                   again, handles.py: how stages are reached
+                   again, incarnations.py: who is there, handles.py: how stages are reached
     what is said   facts.py, pulse.py
 """

@@ -7,8 +7,8 @@ through it.
     verdict = adapter.decide(...)  -> drafters.revise       encodes and prefills; a frame the gate refuses is replaced
     target.take(...)               -> the answer            long polls, one per streamed round or one per answer
     release everywhere                                      whatever happened
-    renew(name, stage)                                      a stage was started anew: it is told of every request again,
-                                                            with the features that lie here and the tokens confirmed
+    fell(name), renew(name, stage)                          a stage died, and was started anew: it is told of every
+                                                            request again, with its features and tokens confirmed
 
 Stages are reached through `StageHandle`, so that the same controller runs over Ray actors and over plain threads.
 """
@@ -26,8 +26,9 @@ from typing import Any
 
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
-from actors.handles import StageHandle, Stages
+from actors.handles import StageHandle, Stages, ask
 from actors.heap import keep_heap
+from actors.incarnations import Incarnations
 from actors.pulse import Pulse
 from actors.quarantine import Quarantine
 from actors.rows import RowReport
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 64
 _RECALLED = 1024  # ids remembered that were cancelled before their request came
 _TAKE_S = 1.0  # the tokens known here are at most so old: what a target that is started anew goes on from
+_GUILTY = "has crashed with this request in it, again and again"
 _PAUSE_S = 0.25  # between tries while a stage is down
 _PROBE = 8  # while the target decodes alone, one request in so many is still prepared for drafting
 
@@ -66,8 +68,8 @@ class Controller:
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
         control_s = recipe.deadlines.control_s
-        self.ends: tuple[int, ...] = stages.target.result(stages.target.start("info"), control_s)["ends"]
-        self.shared: tuple[bool, ...] = stages.adapter.result(stages.adapter.start("info"), control_s)["shared"]
+        self.ends: tuple[int, ...] = ask(stages.target, control_s, "info")["ends"]
+        self.shared: tuple[bool, ...] = ask(stages.adapter, control_s, "info")["shared"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows
@@ -76,8 +78,8 @@ class Controller:
         self._recalled: OrderedDict[str, None] = OrderedDict()
         self._cancelled = 0
         self._draining = False
-        self._renewals = dict.fromkeys(stages.named(self.names), 0)
-        self._given_up: dict[str, str] = {}  # stage -> why
+        self._incarnations = Incarnations(stages.named(self.names))
+        self._needed = ("encoder", "adapter", self.names[-1])  # without which there is no answer
         self._quarantine = Quarantine()
         self._drafts = True  # the target had use for drafts when it was last heard
         # a drafter that learns from every answer, or drafts on the edge in any case: for next to nothing
@@ -114,20 +116,28 @@ class Controller:
             self.stages.target.result(release, self.recipe.deadlines.control_s)
         return True
 
-    def renew(self, name: str, stage: StageHandle, planned: bool = False) -> None:
-        """Stage `name` was started anew, is behind this handle and knows of no request: tell it of those inside. They
-        are suspects, unless it was `planned`.
+    def fell(self, name: str, incarnation: int, ago_s: float) -> None:
+        """Stage `name` is dead or hangs, and this incarnation is to follow. It was well `ago_s` ago: who was told to it
+        later is not suspect.
         """
         with self._changed:
+            if not self._incarnations.fell(name, incarnation):
+                return
+            fallen, well_at = self._incarnations.present[name], time.monotonic() - ago_s
+            present = {
+                course.request.request_id: len(course.progress.tokens) if name == self.names[-1] else 0
+                for course in self._inside.values()
+                if not course.over and course.was_at(name, fallen, well_at)
+            }
+            self._quarantine.crashed(name, present)
+            self._changed.notify_all()
+
+    def renew(self, name: str, stage: StageHandle, incarnation: int) -> None:
+        """Stage `name` was started anew, is behind this handle and knows of no request: tell it of those inside."""
+        with self._changed:
             inside = [course for course in self._inside.values() if not course.over]
-            if not planned:
-                present = {
-                    course.request.request_id: len(course.progress.tokens) if name == self.names[-1] else 0
-                    for course in inside
-                    if self._is_in(course, name)
-                }
-                self._quarantine.crashed(name, present)
-            self._renewals[name] += 1
+            if not self._incarnations.renewed(name, incarnation):
+                return
             self.stages = Stages.of({**self.stages.named(self.names), name: stage})
             self._changed.notify_all()
         for course in inside:
@@ -137,7 +147,7 @@ class Controller:
     def give_up(self, name: str, problem: str) -> None:
         """Stage `name` will not come back: whoever needs it fails, now and from now on."""
         with self._changed:
-            self._given_up[name] = problem
+            self._incarnations.give_up(name, problem)
             self._changed.notify_all()
 
     def pulse(self) -> Pulse:
@@ -224,19 +234,11 @@ class Controller:
             self._free -= 1
             course.entered = True
 
-    def _is_in(self, course: Course, name: str) -> bool:
-        """Whether this incarnation of a stage has been told of it, and may still be at it."""
-        if name == self.names[-1]:
-            return course.target_at == self._renewals[name]
-        if name in self.names:
-            return name in course.drafting
-        return course.entered and not course.prepared
-
     def _pursue(self, course: Course, *, stream: bool) -> Generator[Piece, None, Progress]:
         """Admit a request and follow it to its end; again from where it stood when a stage it needs has died."""
         telling = Telling(Stopper(self.tokenizer, self.ends, course.request.sampling))
         while True:
-            renewals = dict(self._renewals)
+            renewals = dict(self._incarnations.present)
             try:
                 if not course.prepared:
                     self._permit(course, "encoder", "adapter")
@@ -246,38 +248,41 @@ class Controller:
                 return (yield from self._follow(course, telling, stream=stream))
             except FeaturesLost as error:
                 course.prepared = False
+                course.told.pop(self.names[-1], None)  # it has not got them
                 self._await(course, error, renewals)
             except (StageDied, ChannelError, DeadlineExceeded) as error:  # or a call was lost on its way
                 self._await(course, error, renewals)
 
     def _permit(self, course: Course, *stages: str) -> None:
-        """Wait until the request may enter these stages. Raises `Quarantined` where it never will."""
+        """Wait until these stages are there and the request may enter. Raises `Quarantined` where it never will."""
         request_id = course.request.request_id
         with self._changed:
 
             def decided() -> bool:
-                guilty = any(self._quarantine.guilty(stage, request_id) for stage in stages)
-                return guilty or all(self._quarantine.admits(stage, request_id) for stage in stages)
+                if any(self._quarantine.guilty(stage, request_id) for stage in stages):
+                    return True
+                if self._incarnations.down(*stages):
+                    return bool(self._incarnations.given_up(*stages))
+                return all(self._quarantine.admits(stage, request_id) for stage in stages)
 
             self._changed.wait_for(lambda: course.cancelled or decided(), course.left_s)
             for stage in stages:
                 if self._quarantine.guilty(stage, request_id):
-                    raise Quarantined(
-                        stage, request_id, "the stage has crashed with this request in it, again and again"
-                    )
+                    raise Quarantined(stage, request_id, f"the stage {_GUILTY}")
             assert course.left_s > 0  # else it has raised
 
     def _await(self, course: Course, error: CascadeError, renewals: dict[str, int]) -> None:
         """A stage is down: until one was started anew, or it is worth another try. Raises what cannot be mended."""
         if not self.recipe.supervision.restarts:
             raise error
+        stages = self._incarnations
         with self._changed:
             self._changed.wait_for(
-                lambda: self._renewals != renewals or course.cancelled or self._given_up, min(_PAUSE_S, course.left_s)
+                lambda: stages.present != renewals or course.cancelled or stages.given_up(*self._needed),
+                min(_PAUSE_S, course.left_s),
             )
-            for name in self._given_up.keys() & {"encoder", "adapter", self.names[-1]}:
-                problem = f"given up: {self._given_up[name]}"
-                raise StageError(name, course.request.request_id, problem) from error
+            for name, why in stages.given_up(*self._needed).items():
+                raise StageError(name, course.request.request_id, f"given up: {why}") from error
 
     def _call(self, stage: StageHandle, reference: Any, course: Course) -> Any:
         return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
@@ -286,6 +291,7 @@ class Controller:
         """Start everything that can run at once, perhaps once more; wait for nothing but the target's admission."""
         request, adapter, handle = course.request, self.stages.adapter, course.handle
         course.decision = course.better = None
+        course.tell(self._incarnations.present, "encoder", "adapter")
         strict = self.recipe.cascade.mode == "strict"
         uses_events = self.recipe.adapter is not None and (course.drafts or not strict)
         view = self.stages.encoder.start("view", handle, request.events, uses_events)
@@ -329,9 +335,10 @@ class Controller:
             admits = self._quarantine.admits(name, request_id)
         if not admits:  # the others can do without it
             course.drafting.pop(name, None)
-            course.notes.append(f"without {name}: it has crashed with this request in it, again and again")
+            course.notes.append(f"without {name}: it {_GUILTY}")
             return
         drafter = self.stages.drafters[level]
+        course.tell(self._incarnations.present, name)
         course.drafting[name] = self._start_admit(drafter, course, level)
         if course.better is not None and level not in course.own:
             drafter.start("revise", course.handle, course.better)
@@ -339,10 +346,14 @@ class Controller:
     def _admit_target(self, course: Course, features: Any) -> None:
         name = self.names[-1]
         course.features[name] = features
+        if not course.prepared and self._incarnations.down(name):  # no other stage is at it while it waits
+            self._call(self.stages.adapter, self.stages.adapter.start("moments", course.handle, features), course)
+            course.made()
         self._permit(course, name)
-        course.target_at, course.target = self._renewals[name], self.stages.target
+        course.target_at, course.target = self._incarnations.present[name], self.stages.target
+        course.tell(self._incarnations.present, name)
         self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1), course)
-        course.prepared = True
+        course.made()
         course.seeing = {
             "encoder": self.stages.encoder.start("moments", course.handle),
             "adapter": self.stages.adapter.start("moments", course.handle, course.decision),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +22,8 @@ class Course:
     """One request. References are those of `StageHandle.start`.
 
     features: by stage, what it is admitted with, until the request ends: a stage that is started anew is told again.
-    target_at, target: the incarnation of the target that knows it, and its handle. progress: the last it said.
+    target_at, target: the incarnation of the target that knows it, and its handle. progress: the last it said. told: by
+    stage, which incarnation may be at it, and since when; without those that are known to be through with it.
     """
 
     request: GenerateRequest
@@ -40,6 +43,7 @@ class Course:
     target_at: int = -1
     target: StageHandle | None = None
     prepared: bool = False  # encoder and adapter are through with it, as far as is known
+    told: dict[str, tuple[int, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     entered: bool = False  # it has a slot
     over: bool = False  # it is being released
@@ -63,6 +67,23 @@ class Course:
     def expects(self, level: int) -> bool:
         """Whether a level is to wait for drafts."""
         return self.drafts and (level > self.first or not self.first)
+
+    def tell(self, present: Mapping[str, int], *stages: str) -> None:
+        """These incarnations are told of it now, perhaps once more."""
+        for stage in stages:
+            if stage not in self.told or self.told[stage][0] != present[stage]:
+                self.told[stage] = present[stage], time.monotonic()
+
+    def was_at(self, stage: str, incarnation: int, at: float) -> bool:
+        """Whether this incarnation may have been at it then."""
+        told, since = self.told.get(stage, (incarnation, math.inf))
+        return told == incarnation and since <= at
+
+    def made(self) -> None:
+        """What encoder and adapter make for the target is there."""
+        self.prepared = True
+        for stage in ("encoder", "adapter"):
+            self.told.pop(stage, None)
 
     def cancellation(self) -> StageError:
         """What whoever waits for it gets once it is cancelled."""

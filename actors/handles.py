@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from cascade_runtime.errors import CallLost
 
 
 class StageHandle(Protocol):
@@ -38,3 +41,14 @@ class Stages:
         """From handles by name, lightest level first."""
         encoder, adapter, *drafters, target = named.values()
         return Stages(encoder, adapter, drafters, target)
+
+
+def ask(stage: StageHandle, timeout_s: float, method: str) -> Any:
+    """What a call gives that may be made more than once: where it was lost on its way, it is made again."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return stage.result(stage.start(method), max(0.0, end - time.monotonic()))
+        except CallLost:
+            if time.monotonic() >= end:
+                raise

@@ -168,7 +168,7 @@ class Pipeline:
         told: dict[str, Any] = {}
         for name in names:
             try:
-                told[name] = everything[name].result(references[name], control_s)
+                told[name] = everything[name].ask(control_s, "stats", begun=references[name])
             except (StageError, DeadlineExceeded) as error:
                 told[name] = {"name": name, "problem": str(error)}
         return told

@@ -94,8 +94,11 @@ class ThreadCrew:
         if stage in self.recipe.cascade.levels:
             self.handles[stage].stage.link(None, 1.0)
 
-    def resume(self, stage: str, planned: bool) -> None:
-        self.controller.renew(stage, self.handles[stage], planned)
+    def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
+        self.controller.fell(stage, incarnation, ago_s)
+
+    def resume(self, stage: str, incarnation: int) -> None:
+        self.controller.renew(stage, self.handles[stage], incarnation)
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
         spec = ChannelSpec(backend="local", link=f"{light}-{heavy}", epoch=epoch)

@@ -25,7 +25,7 @@ def dead_drafters(args: argparse.Namespace) -> dict[str, Any]:
     with local_ray():
         for missing in ("", "light", "mid"):
             pairs: list[tuple[Run, Run]] = []
-            with launch(recipe("supervision.restarts=0")) as pipeline:
+            with launch(recipe("supervision.restarts=0", "deadlines.start_s=900")) as pipeline:
                 drive(pipeline, work, _STREAMS)  # the policy learns what things cost
                 if missing:
                     ray.kill(pipeline.stages[missing].actor)

@@ -16,4 +16,4 @@ def recipe(*changes: str) -> Recipe:
 
 def rows(told: dict[str, object]) -> str:
     """A table of one column."""
-    return "\n".join(f"  {name:<28}{value}" for name, value in told.items())
+    return "\n".join(f"  {name:<32}{value}" for name, value in told.items())

@@ -90,7 +90,12 @@ class RayCrew:
             with contextlib.suppress(CascadeError):
                 self._handles[name].result(reference, _EVICT_S)
 
-    def resume(self, stage: str, planned: bool) -> None:
+    def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
+        """Without waiting: a controller that does not hear of it blames nobody."""
+        if stage != "controller":
+            self._handles["controller"].start("fell", stage, incarnation, ago_s)
+
+    def resume(self, stage: str, incarnation: int) -> None:
         """The controller's requests are told to the stage; a new controller has none, but it may not be up before all
         others are.
         """
@@ -98,7 +103,7 @@ class RayCrew:
             return
         controller = self._handles["controller"]
         with contextlib.suppress(StageDied):  # the next controller begins with the stages as they are then
-            controller.ask(self._recipe.deadlines.start_s, "renew", stage, self._handles[stage], planned)
+            controller.ask(self._recipe.deadlines.start_s, "renew", stage, self._handles[stage], incarnation)
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
         """The lighter stage listens at a new address, with a new secret. Where any backend will do, it is a socket:

@@ -23,7 +23,7 @@ from actors.handles import StageHandle
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError, ChannelError, ConfigError, DeadlineExceeded, StageError
-from cluster.supervision.watch import TICK_S, GiveUp, Ping, Restart, Rewire, Watch
+from cluster.supervision.watch import TICK_S, Fell, GiveUp, Ping, Restart, Rewire, Watch
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,12 @@ class Crew(Protocol):
         """Start it anew where it was, behind the same handle; returns once it has loaded and runs."""
         ...
 
-    def resume(self, stage: str, planned: bool) -> None:
-        """Tell the controller, and let it tell the stage of the requests inside."""
+    def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
+        """Tell the controller, at once, that a stage was last well so long ago, and which incarnation is to follow."""
+        ...
+
+    def resume(self, stage: str, incarnation: int) -> None:
+        """Tell the controller that it is there, and let it tell the stage of the requests inside."""
         ...
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
@@ -158,6 +162,9 @@ class Supervisor:
                 handle = self._handles[instruction.stage]
                 asked = self._asked.setdefault(instruction.stage, [])
                 asked.append((instruction.incarnation, handle.start("pulse")))
+            elif isinstance(instruction, Fell):
+                ago_s = time.monotonic() - instruction.well_at
+                self._crew.fell(instruction.stage, instruction.incarnation, ago_s)
             elif isinstance(instruction, Restart):
                 log.warning("stage %s: %s; starting it anew", instruction.stage, instruction.reason)
                 self._asked.pop(instruction.stage, None)
@@ -202,7 +209,7 @@ class Supervisor:
             begun = time.monotonic()
             self._crew.start(stage)
             load_s = time.monotonic() - begun
-            self._crew.resume(stage, order.planned)
+            self._crew.resume(stage, incarnation)
         except Exception as error:  # noqa: BLE001  whatever it is, the stage is not there
             log.warning("stage %s was not started: %s", stage, error)
             problem = f"not started: {error}"

@@ -41,6 +41,15 @@ class Ping:
 
 
 @dataclass(frozen=True)
+class Fell:
+    """A stage is dead, or hangs; this incarnation is to follow. well_at: what it was told later is not the cause."""
+
+    stage: str
+    incarnation: int
+    well_at: float
+
+
+@dataclass(frozen=True)
 class Restart:
     """End what there is of a stage, and start it as this incarnation. died: there is no process left to end."""
 
@@ -68,7 +77,7 @@ class GiveUp:
     reason: str
 
 
-Instruction = Ping | Restart | Rewire | GiveUp
+Instruction = Ping | Fell | Restart | Rewire | GiveUp
 
 
 @dataclass(eq=False)
@@ -103,6 +112,7 @@ class Watch:
         self._config = config
         self._stages = {name: _Stage(next_at=now, seen_at=now) for name in stages}
         self._edges = {pair: _Edge(since=now) for pair in itertools.pairwise(levels)}
+        self._fallen: list[Fell] = []
         self._lost: list[GiveUp] = []
 
     def phase(self, stage: str) -> str:
@@ -126,7 +136,7 @@ class Watch:
             return
         one.seen_at, one.asked_at, one.next_at = one.asked_at, None, now + PERIOD_S
         if pulse.busy_s >= self._config.stuck_s:
-            self._fail(one, stage, now, f"at one thing for {pulse.busy_s:.1f} s")
+            self._fail(one, stage, now, f"at one thing for {pulse.busy_s:.1f} s", well_at=now - pulse.busy_s)
             return
         for pair, edge in self._edges.items():
             if stage in pair and edge.state == "linked" and one.seen_at >= edge.since:
@@ -186,10 +196,13 @@ class Watch:
             elif one.phase == "up" and one.asked_at is not None:
                 one.looks += 1
                 if now - one.asked_at >= silent_s and one.looks * TICK_S >= 0.5 * self._config.silent_s:
-                    self._fail(one, name, now, f"silent for {now - one.asked_at:.1f} s")
+                    self._fail(one, name, now, f"silent for {now - one.asked_at:.1f} s", well_at=one.asked_at)
                 elif not one.twice and now - one.asked_at >= 0.5 * self._config.silent_s:
                     one.twice = True
                     yield Ping(name, one.incarnation)
+        fallen, self._fallen = self._fallen, []
+        yield from fallen
+        for name, one in self._stages.items():
             if one.phase == "down" and now >= one.due:
                 one.phase, one.incarnation = "starting", one.incarnation + 1
                 yield Restart(name, one.incarnation, one.reason, one.planned, one.died)
@@ -203,7 +216,15 @@ class Watch:
         yield from lost
 
     def _fail(
-        self, one: _Stage, name: str, now: float, reason: str, *, planned: bool = False, died: bool = False
+        self,
+        one: _Stage,
+        name: str,
+        now: float,
+        reason: str,
+        *,
+        well_at: float | None = None,
+        planned: bool = False,
+        died: bool = False,
     ) -> None:
         one.reason, one.planned, one.died, one.asked_at = reason, planned, died, None
         for pair, edge in self._edges.items():
@@ -212,6 +233,7 @@ class Watch:
         if planned:
             one.phase, one.due = "down", now
             return
+        self._fallen.append(Fell(name, one.incarnation + 1, now if well_at is None else well_at))
         while one.failures and one.failures[0] <= now - self._config.window_s:
             one.failures.popleft()
         if len(one.failures) >= self._config.restarts:

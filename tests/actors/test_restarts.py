@@ -273,7 +273,7 @@ def test_a_stage_that_is_renewed_while_a_request_is_released_is_not_told_of_it(f
             assert asked.wait(30)  # the old one is told, and never obeys
             controller.crew.kill("level0", None)
             controller.crew.start("level0")
-            controller.crew.resume("level0", False)
+            controller.crew.resume("level0", 1)
             assert len(answer.result(30).token_ids) == 60
             on.set()
         time.sleep(0.2)  # whatever was told by mistake has arrived

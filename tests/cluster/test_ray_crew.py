@@ -60,13 +60,13 @@ def test_a_stage_that_is_up_waits_for_a_controller_that_is_still_starting() -> N
     handles["controller"].there.clear()
     crew = crew_of(handles, [])
     with ThreadPoolExecutor(1) as pool:
-        resumed = pool.submit(crew.resume, "heavy", False)
+        resumed = pool.submit(crew.resume, "heavy", 1)
         time.sleep(SLOW_S)  # longer than a control call may take
         assert not resumed.done()
         handles["controller"].there.set()
         assert resumed.result(10) is None
     handles["controller"].actor = None  # nor is it the fault of a stage if there is none
-    crew.resume("heavy", False)
+    crew.resume("heavy", 1)
 
 
 def test_a_controller_is_made_once_those_it_asks_are_there() -> None:

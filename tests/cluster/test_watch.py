@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from actors.pulse import Pulse
 from cascade_runtime.config import SupervisionConfig
 from cluster.chaos.plan import draw_faults
-from cluster.supervision.watch import PERIOD_S, TICK_S, GiveUp, Ping, Restart, Rewire, Watch
+from cluster.supervision.watch import PERIOD_S, TICK_S, Fell, GiveUp, Ping, Restart, Rewire, Watch
 
 LEVELS = ("light", "mid", "heavy")
 STAGES = ("encoder", "adapter", *LEVELS, "controller")
@@ -94,9 +94,12 @@ def test_the_dead_is_restarted_at_once_and_linked_to_both_sides() -> None:
     world = World()
     world.run(1)
     world.kill("mid")
+    killed_at = world.now
     assert not world.watch.whole("mid")
     world.run(1)
     assert [order.stage for _, order in world.restarts] == ["mid"] and world.restarts[0][1].died
+    assert world.heard(Fell) == [Fell("mid", 1, killed_at)]
+    assert world.said.index(Fell("mid", 1, killed_at)) < world.said.index(world.restarts[0][1])
     assert world.links == {("light", "mid"): 1, ("mid", "heavy"): 1}
     assert all(world.watch.whole(stage) for stage in STAGES)
 
@@ -110,6 +113,9 @@ def test_a_silent_stage_is_restarted_after_its_time_and_no_sooner() -> None:
     ((at, order),) = world.restarts
     assert order.stage == "heavy" and not order.died and "silent" in order.reason
     assert CONFIG.silent_s <= at - since <= CONFIG.silent_s + PERIOD_S + 3 * TICK_S
+    (fell,) = world.heard(Fell)
+    assert since <= fell.well_at <= since + PERIOD_S + TICK_S  # type: ignore[attr-defined]  when it was last asked
+    assert world.said.index(fell) < world.said.index(order)
 
 
 def test_who_does_not_answer_is_asked_once_more_before_it_is_blamed() -> None:
@@ -150,7 +156,9 @@ def test_a_loop_that_is_stuck_is_restarted_though_it_answers() -> None:
     healthy = world.pulse
     world.pulse = lambda stage: Pulse("here", 1, busy_s=25.0) if stage == "encoder" else healthy(stage)  # type: ignore[method-assign]
     world.run(1)
-    assert world.restarts[0][1].stage == "encoder" and "at one thing" in world.restarts[0][1].reason
+    at, order = world.restarts[0]
+    assert order.stage == "encoder" and "at one thing" in order.reason
+    assert world.heard(Fell)[0].well_at <= at - 25.0 + TICK_S  # type: ignore[attr-defined]
 
 
 def test_a_link_that_broke_between_the_living_is_made_again() -> None:

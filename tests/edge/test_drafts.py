@@ -190,7 +190,7 @@ class Crewed:
     """Stages that can be started anew, as a transport and as the handle of whatever relay there is."""
 
     def __init__(self, controller: Any) -> None:
-        self.controller, self.crew = controller, controller.crew
+        self.controller, self.crew, self.started = controller, controller.crew, 0
 
     async def run(self, requests: Any, timeout_s: float | None, stream: bool, concurrency: int = 1) -> Any:
         yield 0, await asyncio.to_thread(self.controller.generate, requests[0], timeout_s)
@@ -205,7 +205,8 @@ class Crewed:
         """The target dies in the middle of whatever it does."""
         self.crew.kill("target", None)
         self.crew.start("target")
-        self.crew.resume("target", False)
+        self.started += 1
+        self.crew.resume("target", self.started)
         self.crew.wire("level0", "target", 1)
 
 
