@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from client.http_servers import Stats, cascade_server
 
+from benchmarks.page_picture import asked
 from cascade_runtime.config import load_recipe
 from cascade_runtime.in_process import InProcess
 from cascade_runtime.metrics import EdgeCounters
@@ -137,6 +138,21 @@ def test_asking_and_comparing(visit: Visit, server: tuple[str, InProcess]) -> No
     assert visit.at("told").inner_text().startswith("Refused draft")
     visit.shot("compared")
     assert not visit.complaints
+
+
+def test_the_readme_s_picture_is_taken_of_a_question_that_was_compared(
+    browser: Any, server: tuple[str, InProcess]
+) -> None:
+    first, second = asked(browser, server[0], 2)  # after one that warmed up
+    for ask in (first, second):
+        assert ask.tokens > 30 and ask.cascade_ms > 0 and ask.png.startswith(b"\x89PNG")
+        assert ask.ratio == ask.alone_ms / ask.cascade_ms
+    assert first.png != second.png  # each its own: they tell their times
+
+
+def test_a_picture_is_refused_where_there_is_no_answer(browser: Any) -> None:
+    with cascade_server(load_recipe("heavy"), max_tokens=8) as (address, _), pytest.raises(ValueError, match="max_tok"):
+        asked(browser, address, 1)
 
 
 def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server: tuple[str, InProcess]) -> None:
