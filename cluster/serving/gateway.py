@@ -72,7 +72,7 @@ class Gateway:
     ) -> None:
         self.settings, self.recipe, self.files = settings, recipe, files
         self.limits = settings.chat_limits(recipe)
-        self.counters = ServerCounters()
+        self.counters = ServerCounters(settings.model)
         self.draining = False
         self._transport = transport
         self._admission = Admission(
