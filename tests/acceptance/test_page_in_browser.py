@@ -200,6 +200,62 @@ def test_a_bad_file_is_refused_in_words_and_the_next_one_is_taken(visit: Visit, 
     assert visit.at("problem").is_hidden()
 
 
+def test_a_large_recording_travels_once_and_is_forgotten_when_another_takes_its_place(
+    visit: Visit, tmp_path: Path
+) -> None:
+    rows = "".join(f"{t * 10},{t * 7 % 300},{t * 3 % 200},{t % 2}\n" for t in range(100_000))
+    (tmp_path / "large.csv").write_text("t,x,y,p\n" + rows)
+    sent: list[tuple[str, str, int]] = []
+    visit.ready().page.on(
+        "request",
+        lambda told: sent.append((told.method, told.url.partition("/v1/")[2], len(told.post_data_buffer or b""))),
+    )
+    visit.at("file").set_input_files(tmp_path / "large.csv")
+    visit.page.get_by_text("100,000 events").wait_for()
+    visit.at("compare").check()
+    visit.at("go").click()
+    visit.at("verdict").wait_for()
+    uploads = [each for each in sent if each[:2] == ("POST", "files")]
+    bodies = [size for method, path, size in sent if method == "POST" and path != "files"]
+    assert len(uploads) == 1 and len(bodies) == 3 and max(bodies) < 1000  # its pictures, and two questions
+    with visit.page.expect_response(lambda told: told.request.method == "DELETE") as deleted:
+        visit.page.locator("#samples button").nth(1).click()
+    assert deleted.value.json()["deleted"]
+    assert visit.at("problem").is_hidden() and not visit.complaints
+
+
+def test_both_are_asked_the_same_whatever_is_chosen_meanwhile(visit: Visit, server: tuple[str, InProcess]) -> None:
+    decoder = server[1].engine.levels[-1].decoder
+    extend = decoder.extend
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.1)
+        return extend(*args)
+
+    decoder.extend = slowly  # type: ignore[method-assign]
+    try:
+        visit.ready().at("compare").check()
+        visit.at("go").click()
+        visit.page.locator(".text .token").first.wait_for()
+        visit.page.locator("#samples button").nth(1).click()
+        visit.at("question").fill("Is anything moving?")
+        visit.page.locator("#samples button[aria-pressed=true]", has_text="Shapes").wait_for()
+        assert visit.at("stop").is_enabled() and visit.at("verdict").is_hidden()  # it still goes on
+        visit.at("verdict").wait_for()
+    finally:
+        decoder.extend = extend  # type: ignore[method-assign]
+    assert visit.at("verdict").inner_text().startswith("Identical: all ")
+
+
+def test_a_large_recording_is_sent_whole_where_the_server_keeps_no_files(visit: Visit, tmp_path: Path) -> None:
+    rows = "".join(f"{t * 10},{t * 7 % 300},{t * 3 % 200},{t % 2}\n" for t in range(100_000))
+    (tmp_path / "large.csv").write_text("t,x,y,p\n" + rows)
+    visit.ready().page.route("**/v1/files", lambda route: route.fulfill(status=404, json={}))
+    visit.at("file").set_input_files(tmp_path / "large.csv")
+    visit.page.get_by_text("100,000 events").wait_for()
+    assert visit.at("problem").is_hidden()
+
+
 def test_text_from_outside_stays_text(visit: Visit) -> None:
     visit.ready().at("question").fill(QUESTION)
     visit.at("go").click()
