@@ -96,7 +96,7 @@ export async function sendable(name, bytes, type) {
   return { url: await dataUrl(bytes, video ? type : "application/octet-stream"), ...(format ? { format } : {}) };
 }
 
-/** The id under which the server keeps it; null where it keeps no files. */
+/** The id under which the server keeps it; null where it keeps no files of this page. */
 async function upload(name, bytes) {
   const form = new FormData();
   form.append("purpose", "user_data");
@@ -106,7 +106,7 @@ async function upload(name, bytes) {
   try {
     return (await (await send("v1/files", { method: "POST", body: form, headers: headers({}) })).json()).id;
   } catch (error) {
-    keepsFiles = error.status !== 404;
+    keepsFiles = error.status !== 404 && error.status !== 403; // 403: not for a page that has come another way
     if (!keepsFiles) return null;
     if (error instanceof Problem && !error.status) throw new Problem("The upload broke off. The server is gone, or takes no file so large.");
     throw error;
