@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from acceptance.served import actor_of
 from acceptance.turns import SHARED, Turns, in_turns
 
 
@@ -63,3 +64,8 @@ def test_tests_of_one_server_come_together_and_others_stay_where_they_are() -> N
     ]
     ordered = in_turns(items, lambda each: each.name != "another folder's")
     assert [each.name for each in ordered] == ["another folder's", "a", "d", "c", "f", "b", "e"]
+
+
+def test_an_actor_is_the_same_one_whatever_it_does_now() -> None:
+    names = ("ray::ServeController", "ray::ServeController.listen_for_change", "ray::ServeController.graceful_shutdown")
+    assert {actor_of(name) for name in names} == {"ray::ServeController"}
