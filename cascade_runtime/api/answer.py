@@ -22,6 +22,11 @@ class Timings:
     total_ms: float
     spans: tuple[tuple[str, str, float, float], ...] = ()
 
+    @property
+    def queue_ms(self) -> float | None:
+        """Until its first stage began; None where no stage told."""
+        return max(0.0, min(start for _, _, start, _ in self.spans)) if self.spans else None
+
     def tokens_per_s(self, tokens: int) -> float:
         return 1000 * tokens / max(self.total_ms, 1e-9)
 

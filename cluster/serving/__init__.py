@@ -145,5 +145,6 @@ Cancelling: {"id", "object": "cascade.request", "cancelled": true}, or 404 for o
 one model, {"id", "object": "model", "created", "owned_by", "max_model_len", "cascade": {"recipe", "levels", "mode",
 "slots", "notes"}}, which answers to its recipe's name as well. /ready: {"status": "ok", "without": [dead stages]}.
 /health/deep: {"status": "ok" | "failed", "ms", "stages": {name: "ok" | what is wrong}} of one token through all
-stages, with 503 where it is not ok.
+stages, with 503 where it is not ok. /metrics: what vLLM counts under vLLM's names and its label `model_name`, so that
+dashboards made for vLLM show a cascade; the rest under `cascade:`.
 """

@@ -109,11 +109,10 @@ def metrics(answer: Answer) -> Json:
     """vLLM's request metrics; times in milliseconds from the request's arrival at the pipeline."""
     timings, count = answer.timings, len(answer.token_ids)
     generation_ms = max(0.0, timings.total_ms - timings.ttft_ms)
-    begun = [start for _, _, start, _ in timings.spans]
     return {
         "time_to_first_token_ms": round(timings.ttft_ms, 3),
         "generation_time_ms": round(generation_ms, 3),
-        "queue_time_ms": round(max(0.0, min(begun)), 3) if begun else None,
+        "queue_time_ms": None if timings.queue_ms is None else round(timings.queue_ms, 3),
         "mean_itl_ms": round(generation_ms / (count - 1), 3) if count > 1 else None,
         "tokens_per_second": round(answer.tokens_per_s, 3),
         "speculative_decoding": _speculative_decoding(_last_edge(answer)),

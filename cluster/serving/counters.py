@@ -1,8 +1,13 @@
-"""What a server counts, in vLLM's names, and all of /metrics: its own, then the pipeline's."""
+"""What a server counts, in vLLM's names, and all of /metrics: its own, then the pipeline's.
+
+Every `vllm:` sample has vLLM's label `model_name`, by which dashboards and routers made for vLLM find it. Where vLLM
+counts blocks of its KV cache there are slots here, all of one size: `vllm:kv_cache_usage_perc` is the target's share of
+slots that are taken.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -10,16 +15,19 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from cascade_runtime.api import Answer
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.metrics import prometheus_text
+from cluster.serving.merged_metrics import labelled
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 class ServerCounters:
-    """Requests and answers of one replica."""
+    """Requests and answers of one replica. model: what it is called, in the label `model_name`."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str) -> None:
+        self._model = model
         disable_created_metrics()  # a second series per counter that nobody asked for
         self._registry = CollectorRegistry()
         place: dict[str, Any] = {"registry": self._registry}
@@ -32,6 +40,11 @@ class ServerCounters:
         self._ttft = Histogram("vllm:time_to_first_token_seconds", "First token", buckets=_SECONDS, **place)
         self._e2e = Histogram("vllm:e2e_request_latency_seconds", "Whole answer", buckets=_SECONDS, **place)
         self._itl = Histogram("vllm:inter_token_latency_seconds", "Mean of one answer", buckets=_TOKEN_SECONDS, **place)
+        self._queued = Histogram("vllm:request_queue_time_seconds", "Before its first stage", buckets=_SECONDS, **place)
+        self._prefill = Histogram("vllm:request_prefill_time_seconds", "To the first token", buckets=_SECONDS, **place)
+        self._decode = Histogram("vllm:request_decode_time_seconds", "From it to the last", buckets=_SECONDS, **place)
+        self._prompts = Histogram("vllm:request_prompt_tokens", "Of one request", buckets=_TOKENS, **place)
+        self._answers = Histogram("vllm:request_generation_tokens", "Of one answer", buckets=_TOKENS, **place)
         self._verdicts = Counter("cascade:encoder_decision", "Frames the gate decided on", ["decision"], **place)
 
     def responded(self, code: int) -> None:
@@ -51,10 +64,16 @@ class ServerCounters:
         self._success.labels(outcome.finish_reason).inc()
         self._prompt.inc(outcome.prompt_tokens)
         self._generation.inc(count)
+        self._prompts.observe(outcome.prompt_tokens)
+        self._answers.observe(count)
         self._ttft.observe(timings.ttft_ms / 1000)
         self._e2e.observe(timings.total_ms / 1000)
+        queued_ms, decode_ms = timings.queue_ms or 0.0, max(0.0, timings.total_ms - timings.ttft_ms)
+        self._queued.observe(queued_ms / 1000)
+        self._prefill.observe(max(0.0, timings.ttft_ms - queued_ms) / 1000)
+        self._decode.observe(decode_ms / 1000)
         if count > 1:
-            self._itl.observe(max(0.0, timings.total_ms - timings.ttft_ms) / 1000 / (count - 1))
+            self._itl.observe(decode_ms / 1000 / (count - 1))
         verdicts: Any = (outcome.gate or {}).get("verdicts", ())
         for verdict in verdicts:
             self._verdicts.labels(verdict).inc()
@@ -63,5 +82,17 @@ class ServerCounters:
         """Prometheus' text format 0.0.4. stats: as `Pipeline.stats` gives them; of a stage with a problem only that."""
         alive = {name: counted for name, counted in stats.items() if "problem" not in counted}
         up = [f'cascade:stage_up{{stage="{name}"}} {int(name in alive)}' for name in stats]
+        lines = ["# TYPE cascade:stage_up gauge", *up, *_kv_usage(list(stats.values())[-1:])]
         own = generate_latest(self._registry).decode()
-        return own + "\n".join(["# TYPE cascade:stage_up gauge", *up]) + "\n" + prometheus_text(alive)
+        told = own + "\n".join(lines) + "\n" + prometheus_text(alive)
+        return "\n".join(map(self._named, told.split("\n")))
+
+    def _named(self, line: str) -> str:
+        return labelled(line, "model_name", self._model) if line.startswith("vllm:") else line
+
+
+def _kv_usage(target: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The share of its slots that are taken, where the target tells of them."""
+    name = "vllm:kv_cache_usage_perc"
+    taken = [(told["active_rows"], told["free_slots"]) for told in target if "free_slots" in told]
+    return [line for rows, free in taken for line in (f"# TYPE {name} gauge", f"{name} {rows / (rows + free):.15g}")]

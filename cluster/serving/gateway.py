@@ -72,7 +72,7 @@ class Gateway:
     ) -> None:
         self.settings, self.recipe, self.files = settings, recipe, files
         self.limits = settings.chat_limits(recipe)
-        self.counters = ServerCounters()
+        self.counters = ServerCounters(settings.model)
         self.draining = False
         self._transport = transport
         self._admission = Admission(
@@ -140,6 +140,12 @@ class Gateway:
             self._shared.keep(place.caller, key, call.body_digest, entry.run)
         return entry.run
 
+    def limits_of(self, caller: str) -> ChatLimits:
+        """What this caller may ask: about files that it has left here, too."""
+        if self.files is None:
+            return self.limits
+        return replace(self.limits, media=replace(self.limits.media, uploads=Uploads(self.files, caller)))
+
     def find(self, caller: str, request_id: str) -> Entry | None:
         """What is known about a request of this caller."""
         return self._ledger.find(caller, request_id)
@@ -154,7 +160,7 @@ class Gateway:
 
     async def _answer(self, caller: str, call: Call, entry: Entry) -> AsyncIterator[Update]:
         begun = time.monotonic()
-        chat = await asyncio.to_thread(parse_chat, call.body, self._limits_of(caller), seed=_seed(call))
+        chat = await asyncio.to_thread(parse_chat, call.body, self.limits_of(caller), seed=_seed(call))
         del call  # a body may be large, and a run is remembered
         entry.head = self._head(chat, entry)
         yield entry.head
@@ -173,12 +179,6 @@ class Gateway:
                     yield update if isinstance(update, Answer) else cast(Piece, update)
         except TimeoutError:
             raise DeadlineExceeded(f"request {entry.request_id}: the pipeline is silent") from None
-
-    def _limits_of(self, caller: str) -> ChatLimits:
-        """What this caller may ask: about files that it has left here, too."""
-        if self.files is None:
-            return self.limits
-        return replace(self.limits, media=replace(self.limits.media, uploads=Uploads(self.files, caller)))
 
     def _head(self, chat: ChatRequest, entry: Entry) -> ChatHead:
         events = cast(Events, chat.request.events)

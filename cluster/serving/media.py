@@ -43,7 +43,13 @@ _CONTAINERS = {
     "video/x-msvideo": "avi",
 }
 _JPEG_FRAMES = "video/jpeg"
-_TYPE_OF_SUFFIX = {".mp4": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm"}
+_TYPE_OF_SUFFIX = {
+    ".mp4": "video/mp4",
+    ".mov": "video/mp4",
+    ".webm": "video/webm",
+    ".mkv": "video/webm",
+    ".avi": "video/x-msvideo",
+}
 _FRAMES_PER_SECOND = 30.0
 _KEYS = ("url", "file_id", "format", "width", "height", "fps")
 _RECORDINGS = ("user_data", "vision")

@@ -26,15 +26,16 @@ def merged(texts: Mapping[str, str]) -> str:
                 if line not in told:
                     told.append(line)
             else:
-                samples.setdefault(family, []).append(_labelled(line, replica))
+                samples.setdefault(family, []).append(labelled(line, "replica", replica))
     lines = [line for family, told in comments.items() for line in (*told, *samples.get(family, ()))]
     return "\n".join(lines) + "\n"
 
 
-def _labelled(sample: str, replica: str) -> str:
-    """One line, `name{a="b"} 1` or `name 1`, with the label in front of its own."""
-    name, space, value = sample.partition(" ")
+def labelled(sample: str, label: str, value: str) -> str:
+    """One line, `name{a="b"} 1` or `name 1`, with one more label in front of its own."""
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    name, space, counted = sample.partition(" ")
     if "{" not in name:
-        return f'{name}{{replica="{replica}"}}{space}{value}'
+        return f'{name}{{{label}="{escaped}"}}{space}{counted}'
     name, _, rest = sample.partition("{")
-    return f'{name}{{replica="{replica}",{rest}'
+    return f'{name}{{{label}="{escaped}",{rest}'

@@ -3,8 +3,8 @@
     GET  /   /page/{file}           open to everybody who may reach the server: they hold nothing of anybody's
     GET  /v1/cascade/samples        {"data": [{"name", "title"}]}: simulated scenes
     GET  /v1/cascade/samples/{name} one of them, an Arrow IPC stream
-    POST /v1/cascade/frames         {"recording": {"url", ...} as in `events_url`} -> {"facts", "simulated", "frames":
-                                    [{"start_us", "end_us", "events", "png"}]}, png in base64
+    POST /v1/cascade/frames         {"recording": {"url" or "file_id", ...} as in `events_url`} -> {"facts",
+                                    "simulated", "frames": [{"start_us", "end_us", "events", "png"}]}, png in base64
 
 The page runs under a strict content security policy: scripts and styles of this server only, connections to it only.
 """
@@ -82,16 +82,16 @@ class _Page:
         place = self.gateway.enter(caller(request))  # it takes a core for a while, as an answer does
         try:
             raw = await read_body(request, self.gateway.settings.max_body_bytes)
-            return JSONResponse(await asyncio.to_thread(self._frames, raw))
+            return JSONResponse(await asyncio.to_thread(self._frames, raw, place.caller))
         finally:
             place.leave()
 
-    def _frames(self, raw: bytes) -> dict[str, Any]:
+    def _frames(self, raw: bytes, who: str) -> dict[str, Any]:
         body = json_object(raw)
         for key in body:
             if key != "recording":
                 raise InputError(key[:40], "a key", "only the key recording")
-        media = read_media(body.get("recording"), "recording", self.gateway.limits.media)
+        media = read_media(body.get("recording"), "recording", self.gateway.limits_of(who).media)
         return {"facts": _facts(media.events), "simulated": media.simulated, "frames": list(_film(media.events))}
 
 

@@ -83,13 +83,46 @@ const FORMATS = {
   arrow: "arrow", arrows: "arrow", ipc: "arrow", feather: "arrow",
 };
 
+const UPLOAD_BYTES = 1 << 20; // from here on a recording travels once, and is asked about by its id
+const UPLOAD_AGE_S = 86400;
+let keepsFiles = true;
+
 /** A file as the server wants it. Videos it knows by their type, event formats by their name here or their content. */
-export function sendable(name, bytes, type) {
-  const media = /^video\//.test(type) ? type : "application/octet-stream";
-  const format = FORMATS[name.toLowerCase().split(".").pop()];
+export async function sendable(name, bytes, type) {
+  const video = /^video\//.test(type);
+  const format = video ? undefined : FORMATS[name.toLowerCase().split(".").pop()];
+  const file_id = keepsFiles && bytes.byteLength >= UPLOAD_BYTES ? await upload(name, bytes) : null;
+  if (file_id) return { file_id, ...(format ? { format } : {}) };
+  return { url: await dataUrl(bytes, video ? type : "application/octet-stream"), ...(format ? { format } : {}) };
+}
+
+/** The id under which the server keeps it; null where it keeps no files of this page. */
+async function upload(name, bytes) {
+  const form = new FormData();
+  form.append("purpose", "user_data");
+  form.append("expires_after[anchor]", "created_at");
+  form.append("expires_after[seconds]", String(UPLOAD_AGE_S));
+  form.append("file", new Blob([bytes]), name);
+  try {
+    return (await (await send("v1/files", { method: "POST", body: form, headers: headers({}) })).json()).id;
+  } catch (error) {
+    keepsFiles = error.status !== 404 && error.status !== 403; // 403: not for a page that has come another way
+    if (!keepsFiles) return null;
+    if (error instanceof Problem && !error.status) throw new Problem("The upload broke off. The server is gone, or takes no file so large.");
+    throw error;
+  }
+}
+
+/** What was sent is not asked about any more. */
+export function forget(recording) {
+  if (!recording?.file_id) return;
+  send(`v1/files/${encodeURIComponent(recording.file_id)}`, { method: "DELETE", headers: headers({}) }).catch(() => {});
+}
+
+function dataUrl(bytes, media) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve({ url: reader.result, ...(format && media !== type ? { format } : {}) });
+    reader.onload = () => resolve(reader.result);
     reader.onerror = () => reject(new Problem("The file cannot be read."));
     reader.readAsDataURL(new Blob([bytes], { type: media }));
   });

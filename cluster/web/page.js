@@ -1,6 +1,6 @@
 // The page: choose a recording, ask, watch. Parts: api.js (the server), film.js, answer.js, lanes.js, stages.js.
 
-import { Problem, chunks, getBytes, getJson, pipeline, postJson, sendable, useKey } from "./api.js";
+import { Problem, chunks, forget, getBytes, getJson, pipeline, postJson, sendable, useKey } from "./api.js";
 import { AnswerView } from "./answer.js";
 import { Film } from "./film.js";
 import { Lanes } from "./lanes.js";
@@ -12,7 +12,8 @@ let model = ""; // what the server calls it
 let levels = [];
 let lanes = null;
 let stages = null;
-let recording = null; // {url, format}, the url with all its data
+let recording = null; // {url, format}, the url with all its data, or {file_id, format}
+let asked = null; // the recording that is being asked about
 let running = null; // an AbortController
 
 function complain(error) {
@@ -32,10 +33,12 @@ async function load(title, name, bytes, type = "", button = null) {
   const mine = ++newest;
   calm();
   get("drop").setAttribute("aria-busy", "true");
+  let unused = null;
   try {
-    const sent = await sendable(name, await bytes, type);
+    const sent = unused = await sendable(name, await bytes, type);
     const told = await postJson("v1/cascade/frames", { recording: sent });
     if (mine !== newest) return;
+    unused = recording;
     recording = sent;
     for (const other of get("samples").children) other.setAttribute("aria-pressed", String(other === button));
     film.show(told);
@@ -43,6 +46,7 @@ async function load(title, name, bytes, type = "", button = null) {
   } catch (error) {
     if (mine === newest) complain(error instanceof Problem ? new Problem(`${title} was not taken. ${error.message}`) : error);
   } finally {
+    if (unused !== asked) forget(unused); // what came before, or what is not to be shown
     get("drop").removeAttribute("aria-busy");
   }
 }
@@ -79,7 +83,8 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 
 // -- the question ----------------------------------------------------------------------------------------------------
 
-function body(speculate) {
+/** The question as it stands on the page now. */
+function body() {
   return {
     model,
     messages: [{
@@ -89,18 +94,17 @@ function body(speculate) {
     max_tokens: Number(get("max_tokens").value),
     temperature: Number(get("temperature").value),
     seed: Number(get("seed").value),
-    cascade: { speculate },
   };
 }
 
 /** Ask once and show it as it comes. Gives {cascade, ms}: what the server told, and this page's own time. */
-async function ask(title, speculate, signal, ticks) {
+async function ask(title, question, speculate, signal, ticks) {
   const view = new AnswerView(title, levels, say);
   get("answers").append(view.node);
   const started = performance.now();
   let first = 0, last = null;
   try {
-    for await (const chunk of chunks(body(speculate), signal)) {
+    for await (const chunk of chunks({ ...question, cascade: { speculate } }, signal)) {
       const told = chunk.cascade;
       if (told?.token_ids && !chunk.metrics) {
         view.add(told.token_ids, told.pieces, told.spans, first);
@@ -145,16 +149,19 @@ async function run() {
   stages.clear();
   const rest = watch();
   get("trace").hidden = true;
-  const both = get("compare").checked;
+  const both = get("compare").checked, question = body(); // both are asked the same, whatever is chosen meanwhile
+  asked = recording;
   try {
-    const cascade = await ask("The cascade", true, running.signal, true);
+    const cascade = await ask("The cascade", question, true, running.signal, true);
     await rest();
     lanes.show(cascade.cascade.timeline);
     offerTrace(cascade.cascade.request_id);
-    if (both) verdict(cascade, await ask(`${levels.at(-1)} alone`, false, running.signal, false));
+    if (both) verdict(cascade, await ask(`${levels.at(-1)} alone`, question, false, running.signal, false));
   } catch (error) {
     complain(error);
   } finally {
+    if (asked !== recording) forget(asked);
+    asked = null;
     rest();
     busy(false);
   }

@@ -44,7 +44,7 @@ class RayHead:
     @contextmanager
     def running(self, program: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         """A program that runs until it is interrupted, as by Ctrl-C."""
-        process = subprocess.Popen([str(BIN / program), *arguments], cwd=ROOT, env=self.env)
+        process = subprocess.Popen([str(BIN / program), *arguments], cwd=ROOT, env=self.env, preexec_fn=_heed_ctrl_c)
         try:
             yield process
         finally:
@@ -89,6 +89,11 @@ def ray_head(cpus: int) -> Iterator[RayHead]:
     finally:
         _end(process, signal.SIGTERM)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores it, and so would everything started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answers(port: int) -> bool:

@@ -96,7 +96,7 @@ class Served:
 
     def stages(self) -> set[tuple[int, str]]:
         """(pid, name) of every actor of the server; empty where it was not started here."""
-        return {(pid, name) for pid, name in descendants(self.pid) if name.startswith("ray::")} if self.pid else set()
+        return {(pid, actor_of(name)) for pid, name in descendants(self.pid) if name.startswith("ray::")}
 
 
 @contextmanager
@@ -184,6 +184,11 @@ def _await_ready(server: Served, process: subprocess.Popen[str]) -> None:
             pass
         time.sleep(0.5)
     raise RuntimeError("the server is not ready")
+
+
+def actor_of(name: str) -> str:
+    """Of a process, which Ray also names after the method that it runs now: "ray::Target" of "ray::Target.stats"."""
+    return name.partition(".")[0]
 
 
 def descendants(pid: int | None) -> Iterator[tuple[int, str]]:

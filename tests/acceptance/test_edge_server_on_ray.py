@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from acceptance.served import ROOT, descendants
+from acceptance.turns import Turns
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams, load_recipe
@@ -58,8 +59,9 @@ def wanted(recording: Path) -> list[tuple[int, list[int]]]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[int, int]]:
+def server(turns: Turns) -> Iterator[tuple[int, int]]:
     """Its port and its process."""
+    turns.end()
     patient = ["--set", f"deadlines.start_s={_READY_S}"]
     command = [sys.executable, "-m", "cluster.cli", "edge-server", "light_heavy", "--target", "ray", "--port", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

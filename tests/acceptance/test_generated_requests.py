@@ -16,7 +16,7 @@ import pytest
 from acceptance.served import Served, tool
 
 HERE = Path(__file__).parent / "openapi"
-LEAST = 5000
+EXAMPLES, LEAST = 200, 5000
 pytestmark = pytest.mark.slow
 
 
@@ -25,15 +25,9 @@ def test_no_generated_request_is_a_server_error_or_ends_a_stage(light_heavy: Ser
     before = light_heavy.stages()
     command = [
         *(st, "--config-file", str(HERE / "schemathesis.toml"), "run", f"{light_heavy.url}/openapi.json"),
-        *(
-            "--max-examples",
-            "300",
-            "--phases",
-            "examples,coverage,fuzzing,stateful",
-            "--no-shrink",
-            "--continue-on-failure",
-        ),
-        *("--seed", "1", "--report", "junit", "--report-junit-path", str(tmp_path / "junit.xml")),
+        *("--max-examples", str(EXAMPLES), "--phases", "examples,coverage,fuzzing,stateful", "--no-shrink"),
+        *("--continue-on-failure", "--seed", "1"),
+        *("--report", "junit", "--report-junit-path", str(tmp_path / "junit.xml")),
     ]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(HERE), "NO_COLOR": "1"}
     done = subprocess.run(

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from client.http_servers import Stats, cascade_server
 
+from benchmarks.page_picture import asked
 from cascade_runtime.config import load_recipe
 from cascade_runtime.in_process import InProcess
 from cascade_runtime.metrics import EdgeCounters
@@ -139,6 +140,21 @@ def test_asking_and_comparing(visit: Visit, server: tuple[str, InProcess]) -> No
     assert not visit.complaints
 
 
+def test_the_readme_s_picture_is_taken_of_a_question_that_was_compared(
+    browser: Any, server: tuple[str, InProcess]
+) -> None:
+    first, second = asked(browser, server[0], 2)  # after one that warmed up
+    for ask in (first, second):
+        assert ask.tokens > 30 and ask.cascade_ms > 0 and ask.png.startswith(b"\x89PNG")
+        assert ask.ratio == ask.alone_ms / ask.cascade_ms
+    assert first.png != second.png  # each its own: they tell their times
+
+
+def test_a_picture_is_refused_where_there_is_no_answer(browser: Any) -> None:
+    with cascade_server(load_recipe("heavy"), max_tokens=8) as (address, _), pytest.raises(ValueError, match="max_tok"):
+        asked(browser, address, 1)
+
+
 def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server: tuple[str, InProcess]) -> None:
     decoder = server[1].engine.levels[-1].decoder
     extend = decoder.extend
@@ -181,6 +197,62 @@ def test_a_bad_file_is_refused_in_words_and_the_next_one_is_taken(visit: Visit, 
     (tmp_path / "good.csv").write_text(rows)
     visit.at("file").set_input_files(tmp_path / "good.csv")
     visit.page.get_by_text("3,000 events").wait_for()
+    assert visit.at("problem").is_hidden()
+
+
+def test_a_large_recording_travels_once_and_is_forgotten_when_another_takes_its_place(
+    visit: Visit, tmp_path: Path
+) -> None:
+    rows = "".join(f"{t * 10},{t * 7 % 300},{t * 3 % 200},{t % 2}\n" for t in range(100_000))
+    (tmp_path / "large.csv").write_text("t,x,y,p\n" + rows)
+    sent: list[tuple[str, str, int]] = []
+    visit.ready().page.on(
+        "request",
+        lambda told: sent.append((told.method, told.url.partition("/v1/")[2], len(told.post_data_buffer or b""))),
+    )
+    visit.at("file").set_input_files(tmp_path / "large.csv")
+    visit.page.get_by_text("100,000 events").wait_for()
+    visit.at("compare").check()
+    visit.at("go").click()
+    visit.at("verdict").wait_for()
+    uploads = [each for each in sent if each[:2] == ("POST", "files")]
+    bodies = [size for method, path, size in sent if method == "POST" and path != "files"]
+    assert len(uploads) == 1 and len(bodies) == 3 and max(bodies) < 1000  # its pictures, and two questions
+    with visit.page.expect_response(lambda told: told.request.method == "DELETE") as deleted:
+        visit.page.locator("#samples button").nth(1).click()
+    assert deleted.value.json()["deleted"]
+    assert visit.at("problem").is_hidden() and not visit.complaints
+
+
+def test_both_are_asked_the_same_whatever_is_chosen_meanwhile(visit: Visit, server: tuple[str, InProcess]) -> None:
+    decoder = server[1].engine.levels[-1].decoder
+    extend = decoder.extend
+
+    def slowly(*args: Any) -> Any:
+        time.sleep(0.1)
+        return extend(*args)
+
+    decoder.extend = slowly  # type: ignore[method-assign]
+    try:
+        visit.ready().at("compare").check()
+        visit.at("go").click()
+        visit.page.locator(".text .token").first.wait_for()
+        visit.page.locator("#samples button").nth(1).click()
+        visit.at("question").fill("Is anything moving?")
+        visit.page.locator("#samples button[aria-pressed=true]", has_text="Shapes").wait_for()
+        assert visit.at("stop").is_enabled() and visit.at("verdict").is_hidden()  # it still goes on
+        visit.at("verdict").wait_for()
+    finally:
+        decoder.extend = extend  # type: ignore[method-assign]
+    assert visit.at("verdict").inner_text().startswith("Identical: all ")
+
+
+def test_a_large_recording_is_sent_whole_where_the_server_keeps_no_files(visit: Visit, tmp_path: Path) -> None:
+    rows = "".join(f"{t * 10},{t * 7 % 300},{t * 3 % 200},{t % 2}\n" for t in range(100_000))
+    (tmp_path / "large.csv").write_text("t,x,y,p\n" + rows)
+    visit.ready().page.route("**/v1/files", lambda route: route.fulfill(status=404, json={}))
+    visit.at("file").set_input_files(tmp_path / "large.csv")
+    visit.page.get_by_text("100,000 events").wait_for()
     assert visit.at("problem").is_hidden()
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from acceptance.served import Served, free_port, messages, served
+from acceptance.turns import Turns
 from client.certificate import write_certificate
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.json_format import MessageToDict
@@ -64,7 +65,8 @@ class Doors:
 
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+def doors(turns: Turns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    turns.end()
     folder = tmp_path_factory.mktemp("doors")
     certificate, key = write_certificate(folder)
     (folder / "keys").write_text(f"{KEY}\n{OTHER}\n")

@@ -71,6 +71,22 @@ def test_a_sample_is_a_recording_and_its_frames_are_pictures(site: httpx.Client)
     assert site.get("/v1/cascade/samples/none").status_code == 404
 
 
+def test_pictures_of_a_file_that_its_caller_has_uploaded(family: Path) -> None:
+    keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("sk-mine", "sk-of-another")}
+    data = toy_events().to_ipc_bytes("zstd")
+    with (
+        cascade_server(toy_recipe(family, []), key_digests=tuple(keys.values())) as (address, _),
+        httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer sk-mine"}) as mine,
+        httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer sk-of-another"}) as another,
+    ):
+        kept = mine.post("/v1/files", data={"purpose": "user_data"}, files={"file": ("drive.arrows", data)}).json()
+        asked = {"recording": {"file_id": kept["id"]}}
+        told = mine.post("/v1/cascade/frames", json=asked)
+        assert told.status_code == 200 and told.json() == mine.post("/v1/cascade/frames", json=recording(data)).json()
+        refused = another.post("/v1/cascade/frames", json=asked)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "recording.file_id"
+
+
 def test_frames_are_equal_times_that_miss_no_event() -> None:
     events = toy_events()
     frames = list(film(events, 7, most_columns=40))

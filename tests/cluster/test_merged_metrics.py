@@ -20,7 +20,7 @@ ANSWER = Answer("r", "ab", (1, 2), ("a", "b"), "stop", ("light", "heavy"), (2, 2
 
 def counted(answers: int, *, failed: bool = False) -> str:
     """What a replica with so many answers says."""
-    counters = ServerCounters()
+    counters = ServerCounters("cascade")
     for _ in range(answers):
         counters.ended(ANSWER)
         counters.responded(200)
@@ -76,7 +76,7 @@ def test_a_scrape_of_one_of_several_is_told_about_all() -> None:
             return {"0": counted(3), "1": counted(5)}
 
     class Front:  # what of a gateway the route needs
-        counters = ServerCounters()
+        counters = ServerCounters("cascade")
 
     def scraped(elsewhere: Alone) -> str:
         app = build_app(Front(), Alone(), elsewhere)  # type: ignore[arg-type]
