@@ -43,12 +43,16 @@ class Stages:
         return Stages(encoder, adapter, drafters, target)
 
 
-def ask(stage: StageHandle, timeout_s: float, method: str) -> Any:
-    """What a call gives that may be made more than once: where it was lost on its way, it is made again."""
+def ask(stage: StageHandle, timeout_s: float, method: str, *args: Any, begun: Any = None) -> Any:
+    """What a call gives that may be made more than once: where it was lost on its way, it is made again. begun: the
+    reference of its first try, where that was made already. Raises what `result` does.
+    """
     end = time.monotonic() + timeout_s
+    reference = stage.start(method, *args) if begun is None else begun
     while True:
         try:
-            return stage.result(stage.start(method), max(0.0, end - time.monotonic()))
+            return stage.result(reference, max(0.0, end - time.monotonic()))
         except CallLost:
             if time.monotonic() >= end:
                 raise
+            reference = stage.start(method, *args)

@@ -43,7 +43,7 @@ from actors.controller import MAX_WAITING, Controller
 from actors.drafter import Drafter
 from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
-from actors.handles import Stages
+from actors.handles import Stages, ask
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
@@ -95,18 +95,8 @@ class RayStage:
             raise plain_error(error, self.name) from None
 
     def ask(self, timeout_s: float, method: str, *args: Any, begun: Any = None) -> Any:
-        """What a call gives that may be made more than once: where it was lost on its way, it is made again. begun: the
-        reference of its first try, where that was made already. Raises what `result` does.
-        """
-        end = time.monotonic() + timeout_s
-        reference = self.start(method, *args) if begun is None else begun
-        while True:
-            try:
-                return self.result(reference, max(0.0, end - time.monotonic()))
-            except CallLost:
-                if time.monotonic() >= end:
-                    raise
-                reference = self.start(method, *args)
+        """What a call gives that may be made more than once, see `actors.handles.ask`."""
+        return ask(self, timeout_s, method, *args, begun=begun)
 
 
 def plain_error(error: BaseException, stage: str) -> CascadeError:

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,25 @@ def test_a_picture_is_refused_where_there_is_no_answer(browser: Any) -> None:
         asked(browser, address, 1)
 
 
-def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server: tuple[str, InProcess]) -> None:
-    decoder = server[1].engine.levels[-1].decoder
+@contextmanager
+def slowed(decoder: Any, seconds: float) -> Iterator[None]:
+    """Every pass takes so much longer."""
     extend = decoder.extend
 
     def slowly(*args: Any) -> Any:
-        time.sleep(0.4)
+        time.sleep(seconds)
         return extend(*args)
 
-    decoder.extend = slowly  # type: ignore[method-assign]
+    decoder.extend = slowly
     try:
+        yield
+    finally:
+        decoder.extend = extend
+
+
+def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server: tuple[str, InProcess]) -> None:
+    decoder = server[1].engine.levels[-1].decoder
+    with slowed(decoder, 0.4):
         visit.ready().at("go").click()
         visit.page.locator(".text .token").first.wait_for()
         assert visit.page.locator(".caret").count() == 1 and visit.at("go").is_disabled()
@@ -182,8 +192,6 @@ def test_tokens_come_one_after_another_and_stop_means_stop(visit: Visit, server:
         assert decoder.free_slots == decoder.cache.slots and decoder.passes <= passes + 2
         assert visit.at("go").is_enabled() and visit.at("problem").is_hidden()
         assert visit.page.locator("#stages td.busy").count() == 0 and visit.page.locator("#stages tr").count() == 4
-    finally:
-        decoder.extend = extend  # type: ignore[method-assign]
 
 
 def test_a_bad_file_is_refused_in_words_and_the_next_one_is_taken(visit: Visit, tmp_path: Path) -> None:
@@ -226,14 +234,7 @@ def test_a_large_recording_travels_once_and_is_forgotten_when_another_takes_its_
 
 def test_both_are_asked_the_same_whatever_is_chosen_meanwhile(visit: Visit, server: tuple[str, InProcess]) -> None:
     decoder = server[1].engine.levels[-1].decoder
-    extend = decoder.extend
-
-    def slowly(*args: Any) -> Any:
-        time.sleep(0.1)
-        return extend(*args)
-
-    decoder.extend = slowly  # type: ignore[method-assign]
-    try:
+    with slowed(decoder, 0.1):
         visit.ready().at("compare").check()
         visit.at("go").click()
         visit.page.locator(".text .token").first.wait_for()
@@ -242,8 +243,6 @@ def test_both_are_asked_the_same_whatever_is_chosen_meanwhile(visit: Visit, serv
         visit.page.locator("#samples button[aria-pressed=true]", has_text="Shapes").wait_for()
         assert visit.at("stop").is_enabled() and visit.at("verdict").is_hidden()  # it still goes on
         visit.at("verdict").wait_for()
-    finally:
-        decoder.extend = extend  # type: ignore[method-assign]
     assert visit.at("verdict").inner_text().startswith("Identical: all ")
 
 
