@@ -37,8 +37,9 @@ from cascade_runtime.evaluation.recordings import QUESTIONS, read_recordings
 from cascade_runtime.evaluation.report import see_aligned, see_dense
 from cascade_runtime.evaluation.simulated import Exam, Question, draw_exam
 from cascade_runtime.models.adapter_kinds import KINDS
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
-from cascade_runtime.models.family import family_path, read_model
+from cascade_runtime.models.family import read_model
 from cascade_runtime.training.distil.config import DistilConfig
 from cascade_runtime.training.distil.lessons import draw_questions
 from cascade_runtime.training.distil.run import Pairing, distil

@@ -33,8 +33,8 @@ from cascade_runtime.decoding.row import Extension
 from cascade_runtime.decoding.trees import Tree
 from cascade_runtime.evaluation.simulated import draw_exam
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import load_eagle_net
-from cascade_runtime.models.family import family_path
 from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head
 from cascade_runtime.models.medusa import load_medusa
 from cascade_runtime.training.heads import accuracy, blocks_of

@@ -72,7 +72,8 @@ def _two_emulated(step_ms: float, agreement: float) -> Recipe:
 
 def _random_drafter(folder: Path) -> Recipe:
     """light_heavy with a light of the bundled shape and random weights."""
-    from cascade_runtime.models.family import build_model, family_path, read_model, save_model
+    from cascade_runtime.models.bundled import family_path
+    from cascade_runtime.models.family import build_model, read_model, save_model
 
     recipe = load_recipe("light_heavy", ["cascade.slots=16"])
     _, tokenizer = read_model(family_path("heavy"))

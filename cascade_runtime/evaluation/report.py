@@ -11,8 +11,9 @@ import torch
 from cascade_runtime.evaluation import recordings as real
 from cascade_runtime.evaluation.direction import near
 from cascade_runtime.evaluation.simulated import WITHIN_45, agreement, answers, draw_exam, score
+from cascade_runtime.models.bundled import LAYERS, MEMBERS, family_path
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, load_adapter, load_event_encoder
-from cascade_runtime.models.family import LAYERS, MEMBERS, family_path, read_model
+from cascade_runtime.models.family import read_model
 from cascade_runtime.training.adapter import adapter_quality
 from cascade_runtime.training.facts import CLASSES
 from cascade_runtime.training.language import Packer

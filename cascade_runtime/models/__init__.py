@@ -11,8 +11,8 @@
     load_compressor(path) -> Compressor  a drafter's visual tokens as fewer  compressor.py, visual_layout.py
     stage_sizes("7b")                    what the published sizes weigh      sizes.py
 
-    read      checkpoint.py, architectures.py, weights_file.py; stage_source.py: which directory a stage means;
-              room.py: is there memory for it; family.py: the bundled members
+    read      checkpoint.py, architectures.py (library.py), weights_file.py; room.py: is there memory for it;
+              stage_source.py: which directory a stage means; bundled.py: the bundled members, which family.py makes
     compute   block.py of linear.py and norm.py; over several devices layer_split.py
     sooner    compiled.py on a CPU; kernels.py (device_code.py), replay.py on a GPU
 

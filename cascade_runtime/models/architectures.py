@@ -17,26 +17,18 @@ import re
 from typing import Any
 
 from torch import nn
-from transformers.models.clip.modeling_clip import CLIPVisionModel
-from transformers.models.llama.modeling_llama import LlamaModel
-from transformers.models.llava_next_video.configuration_llava_next_video import LlavaNextVideoConfig
-from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel, Qwen2VLTextModel
-from transformers.models.siglip.modeling_siglip import SiglipVisionModel
-from transformers.models.video_llava.configuration_video_llava import VideoLlavaConfig
 
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.library import library_class
 
 MAX_LAYERS = 1000
 PARTS = ("language", "vision", "projector")
 
-CONFIGS: dict[str, Any] = {
-    "llava_onevision": LlavaOnevisionConfig,
-    "llava_next_video": LlavaNextVideoConfig,
-    "video_llava": VideoLlavaConfig,
-    "qwen2_vl": Qwen2VLConfig,
+CONFIGS = {
+    "llava_onevision": "llava_onevision.configuration_llava_onevision:LlavaOnevisionConfig",
+    "llava_next_video": "llava_next_video.configuration_llava_next_video:LlavaNextVideoConfig",
+    "video_llava": "video_llava.configuration_video_llava:VideoLlavaConfig",
+    "qwen2_vl": "qwen2_vl.configuration_qwen2_vl:Qwen2VLConfig",
 }
 ARCHITECTURES = {
     "LlavaOnevisionForConditionalGeneration": "llava_onevision",
@@ -44,12 +36,16 @@ ARCHITECTURES = {
     "VideoLlavaForConditionalGeneration": "video_llava",
     "Qwen2VLForConditionalGeneration": "qwen2_vl",
 }
-_DECODERS: dict[str, Any] = {"qwen2": Qwen2Model, "llama": LlamaModel, "qwen2_vl_text": Qwen2VLTextModel}
-_TOWERS: dict[str, Any] = {
-    "siglip_vision_model": SiglipVisionModel,
-    "clip_vision_model": CLIPVisionModel,
-    "qwen2_vl_vision": Qwen2VisionTransformerPretrainedModel,
-    "qwen2_vl": Qwen2VisionTransformerPretrainedModel,
+_DECODERS = {
+    "qwen2": "qwen2.modeling_qwen2:Qwen2Model",
+    "llama": "llama.modeling_llama:LlamaModel",
+    "qwen2_vl_text": "qwen2_vl.modeling_qwen2_vl:Qwen2VLTextModel",
+}
+_TOWERS = {
+    "siglip_vision_model": "siglip.modeling_siglip:SiglipVisionModel",
+    "clip_vision_model": "clip.modeling_clip:CLIPVisionModel",
+    "qwen2_vl_vision": "qwen2_vl.modeling_qwen2_vl:Qwen2VisionTransformerPretrainedModel",
+    "qwen2_vl": "qwen2_vl.modeling_qwen2_vl:Qwen2VisionTransformerPretrainedModel",
 }
 _NEVER_TAKEN = frozenset(
     ("auto_map", "quantization_config", "attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -84,9 +80,10 @@ def read_config(family: str, fields: dict[str, Any]) -> Any:
         for name in ("num_hidden_layers", "depth"):  # before the library builds a list of that length
             if isinstance(part, dict) and name in part and not _is_layer_count(part[name]):
                 raise ConfigError(name, part[name], f"an integer in 1..{MAX_LAYERS}")
-    allowed = f"a valid {CONFIGS[family].__name__}"
+    kind = library_class(CONFIGS[family])
+    allowed = f"a valid {kind.__name__}"
     try:
-        return CONFIGS[family].from_dict(fields)
+        return kind.from_dict(fields)
     except Exception as error:  # the library's strict dataclasses raise many types of their own
         raise ConfigError("config.json", f"{type(error).__name__}: {error}", allowed) from error
 
@@ -159,7 +156,7 @@ def _split_qwen2_vl(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _class_for(classes: dict[str, Any], field: str, kind: str) -> Any:
+def _class_for(classes: dict[str, str], field: str, kind: str) -> Any:
     if kind not in classes:
         raise ConfigError(field, kind, f"one of {sorted(classes)}")
-    return classes[kind]
+    return library_class(classes[kind])

@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.block import Block
@@ -37,6 +35,7 @@ from cascade_runtime.models.head_folder import (
     save_head,
 )
 from cascade_runtime.models.language import LanguageModel
+from cascade_runtime.models.library import library_class
 from cascade_runtime.models.linear import Linear
 from cascade_runtime.models.norm import RmsNorm
 from cascade_runtime.models.slot_cache import Branches, SlotCache
@@ -86,14 +85,17 @@ class EagleNet(nn.Module):
             raise ConfigError("blocks", list(blocks), "three of the target's blocks (eagle3), or none (eagle)")
         self.blocks = tuple(blocks)
         self.head_dim = hidden_size // num_attention_heads
-        config = LlamaConfig(**self.settings, num_hidden_layers=1, rms_norm_eps=_EPSILON, attention_bias=False)
+        layer, norm = (library_class(f"llama.modeling_llama:Llama{name}") for name in ("DecoderLayer", "RMSNorm"))
+        config = library_class("llama.configuration_llama:LlamaConfig")(
+            **self.settings, num_hidden_layers=1, rms_norm_eps=_EPSILON, attention_bias=False
+        )
         config._attn_implementation = "sdpa"
         self.fuse = nn.Linear(3 * hidden_size, hidden_size, bias=False) if self.blocks else None
         self.join = nn.Linear(2 * hidden_size, hidden_size, bias=False)
-        self.embed_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON)
-        self.state_norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
-        self.layer = LlamaDecoderLayer(config, 0)
-        self.norm = LlamaRMSNorm(hidden_size, eps=_EPSILON) if self.blocks else None
+        self.embed_norm: nn.Module = norm(hidden_size, eps=_EPSILON)
+        self.state_norm: nn.Module | None = norm(hidden_size, eps=_EPSILON) if self.blocks else None
+        self.layer: nn.Module = layer(config, 0)
+        self.norm: nn.Module | None = norm(hidden_size, eps=_EPSILON) if self.blocks else None
 
     @property
     def kind(self) -> str:

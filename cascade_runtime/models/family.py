@@ -2,9 +2,8 @@
 for one CPU core.
 
     light     1 layer    drafts
-    mid       5 layers   verifies drafts, drafts for heavy        family_path("heavy") -> a directory in the Hugging
-    Face format
-    heavy    20 layers   the target                               under cascade_runtime/family/, written by training/
+    mid       5 layers   verifies drafts, drafts for heavy        bundled.family_path("heavy") -> a directory in the
+    heavy    20 layers   the target                               Hugging Face format, written by training/
 
 Depth, not width, is what a step costs on a CPU (benchmarks/steps.py), so it is what sets the 20 : 5 : 1 apart; width
 is shared. The SigLIP tower looks at two 64 x 64 `activity` frames, which become 33 visual tokens. As in the published
@@ -34,16 +33,14 @@ from transformers import (
 from transformers.utils import logging as hub_logging
 
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.bundled import LAYERS
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, save_adapter, save_event_encoder
 
-LAYERS = {"light": 1, "mid": 5, "heavy": 20}
-MEMBERS = (*LAYERS, "event_encoder", "adapter")
 FRAMES, FRAME_SIZE, PATCH = 2, 64, 8
 TOWER_WIDTH = 128
 VISUAL_TOKENS = FRAMES * (FRAME_SIZE // PATCH // 2) ** 2 + 1
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 _ROW_MULTIPLE = {"light": 8, "mid": 64, "heavy": 128}
-_HOME = Path(__file__).parent.parent / "family"
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} {% for part in message['content'] %}"
     "{% if part['type'] == 'video' %}<video>{% endif %}{% endfor %}{% for part in message['content'] %}"
@@ -55,13 +52,6 @@ _PLAIN_TEXT = (
     "A single square crosses the view to the upper left at a moderate speed. Most of the events are ON events.",
     "The whole scene shifts to the right because the camera moves; the event rate is high and spread over the view.",
 )
-
-
-def family_path(member: str) -> Path:
-    """The directory of a bundled member. Raises ConfigError for a name that is none."""
-    if member not in MEMBERS:
-        raise ConfigError("family member", member, f"one of {', '.join(MEMBERS)}")
-    return _HOME / member
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int = 1500) -> Tokenizer:

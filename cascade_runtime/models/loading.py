@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from cascade_runtime.errors import ConfigError, InputError
 from cascade_runtime.models.architectures import PARTS, LanguagePart, family_of, read_config, vision_module
 from cascade_runtime.models.checkpoint import Checkpoint, check_size, read_json
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.layer_split import split_layers
+from cascade_runtime.models.library import library_class
 from cascade_runtime.models.pixels import PixelProcessor
 from cascade_runtime.models.projector import Projector, projector_module
 from cascade_runtime.models.prompts import Prompt, PromptBuilder
@@ -183,7 +183,8 @@ def _tokenizer(directory: Path) -> Any:
         )
     check_size(directory / "tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        kind = library_class("auto.tokenization_auto:AutoTokenizer")
+        tokenizer = kind.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ConfigError(
             str(directory), f"{type(error).__name__}: {error}", "a tokenizer the library can read"

@@ -14,15 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.models.llava_next_video.modeling_llava_next_video import (
-    LlavaNextVideoMultiModalProjector,
-    LlavaNextVideoPooler,
-)
-from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
-from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchMerger
-from transformers.models.video_llava.modeling_video_llava import VideoLlavaMultiModalProjector
 
 from cascade_runtime.errors import FeatureSpaceError
+from cascade_runtime.models.library import library_class
+
+_ONEVISION = "llava_onevision.modeling_llava_onevision"
+_NEXT_VIDEO = "llava_next_video.modeling_llava_next_video"
 
 
 class OnevisionProjection(nn.Module):
@@ -30,7 +27,7 @@ class OnevisionProjection(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.mlp = LlavaOnevisionMultiModalProjector(config)
+        self.mlp = library_class(f"{_ONEVISION}:LlavaOnevisionMultiModalProjector")(config)
         self.newline = nn.Parameter(torch.zeros(config.text_config.hidden_size))
         self.side: int = config.vision_config.image_size // config.vision_config.patch_size
 
@@ -48,8 +45,8 @@ class NextVideoProjection(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.resampler = LlavaNextVideoPooler(config)
-        self.mlp = LlavaNextVideoMultiModalProjector(config)
+        self.resampler = library_class(f"{_NEXT_VIDEO}:LlavaNextVideoPooler")(config)
+        self.mlp = library_class(f"{_NEXT_VIDEO}:LlavaNextVideoMultiModalProjector")(config)
 
     def forward(self, raw_FPC: torch.Tensor) -> torch.Tensor:
         return self.mlp(self.resampler(raw_FPC)).flatten(0, 1)
@@ -60,7 +57,7 @@ class VideoLlavaProjection(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.mlp = VideoLlavaMultiModalProjector(config)
+        self.mlp = library_class("video_llava.modeling_video_llava:VideoLlavaMultiModalProjector")(config)
 
     def forward(self, raw_FPC: torch.Tensor) -> torch.Tensor:
         return self.mlp(raw_FPC).flatten(0, 1)
@@ -72,7 +69,8 @@ class Qwen2VLProjection(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         vision = config.vision_config
-        self.merger = PatchMerger(vision.hidden_size, vision.embed_dim, vision.spatial_merge_size)
+        merger = library_class("qwen2_vl.modeling_qwen2_vl:PatchMerger")
+        self.merger = merger(vision.hidden_size, vision.embed_dim, vision.spatial_merge_size)
 
     def forward(self, raw_FPC: torch.Tensor) -> torch.Tensor:
         return self.merger(raw_FPC)

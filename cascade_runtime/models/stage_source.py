@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cascade_runtime.config import StageConfig
-from cascade_runtime.models.family import family_path
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.loading import load_checkpoint
 
 

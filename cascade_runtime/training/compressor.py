@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from cascade_runtime.config import Sees
 from cascade_runtime.decoding.sight import busiest, compress
 from cascade_runtime.events.representations.activity import DENSITY_GAIN
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.compressor import OPTIONS, Compressor, save_compressor
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
-from cascade_runtime.models.family import FRAME_SIZE, FRAMES, PATCH, VISUAL_TOKENS, family_path, read_model
+from cascade_runtime.models.family import FRAME_SIZE, FRAMES, PATCH, VISUAL_TOKENS, read_model
 from cascade_runtime.models.visual_layout import VisualLayout
 from cascade_runtime.training.clips import See, see_with
 from cascade_runtime.training.descent import Descent, Training

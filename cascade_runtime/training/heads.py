@@ -26,8 +26,8 @@ from transformers.cache_utils import DynamicCache
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import EagleNet, save_eagle
-from cascade_runtime.models.family import family_path
 from cascade_runtime.models.head_folder import HEAD_KINDS
 from cascade_runtime.models.medusa import MedusaHeads, save_medusa
 from cascade_runtime.training.descent import Descent, Training

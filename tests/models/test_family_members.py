@@ -9,15 +9,13 @@ import torch
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import LAYERS, MEMBERS, family_path
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
 from cascade_runtime.models.family import (
-    LAYERS,
-    MEMBERS,
     SPECIAL_TOKENS,
     VISUAL_TOKENS,
     build_model,
     build_tokenizer,
-    family_path,
     read_model,
     write_random_family,
 )

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from toy_heads import BLOCKS, WIDTH, toy_eagle, toy_medusa, toy_target
 
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import EagleHead, EagleNet, load_eagle, load_eagle_net, save_eagle
-from cascade_runtime.models.family import family_path
 from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head, head_kind
 from cascade_runtime.models.loading import load_checkpoint
 from cascade_runtime.models.medusa import MedusaHeads, load_medusa, save_medusa

@@ -16,7 +16,7 @@ from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import language as language_module
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.block import Block
-from cascade_runtime.models.family import family_path
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.layer_split import shares
 
 CPU, META = torch.device("cpu"), torch.device("meta")

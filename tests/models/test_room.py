@@ -7,7 +7,7 @@ import torch
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint, loading, room
-from cascade_runtime.models.family import family_path
+from cascade_runtime.models.bundled import family_path
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,9 @@ import torch
 from cascade_runtime.evaluation.report import see_aligned, see_dense
 from cascade_runtime.evaluation.simulated import agreement, answers, draw_exam, score
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import LAYERS, MEMBERS, family_path
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
-from cascade_runtime.models.family import LAYERS, MEMBERS, family_path, read_model
+from cascade_runtime.models.family import read_model
 from cascade_runtime.training.language import Packer
 
 

@@ -11,8 +11,9 @@ import torch
 from cascade_runtime.config import Sees, load_recipe
 from cascade_runtime.decoding.level import Level
 from cascade_runtime.events.cell_counts import cell_counts
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.compressor import OPTIONS, Compressor
-from cascade_runtime.models.family import family_path, read_model
+from cascade_runtime.models.family import read_model
 from cascade_runtime.training.compressor import (
     CompressorConfig,
     map_counts,

@@ -27,7 +27,8 @@ from cascade_runtime.evaluation.simulated import (
     score,
 )
 from cascade_runtime.events import Events
-from cascade_runtime.models.family import LAYERS, MEMBERS, build_model, build_tokenizer, read_model, write_random_family
+from cascade_runtime.models.bundled import LAYERS, MEMBERS
+from cascade_runtime.models.family import build_model, build_tokenizer, read_model, write_random_family
 from cascade_runtime.training.facts import BALANCES, DIRECTIONS, RATES, REGIONS, Facts
 from cascade_runtime.training.language import Packer
 from cascade_runtime.training.pool import HELD_OUT

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import MEMBERS
 from cascade_runtime.models.event_encoder import Adapter, EventEncoder, load_adapter, load_event_encoder
-from cascade_runtime.models.family import MEMBERS, build_model, build_tokenizer, read_model
+from cascade_runtime.models.family import build_model, build_tokenizer, read_model
 from cascade_runtime.training.adapter import AdapterConfig, adapter_quality, spoil, train_adapter
 from cascade_runtime.training.descent import learning_rate
 from cascade_runtime.training.language import (

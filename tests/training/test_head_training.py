@@ -23,8 +23,8 @@ from toy_heads import (
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
+from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import load_eagle_net
-from cascade_runtime.models.family import family_path
 from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head
 from cascade_runtime.models.medusa import load_medusa
 from cascade_runtime.training.heads import Batch, HeadConfig, accuracy, guesses, new_head, teach, train_heads

@@ -17,8 +17,9 @@ import torch
 
 from cascade_runtime.config import Recipe, load_recipe
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.models.bundled import LAYERS, family_path
 from cascade_runtime.models.event_encoder import load_adapter, load_event_encoder
-from cascade_runtime.models.family import LAYERS, family_path, read_model
+from cascade_runtime.models.family import read_model
 from cascade_runtime.models.stage_source import checkpoint_path
 from cascade_runtime.training.clips import See, see_with
 from cascade_runtime.training.distil.config import DistilConfig
