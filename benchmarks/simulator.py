@@ -48,15 +48,9 @@ class Fixed(Policy):
         return 0 if row.alone else 512
 
 
-@dataclass(frozen=True)
-class FourBitCost(StepCost):
-    """4-bit weights: one token a row is a step of `step_s`; more are unpacked first, and cost as the line says."""
-
-    step_s: float = 0.0
-
-    def seconds(self, rows: float, tokens: float, context: float = 0.0) -> float:
-        """What a pass takes."""
-        return self.step_s if tokens <= rows else super().seconds(rows, tokens, context)
+def four_bit(step_s: float, verify_s: float, per_token_s: float) -> StepCost:
+    """4-bit weights: one token is a step; for more they are unpacked first, and n tokens take verify + n per_token."""
+    return StepCost(step_s - per_token_s, per_token=per_token_s, several=verify_s - step_s + per_token_s)
 
 
 def run(costs: Sequence[StepCost], policies: Sequence[Policy], tokens: Tokens, load: Load) -> Result:
@@ -69,7 +63,7 @@ def run(costs: Sequence[StepCost], policies: Sequence[Policy], tokens: Tokens, l
 
 STEP_1B, STEP_8B, STEP_70B = 0.0111, 0.0226, 0.1237
 COST_1B, COST_8B = StepCost(STEP_1B), StepCost(STEP_8B)
-COST_70B = FourBitCost(0.416, per_token=0.0014, step_s=STEP_70B)
+COST_70B = four_bit(STEP_70B, 0.416, 0.0014)
 LOOKAHEAD = 7  # drafts in a synchronous block: "8" there counts the verifier's own token
 PUBLISHED = {
     "sync_3_level": 1.37,
@@ -249,8 +243,8 @@ def traces(folder: Path) -> dict[str, Any]:
     for clip, models in times.items():
         target, drafter = models[TARGET], models[DRAFTER]
         slope = (target.prefill_s - verify) / (target.prompt - drafted - 1)
-        cost = FourBitCost(verify - slope * (drafted + 1), per_token=slope, step_s=target.step_s)
-        light = FourBitCost(0.0, per_token=drafter.prefill_s / target.prompt, step_s=drafter.step_s)
+        cost = four_bit(target.step_s, verify - slope * (drafted + 1), slope)
+        light = StepCost(drafter.step_s, per_token=drafter.prefill_s / target.prompt)
         load = Load(streams=1, requests=40, tokens=50, prompt=target.prompt)
         alone = run([light, cost], MODES["m 0"](cost), tokens["4-gram"], Load(1, 40, 50, target.prompt, False))
         for name, model in tokens.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pipeline.run import drive, local_ray, ratio, scenes_without_models, show, turn_about
-from benchmarks.recipes.stage_times import write_recipe
+from benchmarks.recipes.stage_times import DRAFTS, VERIFY_MS, write_recipe
 from cascade_runtime.config import load_recipe
 from cluster.launch import launch
 
@@ -26,7 +26,8 @@ def clips(args: argparse.Namespace) -> dict[str, Any]:
             args.traces / "eventgpt_videollava_tokens_1100.json",
             Path(folder),
             gpus=2,
-            per_token_ms=2.58,
+            verify_ms=VERIFY_MS,
+            drafts=DRAFTS,
             drafters="ngram",
         )
         work = scenes_without_models(7 if args.quick else 28, seconds=seconds)

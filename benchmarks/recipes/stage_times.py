@@ -9,8 +9,9 @@ ANSWERS.json: {"results": [{"vl_tokens": [...], "egpt_tokens": [...]}]}.
 
 light is eventgpt behind the event branch (load and preprocess render, vision encodes); heavy is videollava, whose load,
 preprocess and vision are the dense branch, fitted as a line over the recording's length. What does not depend on the
-length is the mean over all lengths. A pass at batch 1 does not tell what another token costs: that is --per-token-ms.
-With --gpus 1 light, heavy and the event branch take turns on one device.
+length is the mean over all lengths. What more than one token costs heavy is a line through --verify-ms, a pass over
+one token and --drafts of them, and its prefill; its step lies below that line (`several_ms`): 4-bit kernels for a
+single token are quicker by far. With --gpus 1 light, heavy and the event branch take turns on one device.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+VERIFY_MS, DRAFTS = 69.2, 20.9  # as recorded beside the stage times, of four adapters on average
 END = 2  # </s> of LLaMA's tokenizer, which both models use
 RECIPE = """# Emulated, written by benchmarks/recipes/stage_times.py: no model runs.
 [cascade]
@@ -31,18 +33,18 @@ levels = ["light", "heavy"]
 num_draft_tokens = [4]
 slots = {slots}
 max_len = {max_len}
+prefill_tokens = {max_len}       # a prompt in one pass, as recorded
 
 [stages.light]
 device = "{models}"
 num_cpus = 0.1
-profile = {{ base_ms = {light[step]:.3f}, per_token_ms = {per_token:.3f}, prefill_ms = {light[prefill]:.3f}, \
-prompt_positions = {light[positions]} }}
+profile = {{ base_ms = {light[step]:.3f}, prefill_ms = {light[prefill]:.3f}, prompt_positions = {light[positions]} }}
 
 [stages.heavy]
 device = "{target}"
 num_cpus = 0.1
-profile = {{ base_ms = {heavy[step]:.3f}, per_token_ms = {per_token:.3f}, prefill_ms = {heavy[prefill]:.3f}, \
-prompt_positions = {heavy[positions]} }}
+profile = {{ base_ms = {heavy[step]:.3f}, per_token_ms = {heavy[token]:.4f}, several_ms = {heavy[several]:.3f}, \
+prefill_ms = {heavy[prefill]:.3f}, prompt_positions = {heavy[positions]} }}
 
 [encoder]
 device = "{models}"
@@ -68,14 +70,14 @@ def fit_line(seconds: np.ndarray, ms: np.ndarray) -> tuple[float, float]:
     return float(start), max(0.0, float(slope))
 
 
-def model_times(by_clip: Mapping[str, Any], model: str, per_token_ms: float) -> dict[str, Any]:
-    """What does not depend on the recording's length, as the mean over all lengths. step: of a pass without tokens."""
+def model_times(by_clip: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What does not depend on the recording's length, as the mean over all lengths. step: of a pass over one token."""
 
     def mean(*names: str) -> float:
         return float(np.mean([sum(clip[model][name]["mean"] for name in names) for clip in by_clip.values()]))
 
     return {
-        "step": max(0.0, mean("decode_per_token") - per_token_ms),
+        "step": mean("decode_per_token"),
         "prefill": mean("prefill"),
         "render": mean("load", "preprocess"),
         "vision": mean("vision"),
@@ -83,7 +85,16 @@ def model_times(by_clip: Mapping[str, Any], model: str, per_token_ms: float) -> 
     }
 
 
-def write_recipe(times: Path, answers: Path, out: Path, *, gpus: int, per_token_ms: float, drafters: str) -> Path:
+def with_verify(heavy: dict[str, Any], verify_ms: float, drafts: float) -> dict[str, Any]:
+    """The line through a verification and the prefill, and how far a step lies below it."""
+    per_token = max(0.0, (heavy["prefill"] - verify_ms) / (heavy["positions"] - 1 - drafts))
+    step = heavy["step"] - per_token
+    return {**heavy, "step": step, "token": per_token, "several": max(0.0, verify_ms - (1 + drafts) * per_token - step)}
+
+
+def write_recipe(
+    times: Path, answers: Path, out: Path, *, gpus: int, verify_ms: float, drafts: float, drafters: str
+) -> Path:
     """Write both files; returns the recipe's path."""
     by_clip = json.loads(times.read_text())["by_clip"]
     seconds = np.array([float(name.removesuffix("s")) for name in by_clip])
@@ -91,7 +102,7 @@ def write_recipe(times: Path, answers: Path, out: Path, *, gpus: int, per_token_
         sum(clip["videollava"][name]["mean"] for name in ("load", "preprocess", "vision")) for clip in by_clip.values()
     ]
     dense_ms, dense_per_second_ms = fit_line(seconds, np.array(dense))
-    light, heavy = (model_times(by_clip, model, per_token_ms) for model in ("eventgpt", "videollava"))
+    light, heavy = (model_times(by_clip, model) for model in ("eventgpt", "videollava"))
     out.mkdir(parents=True, exist_ok=True)
     results = json.loads(answers.read_text())["results"]
     said = [{"heavy": each["vl_tokens"], "light": each["egpt_tokens"]} for each in results]
@@ -101,9 +112,8 @@ def write_recipe(times: Path, answers: Path, out: Path, *, gpus: int, per_token_
         max_len=heavy["positions"] + 256,
         models="emulated:gpu0",
         target="emulated:gpu0" if gpus == 1 else "emulated:gpu1",
-        per_token=per_token_ms,
         light=light,
-        heavy=heavy,
+        heavy=with_verify(heavy, verify_ms, drafts),
         dense_ms=dense_ms,
         dense_per_second_ms=dense_per_second_ms,
         drafters=drafters,
@@ -121,13 +131,18 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--gpus", type=int, choices=(1, 2), default=2, help="light and heavy share one device or not")
-    parser.add_argument(
-        "--per-token-ms", type=float, default=2.58, help="of a pass (default: (69.2 - 15.2) ms / 20.9 drafts)"
-    )
+    parser.add_argument("--verify-ms", type=float, default=VERIFY_MS, help="heavy's pass over --drafts and one token")
+    parser.add_argument("--drafts", type=float, default=DRAFTS)
     parser.add_argument("--drafters", choices=("ngram", "recorded"), default="ngram")
     args = parser.parse_args()
     path = write_recipe(
-        args.times, args.answers, args.out, gpus=args.gpus, per_token_ms=args.per_token_ms, drafters=args.drafters
+        args.times,
+        args.answers,
+        args.out,
+        gpus=args.gpus,
+        verify_ms=args.verify_ms,
+        drafts=args.drafts,
+        drafters=args.drafters,
     )
     print(path)
 

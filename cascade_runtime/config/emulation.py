@@ -27,15 +27,16 @@ class _Profile:
 class StepProfile(_Profile):
     """[stages.<level>.profile]: what a pass takes.
 
-    base_ms + per_row_ms * rows + per_token_ms * answer tokens fed + per_position_ms * positions the rows hold, and
-    prefill_ms for each prompt fed in it, by the share of the prompt that is fed. prompt_positions: what a prompt
-    occupies of a slot.
+    base_ms + per_row_ms * rows + per_token_ms * answer tokens fed + per_position_ms * positions the rows hold,
+    several_ms where more than one answer token is fed, and prefill_ms for each prompt fed in it, by the share of
+    the prompt that is fed. prompt_positions: what a prompt occupies of a slot.
     """
 
     base_ms: float
     per_row_ms: float = 0.0
     per_token_ms: float = 0.0
     per_position_ms: float = 0.0
+    several_ms: float = 0.0
     prefill_ms: float = 0.0
     prompt_positions: int = 1
 

@@ -138,6 +138,5 @@ class EmulatedLevel(Level):
 
 def step_cost(profile: StepProfile) -> StepCost:
     """A profile without its prefill, in seconds."""
-    return StepCost(
-        profile.base_ms / 1000, profile.per_row_ms / 1000, profile.per_token_ms / 1000, profile.per_position_ms / 1000
-    )
+    ms = profile.base_ms, profile.per_row_ms, profile.per_token_ms, profile.per_position_ms, profile.several_ms
+    return StepCost(*(each / 1000 for each in ms))

@@ -121,8 +121,9 @@ class SiteLink:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A pass of `stage` on `kind` takes base + per_row x rows + per_token x tokens + per_position x positions held.
-    request_ms: what a request takes before its prefill: reading, preparing, vision. load_s: of the weights.
+    """A pass of `stage` on `kind` takes base + per_row x rows + per_token x tokens + per_position x positions held, and
+    several_ms more where it feeds more than one token. request_ms: what a request takes before its prefill:
+    reading, preparing, vision. load_s: of the weights.
     """
 
     stage: str
@@ -131,6 +132,7 @@ class Profile:
     per_row_ms: float = 0.0
     per_token_ms: float = 0.0
     per_position_us: float = 0.0
+    several_ms: float = 0.0
     request_ms: float | None = None
     load_s: float | None = None
 

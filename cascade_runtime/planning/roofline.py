@@ -53,8 +53,8 @@ def cost_of(cluster: Cluster, stage: str, size: ModelSize, kind: Kind, dtype: st
     """As measured where the cluster file says so, else by the roofline."""
     for profile in cluster.profiles:
         if (profile.stage, profile.kind) == (stage, kind.name):
-            per_row, per_token = 1e-3 * profile.per_row_ms, 1e-3 * profile.per_token_ms
-            return StepCost(1e-3 * profile.base_ms, per_row, per_token, 1e-6 * profile.per_position_us)
+            ms = profile.base_ms, profile.per_row_ms, profile.per_token_ms, 1e-3 * profile.per_position_us
+            return StepCost(*(1e-3 * each for each in (*ms, profile.several_ms)))
     return roofline(size, kind, dtype)
 
 
@@ -77,6 +77,7 @@ def slowed(cost: StepCost, by: float) -> StepCost:
         per_row=by * cost.per_row,
         per_token=by * cost.per_token,
         per_position=by * cost.per_position,
+        several=by * cost.several,
     )
     if isinstance(scaled, RooflineCost):
         host_s, compute_s, attention_s = by * scaled.host_s, by * scaled.compute_s, by * scaled.attention_s

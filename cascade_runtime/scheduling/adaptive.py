@@ -129,9 +129,11 @@ class Adaptive(Policy):
         return self.decision.max_drafts if self.decision.tokens_per_s else self._first_look()
 
     def _first_look(self) -> int:
-        """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of one without."""
+        """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of one without, or of
+        what the first draft makes it.
+        """
         rows, cost = max(1, round(self._rows)), self.costs.fit(True)
-        dear = _AT_FIRST * cost.seconds(rows, rows, rows * self._context)
+        dear = _AT_FIRST * (cost.seconds(rows, rows, rows * self._context) + cost.several)
         fits = [most for most in _MOST if cost.seconds(rows, rows * (1 + most), rows * self._context) <= dear]
         return min(max(fits, default=1), self._most)
 

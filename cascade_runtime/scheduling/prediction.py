@@ -69,13 +69,15 @@ def predict(at: Conditions, m: int, window: int, most: int | None = None) -> Pre
     """
     most = window if most is None else max(1, most)
     m = min(m, window, most)
-    tokens = drafts = wait_s = others_s = made = pass_s = turn_s = 0.0
+    tokens = drafts = wait_s = others_s = made = pass_s = turn_s = without = 0.0
     for _ in range(_FIXED_POINT):
         pass_s = at.cost.seconds(at.rows, at.rows * (1.0 + (drafts or m)), at.rows * at.context)
+        if drafts and at.rows == 1:
+            pass_s -= without * at.cost.several
         if abs(pass_s + others_s - turn_s) < _SETTLED * pass_s:
             break
         turn_s = pass_s + others_s
-        tokens, drafts, wait_s, made, anew = _chain(at, m, window, most, turn_s)
+        tokens, drafts, wait_s, made, anew, without = _chain(at, m, window, most, turn_s)
         if at.rows > 1 and m:
             wait_s = others_s = (1.0 - (1.0 - anew) ** at.rows) * (at.restart_s + m * at.pace_s)
     tokens_per_s = at.rows * tokens / (pass_s + wait_s)
@@ -89,20 +91,23 @@ def alone(at: Conditions) -> float:
     return at.rows / at.cost.seconds(at.rows, at.rows, at.rows * at.context)
 
 
-def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tuple[float, float, float, float, float]:
-    """Of one row in the long run, per pass: tokens, drafts, seconds of waiting, drafts made, and the chance that it
-    follows a refusal.
+def _chain(
+    at: Conditions, m: int, window: int, most: int, pass_s: float
+) -> tuple[float, float, float, float, float, float]:
+    """Of one row in the long run, per pass: tokens, drafts, seconds of waiting, drafts made, and the chances that it
+    follows a refusal and that it looks at no draft.
     """
     meanwhile = int(pass_s / at.pace_s) if at.pace_s > 0 else window
     top = len(at.survival) - 1
     weight, total = 1.0, 0.0
-    tokens = drafts = waits = made = 0.0
+    tokens = drafts = waits = made = without = 0.0
     there, wait_s, new = m, at.restart_s + m * at.pace_s if m else 0.0, m
     for _ in range(_CHAIN):
         h = min(there, most, top)
         total += weight
         tokens += weight * at.expected[h]
         drafts += weight * h
+        without += weight * (h == 0)
         waits += weight * wait_s
         ahead = max(there, min(window, there + meanwhile))
         made += weight * (new + ahead - there)
@@ -114,4 +119,4 @@ def _chain(at: Conditions, m: int, window: int, most: int, pass_s: float) -> tup
         there, new = ahead - h - 1 + behind, behind
         if weight < 1e-3:
             break
-    return tokens / total, drafts / total, waits / total, made / total, 1.0 / total
+    return tokens / total, drafts / total, waits / total, made / total, 1.0 / total, without / total

@@ -11,6 +11,7 @@ from toy_family import toy_events
 from benchmarks.recipes.stage_times import fit_line, write_recipe
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import AdapterProfile, EncoderProfile, SamplingParams, StepProfile, load_recipe
+from cascade_runtime.emulation.level import step_cost
 from cascade_runtime.engine import Engine
 
 RECIPES = Path(__file__).parents[2] / "benchmarks" / "recipes"
@@ -48,12 +49,27 @@ def test_recorded_stage_times_become_profiles(tmp_path: Path, gpus: int) -> None
     said = [{"vl_tokens": [450, 10 + k, 2], "egpt_tokens": [512]} for k in range(6)]
     (tmp_path / "said.json").write_text(json.dumps({"results": said}))
     path = write_recipe(
-        tmp_path / "times.json", tmp_path / "said.json", tmp_path / "out", gpus=gpus, per_token_ms=2.5, drafters="ngram"
+        tmp_path / "times.json",
+        tmp_path / "said.json",
+        tmp_path / "out",
+        gpus=gpus,
+        verify_ms=80.75,
+        drafts=20.0,
+        drafters="ngram",
     )
     recipe = load_recipe(path)
     light, heavy = recipe.stages
-    assert light.profile == StepProfile(base_ms=8.5, per_token_ms=2.5, prefill_ms=85, prompt_positions=637)
-    assert heavy.profile == StepProfile(base_ms=12.5, per_token_ms=2.5, prefill_ms=321, prompt_positions=4124)
+    assert light.profile == StepProfile(base_ms=11, prefill_ms=85, prompt_positions=637)
+    line_ms = (321 - 80.75) / (4124 - 21)  # .0586 a token
+    assert isinstance(heavy.profile, StepProfile)
+    assert (heavy.profile.prefill_ms, heavy.profile.prompt_positions) == (321, 4124)
+    cost = step_cost(heavy.profile)
+    assert cost.per_token == pytest.approx(1e-3 * line_ms, rel=1e-2)
+    assert (cost.seconds(1, 1), cost.seconds(1, 21)) == (
+        pytest.approx(0.015, rel=1e-3),
+        pytest.approx(0.08075, rel=1e-3),
+    )
+
     assert recipe.encoder and recipe.encoder.profile == EncoderProfile(render_ms=5, encode_ms=8)
     assert recipe.adapter and recipe.adapter.profile == AdapterProfile(dense_ms=60, dense_per_second_ms=50)
     assert (light.device == heavy.device) == (gpus == 1)

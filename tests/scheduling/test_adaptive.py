@@ -160,6 +160,23 @@ def test_a_useless_drafter_that_is_known_makes_next_to_no_drafts(streams: int) -
     assert result.drafted[0] < 0.4 * result.tokens  # while every new row drafted a window first: several per token
 
 
+@pytest.mark.parametrize(
+    ("agreement", "step_s", "least", "most"),
+    [(0.3, 0.0102, 0.94, 1.0), (0.77, 0.0102, 0.95, 1.0), (0.97, 0.001, 1.9, 2.3)],
+)
+def test_where_a_verification_takes_four_and_a_half_steps_drafts_are_used_only_if_they_bring_more(
+    agreement: float, step_s: float, least: float, most: float
+) -> None:
+    cost = StepCost(0.0145, per_token=0.0001, several=0.0527)  # 4-bit weights, as recorded
+
+    def tokens_per_s(*, speculate: bool) -> float:
+        stages = [Stage("light", Policy(0), StepCost(step_s)), Stage("heavy", Adaptive(cost, most=32), cost)]
+        load = Load(1, 40, 50, speculate=speculate)
+        return simulate(stages, Agreement([agreement]), load, upstream_s=1.0).tokens_per_s
+
+    assert least < tokens_per_s(speculate=True) / tokens_per_s(speculate=False) < most
+
+
 def test_whoever_only_passes_drafts_on_grants_what_it_was_granted_although_it_wants_none_itself() -> None:
     middle = StageScheduler(1, 3, Policy(0, window=0), upstream_s=0.05)
     one = middle.admit(Standing(1, 0, 1, 64, 1000, frozenset(), 16), now=0.0)
@@ -191,11 +208,13 @@ def test_a_pace_that_has_changed_is_known_after_few_tokens_and_one_slow_token_is
 def test_a_trial_without_result_is_put_off_but_not_for_long_where_it_costs_nothing() -> None:
     dear, cheap = Trial(64), Trial(64)
     for number in range(1, 5):
-        dear.over(1000 * number, changed=False, lost=50.0)
+        dear.over(1000 * number, changed=False, lost=2.0)
         cheap.over(1000 * number, changed=False, lost=0.1)
-    assert (dear.every, cheap.every) == (96 * 2**4, 80)
+    assert (dear.every, cheap.every) == (400, 80)
     dear.over(9000, changed=False, lost=1.0)
     assert dear.due == 9000 + 200
+    dear.over(9000, changed=False, lost=50.0)  # never more than a fiftieth of the time
+    assert dear.due == 9000 + 2500
     dear.over(9000, changed=True, lost=50.0)
     assert dear.due == 9000 + 96
 

@@ -37,6 +37,14 @@ def test_drafts_that_are_never_right_are_predicted_to_be_worse_than_none() -> No
     assert predict(useless, 4, 16).tokens_per_s < alone(useless) == 1.0
 
 
+def test_a_pass_over_one_token_is_as_cheap_as_it_is_and_any_draft_makes_it_dear() -> None:
+    dear = replace(at(0.0, 5), cost=StepCost(1.0, several=3.6))
+    assert alone(dear) == 1.0
+    assert predict(dear, 0, 199).pass_s == 1.0  # after a refusal nothing is there, and here all are refused
+    assert predict(dear, 4, 199).pass_s == pytest.approx(4.6)
+    assert predict(replace(dear, rows=2), 0, 199).pass_s == pytest.approx(4.6)
+
+
 def test_the_window_bounds_what_a_pass_looks_at() -> None:
     assert predict(at(0.9, 20), 2, 4).drafts_per_pass <= 4 < predict(at(0.9, 20), 2, 32).drafts_per_pass
 
