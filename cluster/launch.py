@@ -71,6 +71,7 @@ from cluster.supervision.supervisor import Recovery, Supervisor
 log = logging.getLogger(__name__)
 
 _CONTROL_THREADS = 8
+_PULSE = "pulse"
 _REASON = 160  # characters of what Ray says of a death, which can be a page
 _OBJECT_STORE_BYTES = 400_000_000
 FOREGROUND: dict[str, Any] = {"worker_niceness": 0}  # Ray's 15 starves a stage as soon as anything else wants the cores
@@ -84,8 +85,11 @@ class RayStage:
         self.name, self.actor = name, actor
 
     def start(self, method: str, *args: Any) -> Any:
-        """Begin a call; the reference may be an argument of another call."""
-        return getattr(self.actor, method).remote(*args)
+        """Begin a call; the reference may be an argument of another call. A pulse has a thread of its own: where all
+        others encode, a stage is busy and not silent.
+        """
+        call = getattr(self.actor, method)
+        return (call.options(concurrency_group=_PULSE) if method == _PULSE else call).remote(*args)
 
     def result(self, reference: Any, timeout_s: float) -> Any:
         """Wait for a call. Raises its own error, `DeadlineExceeded`, or `StageError` when the actor has died."""
@@ -284,7 +288,7 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
 
 def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
     share, index = reserved.share(name), reserved.index(name)
-    return ray.remote(kind).options(
+    return ray.remote(concurrency_groups={_PULSE: 1})(kind).options(
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         max_concurrency=threads,
