@@ -17,7 +17,7 @@ BLOCKS = (2, 4, 8, 12, 16)
 def lockstep(args: argparse.Namespace) -> dict[str, Any]:
     """Real models, 16 streams."""
     recipe = load_recipe(args.recipe, ["cascade.slots=16", *args.set])
-    work = requests(24 if args.quick else 48, args.max_tokens)
+    work = requests(48 if args.quick else 96, args.max_tokens)  # the last answers, at fewer streams, weigh little
     print(f"\nlockstep: {recipe.name}, 16 streams, {len(work)} questions")
     with (
         local_ray(),
