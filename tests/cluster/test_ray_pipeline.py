@@ -6,16 +6,16 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated import emulated_table
 from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client import AsyncCascadeClient, CascadeClient
-from cascade_runtime.config import Recipe, SamplingParams, SupervisionConfig, recipe_from_dict
+from cascade_runtime.config import Recipe, SamplingParams, recipe_from_dict
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError, ConfigError, InputError, PromptTooLong, StageError
 
@@ -159,14 +159,13 @@ def test_a_list_that_is_left_makes_room_for_the_next(client: CascadeClient) -> N
     assert pipeline(client).stats()["controller"]["cancelled"] > before
 
 
-def test_unsupervised_a_killed_drafter_costs_no_token_and_closing_leaves_nothing(
-    ray_cluster: None, family: Path
-) -> None:
+def test_unsupervised_a_killed_drafter_costs_no_token_and_closing_leaves_nothing(ray_cluster: None) -> None:
     import ray
     from ray.util import list_named_actors, placement_group_table
 
-    unsupervised = replace(ray_recipe(family, "object_store"), supervision=SupervisionConfig(restarts=0))
-    client = CascadeClient("ray", recipe=unsupervised)
+    table = emulated_table(["level0", "level1"], {"agreement": [0.7, 0.8]}, slots=4)
+    rest = {"supervision": {"restarts": 0}, "channels": {"backend": "object_store"}, "deadlines": {"start_s": 300.0}}
+    client = CascadeClient("ray", recipe=recipe_from_dict({**table, **rest}))
     assert pipeline(client).backends == ("object_store", "object_store")
     actors = [stage.actor for stage in (*pipeline(client).stages.values(), pipeline(client).controller)]
     group = pipeline(client).group.id.hex()

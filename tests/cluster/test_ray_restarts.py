@@ -10,25 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_family import toy_events, toy_recipe, toy_requests, write_toy_family
+from emulated import emulated_table
+from toy_family import toy_events, toy_requests
 
 from cascade_runtime.api import Answer, GenerateRequest, Piece
 from cascade_runtime.client import CascadeClient
-from cascade_runtime.config import SamplingParams
-from cascade_runtime.engine import Engine
+from cascade_runtime.config import Recipe, SamplingParams, recipe_from_dict
 
 LEVELS = ("level0", "level1", "target")
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_family(tmp_path_factory.mktemp("toy"))
+def recipe() -> Recipe:
+    """Emulated: processes and links are real, and start sooner. That keys and values are made anew: tests/actors."""
+    table = emulated_table(LEVELS[:2], {"agreement": [0.7, 0.8]})
+    table["stages"]["target"]["profile"]["base_ms"] = 10.0  # an answer takes long enough to be interrupted
+    supervision = {"silent_s": 1.5, "restarts": 100}
+    return recipe_from_dict({**table, "supervision": supervision, "deadlines": {"start_s": 300.0}})
 
 
 @pytest.fixture(scope="module")
-def client(ray_cluster: None, family: Path) -> Iterator[CascadeClient]:
-    recipe = toy_recipe(family, ["noisy", "noisy"], [2, 4], supervision={"silent_s": 1.5, "restarts": 100})
+def client(ray_cluster: None, recipe: Recipe) -> Iterator[CascadeClient]:
     with CascadeClient("ray", recipe=recipe) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Recipe) -> Iterator[CascadeClient]:
+    with CascadeClient(recipe=recipe) as client:
         yield client
 
 
@@ -38,10 +47,18 @@ def request(max_tokens: int = 60) -> GenerateRequest:
 
 
 @pytest.fixture(scope="module")
-def expected(family: Path) -> Answer:
-    (answer,) = Engine.load(toy_recipe(family, [])).generate([request(150)])
-    assert isinstance(answer, Answer)
-    return answer
+def expected(reference: CascadeClient) -> Answer:
+    return answers_of(reference, [request(150)])[0]
+
+
+def answers_of(client: CascadeClient, requests: list[GenerateRequest]) -> list[Any]:
+    async def ask() -> list[Any]:
+        answers: dict[int, Any] = {}
+        async for index, update in client._async._transport.run(requests, 120.0, False):
+            answers[index] = update
+        return [answers[index] for index in range(len(requests))]
+
+    return client._wait(ask())
 
 
 def pipeline(client: CascadeClient) -> Any:
@@ -88,20 +105,13 @@ def test_every_stage_and_the_controller_may_be_killed_in_the_middle_of_an_answer
 
 
 @pytest.mark.ray
-def test_a_stopped_stage_is_replaced_and_the_others_go_on(client: CascadeClient, family: Path) -> None:
+def test_a_stopped_stage_is_replaced_and_the_others_go_on(client: CascadeClient, reference: CascadeClient) -> None:
     count = len(pipeline(client).supervisor.recoveries)
     requests = toy_requests(16, seed=3)
-    reference = Engine.load(toy_recipe(family, [])).generate(requests)
+    expected = answers_of(reference, requests)
     stopped = [signal_stage(client, name, signal.SIGSTOP) for name in ("target",)]
-
-    async def ask() -> list[Any]:
-        answers: dict[int, Any] = {}
-        async for index, update in client._async._transport.run(requests, 120.0, False):
-            answers[index] = update
-        return [answers[index] for index in range(len(requests))]
-
-    answers = client._wait(ask())
-    assert [getattr(a, "token_ids", a) for a in answers] == [r.token_ids for r in reference]  # type: ignore[union-attr]
+    answers = answers_of(client, requests)
+    assert [getattr(a, "token_ids", a) for a in answers] == [e.token_ids for e in expected]
     after = recovered(client, count + 1)[count:]
     assert {each.stage for each in after} == {"target"} and all("silent" in each.reason for each in after)
     assert not any(Path(f"/proc/{pid}").exists() for pid in stopped)

@@ -9,21 +9,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from toy_family import toy_recipe, write_toy_family
+from emulated import emulated_table
 
+from cascade_runtime.config import recipe_from_dict
 from cluster.traced_run import run_trace
 
 pytestmark = pytest.mark.ray
 STAGES = ["encoder", "adapter", "level0", "level1", "target"]
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_family(tmp_path_factory.mktemp("toy"))
-
-
-def test_a_run_is_a_perfetto_trace_a_picture_and_counters(ray_cluster: None, family: Path, tmp_path: Path) -> None:
-    recipe = toy_recipe(family, ["noisy", "noisy"], [2, 4])
+def test_a_run_is_a_perfetto_trace_a_picture_and_counters(ray_cluster: None, tmp_path: Path) -> None:
+    table = emulated_table(["level0", "level1"], {"agreement": [0.7, 0.8]})
+    table["stages"]["target"]["profile"]["base_ms"] = 10.0  # drafts are worth sending
+    recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}})
     told, drawn, counted, out = tmp_path / "t.json", tmp_path / "t.svg", tmp_path / "m.prom", io.StringIO()
     assert run_trace(recipe, [told, drawn], counted, streams=2, requests=2, seed=5, out=out) == 0
 

@@ -56,7 +56,7 @@ def test_a_pass_of_fixed_shape_is_the_ragged_pass(pair, caches, counts):
     language, (ours, theirs) = pair[0].language, caches
     replays = replay.Replays(language, ours, captures=False)
     slots, starts = (part[: len(counts)] for part in ROWS)
-    for step in range(3):  # the second and third run on what the first wrote, other slots in the same buffers
+    for step in range(2):  # the second runs on what the first wrote, other slots in the same buffers
         tokens = [[8 + (7 * step + 3 * i + j) % 40 for j in range(count)] for i, count in enumerate(counts)]
         found = replays.logits(tokens, slots=slots, starts=starts, **chains(tokens, starts))
         wanted = eager(language, theirs, tokens, slots, starts)
