@@ -18,7 +18,7 @@ from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CapacityError, DeadlineExceeded, InputError, PromptTooLong, StageError
 
-REQUESTS = 40
+REQUESTS = 28
 
 
 @pytest.fixture(scope="module")

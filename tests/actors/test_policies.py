@@ -20,7 +20,7 @@ from cascade_runtime.scheduling.from_recipe import window_of_row
 from cascade_runtime.scheduling.policy import Policy
 from cascade_runtime.scheduling.standing import Standing
 
-REQUESTS = 24
+REQUESTS = 16
 
 
 @pytest.fixture(scope="module")
