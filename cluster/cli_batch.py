@@ -22,6 +22,7 @@ from cascade_runtime.errors import ConfigError
 
 _PER_SLOT = 4  # questions handed over at once for each that the cascade answers at a time
 _TARGETS = ("in-process", "ray")
+_KEEP = "cascade.keep_features_mb=256"  # unless --set says otherwise: most files ask several questions of a recording
 
 
 def add_batch(commands: Any) -> None:
@@ -64,7 +65,7 @@ def add_batch(commands: Any) -> None:
 def _batch(args: argparse.Namespace) -> int:
     from cascade_runtime.batch import BatchConfig, begin, run_batch
 
-    recipe = load_recipe(args.recipe, args.set)
+    recipe = load_recipe(args.recipe, [_KEEP, *args.set])
     config = BatchConfig(
         input=args.input,
         output=args.output,

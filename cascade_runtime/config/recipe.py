@@ -36,7 +36,8 @@ class CascadeConfig:
     the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process only, and those named
     lossy do not give the target's answer. replicas: whole pipelines of this kind on Ray, which share the requests.
     loading: "resident" keeps every stage's weights where they are, "in_turns" has one model's at a time in a device's
-    memory, in one process: each drafts `window` tokens for all requests before the next is loaded.
+    memory, in one process: each drafts `window` tokens for all requests before the next is loaded. keep_features_mb: of
+    dense features kept for the next question about the same recording.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CascadeConfig:
     acceptance: str = SHARED_NOISE
     replicas: int = 1
     loading: str = "resident"
+    keep_features_mb: int = 0
 
     def __post_init__(self) -> None:
         where = "cascade"
@@ -83,6 +85,7 @@ class CascadeConfig:
         choice(f"{where}.acceptance", self.acceptance, tuple(RULES))
         integer(ConfigError, f"{where}.replicas", self.replicas, 1, 1000)
         choice(f"{where}.loading", self.loading, ("resident", "in_turns"))
+        integer(ConfigError, f"{where}.keep_features_mb", self.keep_features_mb, 0, 1_048_576)
 
 
 @dataclass(frozen=True, kw_only=True)

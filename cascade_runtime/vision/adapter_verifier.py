@@ -23,16 +23,21 @@ from cascade_runtime.models.stage_source import checkpoint_path, load_front, pic
 from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 from cascade_runtime.vision.gate import GateDecision, decide, frame_cosines, random_baseline
+from cascade_runtime.vision.kept import KeptFeatures
 
 
 class AdapterVerifier:
     """Aligned features, dense features and the gate. Without an adapter in the recipe there are dense features only.
 
     towers: (pixel processor, vision tower) per level, the target's last; levels with equal towers share one object.
+    keep_bytes: of dense features, for the next question about the same recording.
     """
 
-    def __init__(self, towers: Sequence[tuple[Any, Any]], adapter: Any | None, gate: GateConfig) -> None:
+    def __init__(
+        self, towers: Sequence[tuple[Any, Any]], adapter: Any | None, gate: GateConfig, *, keep_bytes: int = 0
+    ) -> None:
         self.towers, self.adapter, self.gate = list(towers), adapter, gate
+        self.kept = KeptFeatures(keep_bytes)
         self.space: str = self.towers[-1][1].space
         if adapter is not None and adapter.target_space != self.space:
             raise FeatureSpaceError("adapter.target_space", adapter.target_space, f"the target's tower, {self.space}")
@@ -55,7 +60,7 @@ class AdapterVerifier:
         adapter = None
         if recipe.adapter is not None:
             adapter = load_adapter(checkpoint_path(recipe.adapter), pick_device(recipe.adapter.device))
-        return cls(towers, adapter, recipe.gate)
+        return cls(towers, adapter, recipe.gate, keep_bytes=recipe.cascade.keep_features_mb << 20)
 
     @property
     def shared(self) -> tuple[bool, ...]:
@@ -96,11 +101,15 @@ class AdapterVerifier:
     def dense(self, frames: np.ndarray, source: str, level: int = -1) -> VisualFeatures:
         """The features that the tower of one level (the target's, unless said otherwise) makes of rendered frames."""
         processor, tower = self.towers[level]
-        pixels = processor(frames)
-        raw = tower.encode(pixels)
-        return VisualFeatures.from_tensor(
-            raw, space=tower.space, transforms=("dense",), source=source, grid=pixels.grid
-        )
+
+        def encode() -> VisualFeatures:
+            pixels = processor(frames)
+            raw = tower.encode(pixels)
+            return VisualFeatures.from_tensor(
+                raw, space=tower.space, transforms=("dense",), source=source, grid=pixels.grid
+            )
+
+        return self.kept.get((tower.space, source), encode)
 
     def counted(self, features: VisualFeatures, view: EventView, level: int = -1) -> VisualFeatures:
         """Features of one level's tower with what the view knows of where the events lie in what that tower sees."""
