@@ -39,7 +39,6 @@ _WAITS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _MOST = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _WINDOWS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 _WORTH_A_WAIT = 0.99  # of the best rate
-_BLOCKS = 8  # that are sent during a pass
 _SETTLED = 4  # passes after which a drafter that was told to stop has stopped
 _AS_GOOD = 0.997  # of the best rate
 _AT_FIRST = 1.5  # what a pass may cost more while drafts are not known
@@ -159,15 +158,7 @@ class Adaptive(Policy):
             return Grant(min(TRIAL_WINDOW, self._most), relay=self.relaying)
         else:
             return Grant(0)
-        return Grant(self.decision.window, self._block(), self.relaying)
-
-    def _block(self) -> int:
-        """Drafts that are sent at once: those that a row waits for. Where none does, an eighth of what is drafted
-        during a pass: to send each by itself costs more than the last few bring.
-        """
-        held = self.decision
-        meanwhile = self._pass_s / held.pace_s if held.pace_s > 0 else 0.0
-        return held.min_drafts or max(1, int(min(meanwhile, held.window) / _BLOCKS))
+        return Grant(self.decision.window, max(1, self.decision.min_drafts), self.relaying)
 
     @property
     def _weight(self) -> float:

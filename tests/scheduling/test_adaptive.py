@@ -177,18 +177,6 @@ def test_where_a_verification_takes_four_and_a_half_steps_drafts_are_used_only_i
     assert least < tokens_per_s(speculate=True) / tokens_per_s(speculate=False) < most
 
 
-@pytest.mark.parametrize(
-    ("min_drafts", "pace_s", "block"), [(6, 0.001, 6), (0, 0.001, 4), (0, 0.005, 2), (0, 0.02, 1), (0, 0.0, 1)]
-)
-def test_drafts_that_no_row_waits_for_are_sent_by_the_eighth_of_a_pass(
-    min_drafts: int, pace_s: float, block: int
-) -> None:
-    policy, one = Adaptive(COST, most=32), row(0)
-    policy.observe_pass(1, 1, 64, 0.1)
-    policy.decision = replace(policy.decision, min_drafts=min_drafts, pace_s=pace_s)
-    assert policy.grant(one) == Grant(32, block)
-
-
 def test_whoever_only_passes_drafts_on_grants_what_it_was_granted_although_it_wants_none_itself() -> None:
     middle = StageScheduler(1, 3, Policy(0, window=0), upstream_s=0.05)
     one = middle.admit(Standing(1, 0, 1, 64, 1000, frozenset(), 16), now=0.0)
