@@ -27,6 +27,7 @@ from cascade_runtime.config import SupervisionConfig
 PERIOD_S = 0.25  # from a pulse to the next question
 TICK_S = 0.1  # how often `decide` is called, about
 _LONGEST_BACKOFF_S = 10.0
+_STEADY_S = 10.0  # what has been up for so long is started anew without a pause
 _LONGEST_REWIRE_S = 5.0
 
 
@@ -89,6 +90,8 @@ class _Stage:
     twice: bool = False  # it was asked a second time
     next_at: float = 0.0
     seen_at: float = 0.0  # it was alive then or later
+    up_at: float = 0.0
+    short_lives: int = 0  # in a row
     due: float = 0.0
     reason: str = ""
     planned: bool = False
@@ -110,7 +113,7 @@ class Watch:
 
     def __init__(self, stages: Sequence[str], levels: Sequence[str], config: SupervisionConfig, now: float) -> None:
         self._config = config
-        self._stages = {name: _Stage(next_at=now, seen_at=now) for name in stages}
+        self._stages = {name: _Stage(next_at=now, seen_at=now, up_at=-_STEADY_S) for name in stages}
         self._edges = {pair: _Edge(since=now) for pair in itertools.pairwise(levels)}
         self._fallen: list[Fell] = []
         self._lost: list[GiveUp] = []
@@ -155,6 +158,7 @@ class Watch:
         one = self._stages[stage]
         if one.phase == "starting" and one.incarnation == incarnation:
             one.phase, one.seen_at, one.next_at, one.asked_at = "up", now, now + PERIOD_S, None
+            one.up_at = now
 
     def not_started(self, stage: str, incarnation: int, now: float, reason: str) -> None:
         """It could not be started."""
@@ -242,6 +246,8 @@ class Watch:
                 GiveUp(name, f"{reason}, after {len(one.failures)} restarts in {self._config.window_s} s")
             )
             return
-        backoff_s = self._config.backoff_s * 2.0 ** min(len(one.failures) - 1, 16) if one.failures else 0.0
+        steady = one.phase == "up" and now - one.up_at >= _STEADY_S
+        one.short_lives = 0 if steady else one.short_lives + 1
+        backoff_s = self._config.backoff_s * 2.0 ** min(one.short_lives - 1, 16) if one.short_lives else 0.0
         one.phase, one.due = "down", now + min(backoff_s, _LONGEST_BACKOFF_S)
         one.failures.append(now)

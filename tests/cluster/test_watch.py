@@ -193,6 +193,20 @@ def test_who_fails_too_often_is_given_up_once_with_growing_pauses_before() -> No
     assert world.watch.phase("heavy") == "lost" and world.watch.phase("mid") == "up"
 
 
+def test_only_what_has_not_lived_for_long_is_paused_before() -> None:
+    world = World()
+    deaths, starts = [], []
+    for lived_s in (1.0, 12.0, 1.0):
+        world.run(lived_s)
+        deaths.append(world.now)
+        world.kill("mid")
+        world.run(3)
+        starts.append(world.restarts[-1][0])
+    pauses = [start - death for death, start in zip(deaths, starts, strict=True)]
+    soon = PERIOD_S + TICK_S
+    assert pauses[0] < soon and pauses[1] < soon < CONFIG.backoff_s <= pauses[2]
+
+
 def test_planned_restarts_are_not_counted_and_need_a_stage_that_is_up() -> None:
     world = World()
     for _ in range(3 * CONFIG.restarts):
