@@ -14,9 +14,9 @@ class SupervisionConfig:
 
     restarts: of one stage in any `window_s` seconds, at most; a stage that fails more often is given up, and requests
     that need it fail. 0: nothing is watched, nothing restarted. backoff_s: pause before a stage is started anew that
-    has not been up for ten seconds; it doubles from one to the next, up to ten seconds. silent_s: a process that answers no ping for so long
-    hangs, and is killed. stuck_s: so does a stage whose loop has been at one thing for so long; a first compiled pass
-    takes most of a minute.
+    has not been up for ten seconds; it doubles from one to the next, up to ten seconds. silent_s: a process that
+    answers no ping for so long hangs, and is killed. stuck_s: so does a stage whose loop has been at one thing for so
+    long; a first compiled pass takes most of a minute.
     """
 
     restarts: int = 8
