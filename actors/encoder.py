@@ -39,8 +39,8 @@ class EventEncoderStage:
         return self.tracer.of(handle)
 
     def pulse(self) -> Pulse:
-        """That it is alive."""
-        return Pulse.here()
+        """That it is alive, and how long the oldest call inside has taken so far."""
+        return Pulse.here(self.tracer.running_s)
 
     def trace(self) -> Trace:
         """The recorded spans."""

@@ -9,9 +9,9 @@ from actors.host import process
 
 @dataclass(frozen=True)
 class Pulse:
-    """host, pid: where it runs, see `actors.host`. busy_s: how long its loop has been at one thing; 0 where it sleeps
-    or has none. upstream, downstream: the epochs of a language stage's links, None for one that is down. rows: requests
-    inside. peak_bytes: the most memory its process has held.
+    """host, pid: where it runs, see `actors.host`. busy_s: how long its loop, or the oldest call inside, has been at
+    one thing; 0 where nothing is done. upstream, downstream: the epochs of a language stage's links, None for one that
+    is down. rows: requests inside. peak_bytes: the most memory its process has held.
     """
 
     host: str

@@ -244,7 +244,8 @@ def traces(folder: Path) -> dict[str, Any]:
         target, drafter = models[TARGET], models[DRAFTER]
         slope = (target.prefill_s - verify) / (target.prompt - drafted - 1)
         cost = four_bit(target.step_s, verify - slope * (drafted + 1), slope)
-        light = StepCost(drafter.step_s, per_token=drafter.prefill_s / target.prompt)
+        per_token = drafter.prefill_s / target.prompt
+        light = StepCost(drafter.step_s - per_token, per_token=per_token)
         load = Load(streams=1, requests=40, tokens=50, prompt=target.prompt)
         alone = run([light, cost], MODES["m 0"](cost), tokens["4-gram"], Load(1, 40, 50, target.prompt, False))
         for name, model in tokens.items():

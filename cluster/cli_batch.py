@@ -22,7 +22,6 @@ from cascade_runtime.errors import ConfigError
 
 _PER_SLOT = 4  # questions handed over at once for each that the cascade answers at a time
 _TARGETS = ("in-process", "ray")
-_KEEP = "cascade.keep_features_mb=256"  # unless --set says otherwise: most files ask several questions of a recording
 
 
 def add_batch(commands: Any) -> None:
@@ -56,6 +55,13 @@ def add_batch(commands: Any) -> None:
         metavar="N",
         help="within so many rows questions about one recording are asked together",
     )
+    batch.add_argument(
+        "--keep-features-mb",
+        type=int,
+        default=256,
+        metavar="N",
+        help="of what the towers made of recordings, kept for the next question about them; 0: none",
+    )
     batch.add_argument("--no-resume", action="store_true", help="begin anew and replace the output")
     batch.add_argument("--quiet", action="store_true", help="no progress bar")
     batch.add_argument("--json", action="store_true", help="the figures as one line of JSON")
@@ -65,7 +71,7 @@ def add_batch(commands: Any) -> None:
 def _batch(args: argparse.Namespace) -> int:
     from cascade_runtime.batch import BatchConfig, begin, run_batch
 
-    recipe = load_recipe(args.recipe, [_KEEP, *args.set])
+    recipe = load_recipe(args.recipe, [*args.set, f"cascade.keep_features_mb={args.keep_features_mb}"])
     config = BatchConfig(
         input=args.input,
         output=args.output,

@@ -265,6 +265,15 @@ def test_importing_a_package_loads_no_heavy_library(package):
     assert done.stdout.strip() == "[]"
 
 
+def test_stages_are_imported_without_the_modelling_code_of_models_that_they_do_not_load():
+    stages = "actors.controller, actors.encoder, actors.adapter, actors.target, cascade_runtime.emulation.level"
+    code = f"import sys, {stages}; print([n for n in sys.modules if n.split('.')[0] == 'transformers'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_no_file_outgrows_one_noun():
     long = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in source_files()}
     assert not {name: lines for name, lines in long.items() if lines > MAX_LINES}

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
+from emulated import emulated_table
 
+from actors.adapter import AdapterVerifierStage
+from actors.encoder import EventEncoderStage
+from cascade_runtime.config import recipe_from_dict
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.tracing import Message, Note, Share, Span, Trace, Tracer
 from cascade_runtime.tracing.arrows import arrows
@@ -168,3 +173,15 @@ def test_latency_hidden_is_what_was_computed_by_hand() -> None:
     assert occupancy([light]).latency_hidden is None
     assert occupancy([trace("light", busy(0, 5, 1)), trace("heavy", busy(5, 9, 1))]).latency_hidden == pytest.approx(0)
     assert occupancy([]).wall_s == 0.0
+
+
+def test_how_long_the_oldest_span_has_been_going_on_is_known_and_a_stage_says_so() -> None:
+    recipe = recipe_from_dict(emulated_table([], {"agreement": []}))
+    for stage in (EventEncoderStage(recipe), AdapterVerifierStage(recipe)):
+        assert stage.pulse().busy_s == 0
+        with stage.tracer.span("dense", 1):
+            time.sleep(0.05)
+            with stage.tracer.span("align", 2):
+                assert stage.pulse().busy_s >= 0.05
+            assert stage.pulse().busy_s >= 0.05
+        assert stage.pulse().busy_s == 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def configuration(
     """
     told = {
         "files": {path.name: _file_hash(path) for path in files},
-        "recipe": asdict(recipe),
+        "recipe": asdict(replace(recipe, cascade=replace(recipe.cascade, keep_features_mb=0))),  # changes no answer
         "asked": dict(asked),
         "models": {stage: _folder_hash(Path(folder)) for stage, folder in checkpoints.items()},
         "versions": {name: _version(name) for name in _PACKAGES},

@@ -37,7 +37,8 @@ class CascadeConfig:
     lossy do not give the target's answer. replicas: whole pipelines of this kind on Ray, which share the requests.
     loading: "resident" keeps every stage's weights where they are, "in_turns" has one model's at a time in a device's
     memory, in one process: each drafts `window` tokens for all requests before the next is loaded. keep_features_mb: of
-    dense features kept for the next question about the same recording.
+    dense features kept for the next question about the same recording, where the gate wants whole recordings encoded;
+    emulated stages keep none.
     """
 
     name: str

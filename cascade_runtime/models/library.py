@@ -1,7 +1,7 @@
 """`library_class`: a class of transformers by name, imported when it is asked for.
 
-Its modelling code takes two seconds of a core to import. Processes that load no weights (controller, encoder, emulated
-stages) and families that are not loaded go without.
+Its modelling code takes two seconds of a core to import. Processes that load no model or tower of its (controller,
+encoder, emulated stages) go without, and so do families that are not loaded.
 """
 
 from __future__ import annotations

@@ -129,11 +129,11 @@ class Adaptive(Policy):
         return self.decision.max_drafts if self.decision.tokens_per_s else self._first_look()
 
     def _first_look(self) -> int:
-        """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of one without, or of
-        what the first draft makes it.
+        """While nothing is known of drafts: as many as make a pass cost no more than `_AT_FIRST` of what the first one
+        makes it.
         """
         rows, cost = max(1, round(self._rows)), self.costs.fit(True)
-        dear = _AT_FIRST * (cost.seconds(rows, rows, rows * self._context) + cost.several)
+        dear = _AT_FIRST * cost.seconds(rows, rows + 1, rows * self._context)
         fits = [most for most in _MOST if cost.seconds(rows, rows * (1 + most), rows * self._context) <= dear]
         return min(max(fits, default=1), self._most)
 
@@ -349,7 +349,9 @@ class Adaptive(Policy):
         self._trying, self._trial_row, self._since_switch = None, None, 0
         self._plan()
         changed = (before.speculate, before.relay) != (self.decision.speculate, self.decision.relay)
-        lost = self._lost_s / self._pass_s if name == "draft" else math.inf
+        rows = max(1, round(self._rows))
+        pass_s = self.costs.fit(False).seconds(rows, rows, rows * self._context)
+        lost = self._lost_s / pass_s if name == "draft" and pass_s > 0 else math.inf
         self._trials[name].over(self._passes, changed=changed or untried, lost=lost)
 
     def _choose_trial_row(self, ready: Sequence[ScheduledRow], others: Sequence[ScheduledRow]) -> None:

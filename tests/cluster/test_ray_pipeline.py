@@ -145,8 +145,8 @@ def test_leaving_a_stream_cancels_the_request(client: CascadeClient) -> None:
 def test_a_list_that_is_left_makes_room_for_the_next(client: CascadeClient) -> None:
     def listed(max_tokens: int) -> list[GenerateRequest]:
         sampling = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        one = GenerateRequest(events=toy_events(), question="What?", sampling=sampling)
-        return [one] * 80  # more than run and wait
+        events = toy_events()
+        return [GenerateRequest(events=events, question="What?", sampling=sampling) for _ in range(80)]
 
     async def ask() -> list[Answer | CascadeError | str]:
         left = client._async._transport.run(listed(200), 120.0, False)

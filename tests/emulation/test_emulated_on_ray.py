@@ -17,7 +17,7 @@ def test_emulated_stages_run_on_ray_and_say_so_and_encoding_with_all_threads_is_
     ray_cluster: None,
 ) -> None:
     table = emulated_table(["light"], {"agreement": [0.7]}, slots=12)
-    table["adapter"] = {"device": "emulated:one_at_a_time", "num_cpus": 0.1, "profile": {"dense_ms": 300}}
+    table["adapter"] = {"device": "emulated:one_at_a_time", "num_cpus": 0.1, "profile": {"dense_ms": 450}}
     table["supervision"] = {"silent_s": 1.5}
     table["stages"]["light"]["device"] = table["stages"]["target"]["device"] = "emulated:shared_by_a_test"
     recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}})
