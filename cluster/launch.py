@@ -288,7 +288,8 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
 
 def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
     share, index = reserved.share(name), reserved.index(name)
-    return ray.remote(concurrency_groups={_PULSE: 1})(kind).options(
+    actor: Any = ray.remote  # whose types know of no groups
+    return actor(concurrency_groups={_PULSE: 1})(kind).options(
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         max_concurrency=threads,

@@ -41,21 +41,21 @@ class KeptFeatures:
                 return under_way.result(_PATIENCE_S)
             return make()
         try:
-            made = make()
-            mine.set_result(made)
+            fresh = make()
         except BaseException as error:
-            mine.set_exception(error)
-            raise
-        finally:
             with self._lock:
                 del self._making[key]
-                if made is not None:
-                    self._keep(key, made)
-        return made
+            mine.set_exception(error)
+            raise
+        self._keep(key, fresh)
+        mine.set_result(fresh)
+        return fresh
 
     def _keep(self, key: Key, made: VisualFeatures) -> None:
-        self._kept[key] = made
-        self.nbytes += made.data.nbytes
-        while self.nbytes > self.most_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self.nbytes -= oldest.data.nbytes
+        with self._lock:
+            del self._making[key]
+            self._kept[key] = made
+            self.nbytes += made.data.nbytes
+            while self.nbytes > self.most_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self.nbytes -= oldest.data.nbytes
