@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import (
@@ -71,7 +71,6 @@ from cluster.supervision.supervisor import Recovery, Supervisor
 log = logging.getLogger(__name__)
 
 _CONTROL_THREADS = 8
-_PULSE = "pulse"
 _REASON = 160  # characters of what Ray says of a death, which can be a page
 _OBJECT_STORE_BYTES = 400_000_000
 FOREGROUND: dict[str, Any] = {"worker_niceness": 0}  # Ray's 15 starves a stage as soon as anything else wants the cores
@@ -85,11 +84,8 @@ class RayStage:
         self.name, self.actor = name, actor
 
     def start(self, method: str, *args: Any) -> Any:
-        """Begin a call; the reference may be an argument of another call. A pulse has a thread of its own: where all
-        others encode, a stage is busy and not silent.
-        """
-        call = getattr(self.actor, method)
-        return (call.options(concurrency_group=_PULSE) if method == _PULSE else call).remote(*args)
+        """Begin a call; the reference may be an argument of another call."""
+        return getattr(self.actor, method).remote(*args)
 
     def result(self, reference: Any, timeout_s: float) -> Any:
         """Wait for a call. Raises its own error, `DeadlineExceeded`, or `StageError` when the actor has died."""
@@ -287,9 +283,11 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
 
 
 def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
+    """A pulse has a thread of its own: where all others encode, a stage is busy and not silent."""
     share, index = reserved.share(name), reserved.index(name)
-    actor: Any = ray.remote  # whose types know of no groups
-    return actor(concurrency_groups={_PULSE: 1})(kind).options(
+    actor, method, pulse = cast(Any, ray.remote), cast(Any, ray.method), cast(Any, kind).pulse
+    method(concurrency_group="pulse")(pulse)  # marks it; naming the group at each call would make a class each time
+    return actor(concurrency_groups={"pulse": 1})(kind).options(
         num_cpus=share.num_cpus,
         num_gpus=share.num_gpus,
         max_concurrency=threads,
