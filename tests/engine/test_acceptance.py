@@ -168,7 +168,7 @@ def test_parameters_are_those_of_the_rule(family: Path) -> None:
 
 
 def test_emulated_devices_have_no_laws_to_weigh() -> None:
-    from emulation.emulated import emulated_table
+    from emulated import emulated_table
 
     table = emulated_table(["light"], {"agreement": [0.7]}, acceptance="ratio")
     with pytest.raises(ConfigError, match="no laws"):
