@@ -75,7 +75,6 @@ def test_a_failure_fails_only_whoever_met_it() -> None:
         second = pool.submit(kept.get, ("tower", "a"), lambda: packet("a"))
         go.set()
         assert isinstance(first.exception(30), MemoryError) and second.result(30).source == "a"
-    assert asked(kept, "a") in ("", "a")
 
 
 @pytest.mark.parametrize(("keep_mb", "encoded"), [(0, 4), (8, 2)])
