@@ -30,7 +30,7 @@ class AdapterVerifierStage:
             torch.set_num_threads(recipe.adapter.threads)
         self.verifier = load_verifier(recipe)
         self._updater, self._learning = updater_of(recipe, self.verifier.adapter), threading.Lock()
-        self.tracer = Tracer("adapter", capacity=4096)
+        self.tracer = Tracer("adapter", capacity=1024)
         keep_heap()
 
     def info(self) -> dict[str, Any]:

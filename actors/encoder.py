@@ -22,7 +22,7 @@ class EventEncoderStage:
         if recipe.encoder is not None and recipe.encoder.threads:
             torch.set_num_threads(recipe.encoder.threads)
         self.branch = load_branch(recipe)
-        self.tracer = Tracer("encoder", capacity=4096)
+        self.tracer = Tracer("encoder", capacity=1024)
         keep_heap()
 
     def info(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import cascade_runtime
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import CascadeError, ConfigError, EventFormatError, InputError
+from cluster.arenas import keep_few_arenas
 from cluster.cli_batch import add_batch
 from cluster.cli_bench import add_bench
 from cluster.cli_dashboards import add_dashboards
@@ -57,6 +58,7 @@ _RECIPE = "three_level"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Wrong options exit through argparse, with code 2."""
     args = _parser().parse_args(argv)
+    keep_few_arenas()
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)

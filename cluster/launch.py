@@ -61,6 +61,7 @@ from cascade_runtime.errors import (
     StageError,
 )
 from cascade_runtime.tracing import Trace
+from cluster.arenas import few_arenas_of_children
 from cluster.memory_check import check_memory
 from cluster.nodes import read_nodes
 from cluster.placement import CONTROLLER, Reserved, bundles, edge_between, places, reserve
@@ -248,14 +249,15 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
         refuse_open_ray()
         asked = sum(bundle.resources.get("CPU", 0.0) for bundle in bundles(recipe))
         cpus = max(os.cpu_count() or 1, round(pipelines * asked + 1))
-        ray.init(
-            address="local",
-            num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _system_config=FOREGROUND,
-            **quiet,
-        )
+        with few_arenas_of_children():
+            ray.init(
+                address="local",
+                num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _system_config=FOREGROUND,
+                **quiet,
+            )
     return True
 
 
@@ -283,7 +285,9 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
 
 
 def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
-    """A pulse has a thread of its own: where all others encode, a stage is busy and not silent."""
+    """A pulse has a thread of its own: where all others encode, a stage is busy and not silent. Ray keeps no events of
+    calls: pulses would fill its books, and its dashboard.
+    """
     share, index = reserved.share(name), reserved.index(name)
     actor, method, pulse = cast(Any, ray.remote), cast(Any, ray.method), cast(Any, kind).pulse
     method(concurrency_group="pulse")(pulse)  # marks it; naming the group at each call would make a class each time
@@ -293,6 +297,7 @@ def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
         max_concurrency=threads,
         max_restarts=0,
         max_task_retries=0,
+        enable_task_events=False,
         scheduling_strategy=PlacementGroupSchedulingStrategy(reserved.group, placement_group_bundle_index=index),
     )
 

@@ -30,6 +30,7 @@ from benchmarks.faults.drafters import dead_drafters
 from benchmarks.faults.overload import overload
 from benchmarks.faults.soak import soak
 from benchmarks.faults.survival import nodes, stages
+from cluster.arenas import keep_few_arenas
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "stages": stages,
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of `soak`")
     parser.add_argument("--max-tokens", type=int, default=32)
     args = parser.parse_args()
+    keep_few_arenas()
     told: dict[str, Any] = {"cores": os.cpu_count()}
     for part in args.only:
         print(f"{part}", flush=True)

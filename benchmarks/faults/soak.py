@@ -15,7 +15,7 @@ from benchmarks.faults.survival import SEED, taken_slots
 from cluster.chaos.load import Load, kinds_of_request
 from cluster.chaos.outcome import count_answers
 from cluster.chaos.run import chaos_pipeline
-from cluster.chaos.vital_signs import open_descriptors, resident_bytes, slope_per_hour
+from cluster.chaos.vital_signs import allocated_bytes, open_descriptors, slope_per_hour
 from cluster.ray_transport import RayTransport
 
 _LOAD = 0.7
@@ -67,5 +67,5 @@ async def _watch(pids: dict[str, int], samples: dict[str, list[tuple[float, floa
     while True:
         now = time.monotonic()
         for name, pid in pids.items():
-            samples[name].append((now, resident_bytes([pid])))
+            samples[name].append((now, allocated_bytes([pid])))
         await asyncio.sleep(_SAMPLE_S)

@@ -19,7 +19,7 @@ from cluster.chaos.injection import Injection
 from cluster.chaos.load import Load, Sent, kinds_of_request
 from cluster.chaos.outcome import Outcome, count_answers, longest_gap_s, quantile, recoveries_of
 from cluster.chaos.plan import draw_faults
-from cluster.chaos.vital_signs import open_descriptors, resident_bytes, slope_per_hour, stored_objects
+from cluster.chaos.vital_signs import allocated_bytes, open_descriptors, slope_per_hour, stored_objects
 from cluster.ray_transport import RayTransport
 
 _NODES = 3
@@ -172,7 +172,7 @@ class _Run:
             now = time.monotonic()
             if not supervisor.down:  # else a process is missing from the sum
                 pids = {pulse.pid for pulse in supervisor.pulses().values()} | {os.getpid()}
-                self._memory.append((now - began, resident_bytes(pids)))
+                self._memory.append((now - began, allocated_bytes(pids)))
             if now - said >= _REPORT_S:
                 said = now
                 done, restarts = len(self._injection.done), len(supervisor.recoveries)

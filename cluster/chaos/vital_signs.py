@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ray
 
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
 
 
-def resident_bytes(pids: Iterable[int]) -> int:
-    """Memory that these processes of this machine hold; of one that is gone, none."""
+def allocated_bytes(pids: Iterable[int]) -> int:
+    """Memory that these processes of this machine have allocated and touched; of one that is gone, none. Pages of files
+    are left out: the kernel drops them and brings them back as it likes.
+    """
     total = 0
     for pid in pids:
         try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
+            found = _ANONYMOUS.search(Path(f"/proc/{pid}/status").read_text())
+        except OSError:
             continue
+        total += 1024 * int(found[1]) if found else 0
     return total
 
 
