@@ -47,7 +47,7 @@ ELSEWHERE = {
     "PEARL, DSI, SSD": "schedules: their overlap is what `actors/` do; acceptance is that of a chain",
     "DuoDecoding": "a placement (drafter on CPU, target on GPU): `stages.light.device = cpu`",
     "SpecRouter": "the adaptive policy chooses whether mid is in the loop from measured costs (benchmarks.policy)",
-    "SLED": "an edge device's schedule; needs the edge link, which is not there yet",
+    "SLED": "an edge device's schedule: the recipe edge_drafts with `cascade edge --cut drafts` (benchmarks.edge)",
     "sequential loading": "a placement: `cascade plan --assume sequential`",
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
     "HiViS": "a head at text positions only, fed with the target's states: what EAGLE heads here are (eagle_tree)",

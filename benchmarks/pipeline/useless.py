@@ -15,6 +15,7 @@ from cascade_runtime.config import Recipe, StepProfile, load_recipe
 from cluster.launch import Pipeline, launch
 
 TARGET_MS = 20.0
+_QUESTIONS = 8  # of a stream: as many passes as lie between two trials of useless drafts, so that a run has about one
 KINDS = {"always wrong": (1.0, 0.0), "ten times slower": (10 * TARGET_MS, 0.8), "dead": (1.0, 0.8)}
 
 
@@ -43,7 +44,7 @@ def _beside_alone(
     out: dict[str, float],
 ) -> None:
     for streams in (1, 16) if args.quick else (1, 4, 16):
-        work = make(max(6, 4 * streams))
+        work = make(_QUESTIONS * streams)
         alone = [replace(request, speculate=False) for request in work]
         runs = turn_about(
             {"with": lambda: drive(pipeline, work, streams), "alone": lambda: drive(pipeline, alone, streams)},  # noqa: B023
