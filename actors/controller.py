@@ -67,9 +67,9 @@ class Controller:
         self.recipe, self.stages = recipe, stages
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
-        control_s = recipe.deadlines.control_s
-        self.ends: tuple[int, ...] = ask(stages.target, control_s, "info")["ends"]
-        self.shared: tuple[bool, ...] = ask(stages.adapter, control_s, "info")["shared"]
+        start_s = recipe.deadlines.start_s  # they may be loading, too
+        self.ends: tuple[int, ...] = ask(stages.target, start_s, "info")["ends"]
+        self.shared: tuple[bool, ...] = ask(stages.adapter, start_s, "info")["shared"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows

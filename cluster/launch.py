@@ -221,11 +221,11 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         backends = tuple(spec.backend for spec in edges)
         report("starting five stages and the controller")
         stages = _start_stages(recipe, reserved, actors)
+        controller = _start_controller(recipe, stages, reserved, actors)  # it loads while they do
         infos = _infos(stages, deadline, report)
         check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
         _link(recipe, stages, edges, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
-        controller = _start_controller(recipe, stages, reserved, actors)
         controller.ask(max(0.1, deadline - time.monotonic()), "stats")
         supervisor = _supervise(recipe, stages, controller, reserved) if recipe.supervision.restarts else None
         return Pipeline(recipe, controller, stages, group, owns_ray, backends, reserved, supervisor)

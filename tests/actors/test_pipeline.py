@@ -18,7 +18,7 @@ from cascade_runtime.config import SamplingParams
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CapacityError, DeadlineExceeded, InputError, PromptTooLong, StageError
 
-REQUESTS = 28
+REQUESTS = 20
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_200_mixed_requests_get_the_engines_tokens_and_leave_nothing_behind(
 ) -> None:
     client.generate(toy_events(), "What?")  # whatever is kept for good is there from now on
     before = settled_objects()
-    requests = toy_requests(REQUESTS, seed=11, max_tokens=12)
+    requests = toy_requests(REQUESTS, seed=11, max_tokens=8)
     expected = Engine.load(toy_recipe(family, [])).generate(requests)
 
     async def ask() -> list[Answer | CascadeError]:

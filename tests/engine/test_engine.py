@@ -17,7 +17,7 @@ from cascade_runtime.decoding.row import Extension
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError, InputError, PromptTooLong, StageError
 
-REQUESTS = 24
+REQUESTS = 16
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from cascade_runtime.models import kernels, replay
 from cascade_runtime.models.slot_cache import Branches
 
 ROWS = ([2, 0, 3], [11, 7, 30])  # slots, lengths before
+# one position axis, and three: kernels see no other difference between families, and their interpreter is slow
+two_families = pytest.mark.parametrize("pair", ["llava_onevision", "qwen2_vl"], indirect=True)
 
 
 def eager(language, cache, tokens, slots, starts):
@@ -51,6 +53,7 @@ def caches(pair):
     return ours, theirs
 
 
+@two_families
 @pytest.mark.parametrize("counts", [[1], [3], [1, 1], [4, 1, 2], [1, 5, 2]])
 def test_a_pass_of_fixed_shape_is_the_ragged_pass(pair, caches, counts):
     language, (ours, theirs) = pair[0].language, caches
@@ -94,6 +97,7 @@ def test_a_decoder_whose_passes_are_replayed_keeps_the_same_states(pair):
         assert torch.allclose(mine.values, theirs.values, atol=1e-4)
 
 
+@two_families
 def test_a_long_row_is_attended_in_parts(pair, caches):
     language, (ours, theirs) = pair[0].language, caches
     replays = replay.Replays(language, ours, captures=False)
@@ -137,6 +141,7 @@ def test_a_tree_is_served_as_far_as_an_integer_of_the_device_goes(pair, caches):
     assert replays.logits([[1]], slots=[0], starts=[70], positions=[[70]], branches=[Branches(7, [1 << 63])]) is None
 
 
+@two_families
 def test_many_tokens_of_a_row_attend_in_blocks_of_queries(pair, caches, monkeypatch):
     language, (ours, theirs) = pair[0].language, caches
     monkeypatch.setattr(kernels, "_QUERIES", 16)
@@ -209,6 +214,7 @@ def test_every_kernel_compiles_for_a_gpu():
     ]
 
 
+@two_families
 def test_a_decoder_that_replays_chooses_what_one_that_does_not_chooses(pair):
     language = pair[0].language
     plain, replaying = (Decoder(language, slots=3, max_len=120) for _ in range(2))
