@@ -2,7 +2,7 @@
 
 glibc gives threads arenas of their own, eight for every core, and a freed piece returns to its own one only. Ray's
 threads and an actor's, a hundred in a controller, each fill theirs with a few hundred bytes of a call: an idle
-pipeline grew by 1.5 MB per actor and 5 MB in its driver, over its first 24,000 calls. With two arenas it does not
+pipeline grew by more than 1 MB per actor and 4 MB in its driver, over its first 24,000 calls. With two arenas it does not
 (`python -m benchmarks.arenas`).
 """
 
