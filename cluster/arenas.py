@@ -2,8 +2,8 @@
 
 glibc gives threads arenas of their own, eight for every core, and a freed piece returns to its own one only. Ray's
 threads and an actor's, a hundred in a controller, each fill theirs with a few hundred bytes of a call: an idle
-pipeline grew by more than 1 MB per actor and 4 MB in its driver, over its first 24,000 calls. With two arenas it does not
-(`python -m benchmarks.arenas`).
+pipeline grew by more than 1 MB per actor and 4 MB in its driver, over its first 24,000 calls. With two arenas it does
+not (`python -m benchmarks.arenas`).
 """
 
 from __future__ import annotations
