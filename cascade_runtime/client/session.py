@@ -38,6 +38,7 @@ class AsyncSession:
         self._windows: NewestWindows[Window] = NewestWindows(waiting)
         self._answers = answers(self._windows)
         self._sent = 0
+        self.ended = False  # or about to: `close` was called
 
     def send(self, events: EventsLike) -> int:
         """Hand over the next window; its number, from 0 on. Raises `InputError` for what is no recording."""
@@ -51,6 +52,7 @@ class AsyncSession:
 
     async def close(self) -> None:
         """End the session, and what is being answered."""
+        self.ended = True
         self._windows.close()
         await self._answers.aclose()  # type: ignore[attr-defined]
 
@@ -93,7 +95,12 @@ class Session:
         recording = to_events(events)
         if self._running.done():
             self._result()
-        return self._start(self._send(recording)).result()
+        try:
+            return self._start(self._send(recording)).result()
+        except StageError:
+            if self._session.ended:  # since the look above, and by what?
+                self._result()
+            raise
 
     async def _send(self, events: Events) -> int:
         return self._session.send(events)
