@@ -2,7 +2,7 @@
 
     python -m benchmarks.arenas [--seconds 90]
 
-An emulated cascade on Ray that is asked for nothing but its pulses, two to three times as often as in earnest. Once
+An emulated cascade on Ray that is asked for nothing but its pulses, about twice as often as in earnest. Once
 with sixteen arenas, as two cores have, once with two; each in a process of its own. A line per half minute: MB of
 anonymous memory that each process has gained meanwhile. The last line is JSON: MB after the first half minute.
 """

@@ -9,7 +9,7 @@ from typing import Any
 from cascade_runtime.api import Answer, Timings
 from cascade_runtime.errors import NotFound
 
-_KEPT = 128  # 60 kB each
+_KEPT = 128
 
 
 class RecentAnswers:
