@@ -19,7 +19,7 @@ from benchmarks.throughput.measure import Run, Side, percentile
 from cascade_runtime.api import Answer, GenerateRequest, Timings
 from cascade_runtime.config import Recipe
 from cascade_runtime.metrics import EdgeCounters
-from cascade_runtime.tracing import Trace, Tracer
+from cascade_runtime.tracing import Share, Trace, Tracer
 
 RECIPE = Path(__file__).parents[1] / "benchmarks" / "recipes" / "emulated_5_25_100.toml"
 FASTER = [f"stages.{name}.profile.base_ms={ms}" for name, ms in (("light", 0.5), ("mid", 1.0), ("heavy", 4.0))]
@@ -36,7 +36,7 @@ def answer(tokens: int, ttft_ms: float, total_ms: float, accepted: int) -> Answe
 
 def test_figures_of_a_side_are_those_of_its_answers() -> None:
     tracer = Tracer("heavy")
-    tracer.record(0, 10**9, ())
+    tracer.record(0, 10**9, (Share(0, "verify"),))
     answers = [answer(5, 10.0, 50.0, 4), answer(3, 30.0, 40.0, 1), answer(1, 20.0, 20.0, 0)]
     side = Side("cascade", [Run(answers, 0.5, [tracer.snapshot()]), Run(answers[:1], 1.0, [tracer.snapshot()])])
     assert side.tokens_per_s == statistics.median([9 / 0.5, 5 / 1.0])

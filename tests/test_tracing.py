@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 
 import pytest
 from emulated import emulated_table
@@ -66,6 +67,34 @@ def test_a_full_ring_keeps_the_newest_and_counts_the_rest() -> None:
     assert (tracer.of(6), tracer.of(7)) == ((), (("verify", 7, 8),))
     with pytest.raises(ConfigError):
         Tracer("mid", capacity=0)
+
+
+def test_shares_are_overwritten_one_by_one_also_where_the_ring_ends_within_a_pass() -> None:
+    tracer = Tracer("mid", capacity=5)
+    for k in range(4):
+        tracer.record(k, k + 1, (Share(1, "verify", k, 1), Share(2, "draft", k, 2)), tokens=k)
+    assert tracer.snapshot().spans == (
+        Span(1, 2, (Share(2, "draft", 1, 2),), 1),
+        Span(2, 3, (Share(1, "verify", 2, 1), Share(2, "draft", 2, 2)), 2),
+        Span(3, 4, (Share(1, "verify", 3, 1), Share(2, "draft", 3, 2)), 3),
+    )
+    assert tracer.snapshot().dropped == 3
+    assert tracer.of(2) == (("draft", 1, 2), ("draft", 2, 3), ("draft", 3, 4))
+
+
+def test_what_a_tracer_holds_takes_no_more_memory_than_it_took_at_first() -> None:
+    tracer = Tracer("mid", capacity=4096)
+    shares = tuple(Share(1000 + row, "verify", 4, 3) for row in range(16))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for k in range(2000):
+            tracer.record(10**12 + k, 10**12 + k + 1, shares, tokens=80)
+            tracer.sent("heavy", 1000, 4, 10**12 + k)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000  # 2000 passes of 16 rows were 3 MB as tuples
 
 
 def test_threads_lose_no_span_of_each_other() -> None:

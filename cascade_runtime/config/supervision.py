@@ -22,7 +22,7 @@ class SupervisionConfig:
     restarts: int = 8
     window_s: float = 120.0
     backoff_s: float = 0.25
-    silent_s: float = 2.0
+    silent_s: float = 1.5
     stuck_s: float = 120.0
 
     def __post_init__(self) -> None:

@@ -1,34 +1,37 @@
 """`Tracer`: what one stage did when. Rings of records, cheap enough to stay on.
 
-    tracer.record(start_ns, end_ns, shares, tokens)      a pass: one record, whoever and however many were in it
+    tracer.record(start_ns, end_ns, shares, tokens)      a pass, and what each row had of it
     with tracer.span("encode", request=7): ...           the same for what is done for one request
     tracer.sent("heavy", request, tokens, start_ns)      one end of a message; the other end has `took` it
     tracer.noted("decision", {"min_drafts": 4, ...})     something that was decided
     tracer.of(request, since_ns)                         what was done for one request: Answer.timings come from here
     tracer.snapshot() -> Trace                           everything held: the trace comes from here
 
-A record is one tuple in a preallocated list (no lock; `python -m benchmarks.channels` times it); when a ring is full
-its oldest records are overwritten and counted. Clocks are `time.monotonic_ns`, the same for all processes of a machine;
-snapshots also carry the wall clock, and stages on other machines are placed by that (as good as NTP: do not read
-causality across machines from it).
+A record is a row of integers in a ring whose memory is taken at the start (`python -m benchmarks.channels` times it);
+when a ring is full its oldest records are overwritten and counted, shares of a pass one by one. Clocks are
+`time.monotonic_ns`, the same for all processes of a machine; snapshots also carry the wall clock, and stages on other
+machines are placed by that (as good as NTP: do not read causality across machines from it).
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from array import array
+from collections import Counter, deque
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cascade_runtime.errors import ConfigError
 
 NO_REQUEST = -1
 MAX_MOMENTS = 1024  # of one request, as `Tracer.of` tells them
 _LOOKS = 9  # at both clocks, for the offset between them
-Record = TypeVar("Record")
 Moments = tuple[tuple[str, int, int], ...]  # what was done for one request, and its start and end
 
 
@@ -122,24 +125,31 @@ class Trace:
 
 
 class Tracer:
-    """The newest `capacity` spans and notes of one stage, and four times as many messages. Any thread may record spans
-    and notes, messages are recorded by the one thread that owns the links; nothing ever waits. A pass over 16 rows
-    takes 1.8 kB.
+    """What one stage did last: `capacity` shares of passes, half as many messages, a sixteenth as many notes. Any
+    thread may record. All memory but that of notes is taken at the start: 64 bytes a share, 48 a message.
     """
 
-    def __init__(self, stage: str, capacity: int = 8192) -> None:
+    def __init__(self, stage: str, capacity: int = 65_536) -> None:
         if capacity < 1:
             raise ConfigError("tracer.capacity", capacity, "at least 1 record")
         self.stage = stage
-        self._spans: _Ring[Span] = _Ring(capacity)
-        self._messages: _Ring[Message] = _Ring(4 * capacity)
-        self._notes: _Ring[Note] = _Ring(capacity)
+        self._shares = _Ring(capacity, width=8)
+        self._messages = _Ring(max(1, capacity // 2), width=6)
+        self._notes: deque[Note] = deque(maxlen=max(1, capacity // 16))
+        self._noted = self._spans = 0
+        self._names: dict[Any, int] = {}  # of what is done, and of ways that messages go
         self._numbers: Counter[tuple[str, str]] = Counter()
         self._running: dict[object, int] = {}  # since when, of spans that have not ended
+        self._lock = threading.Lock()
 
     def record(self, start_ns: int, end_ns: int, shares: tuple[Share, ...], tokens: int = 0) -> None:
-        """Keep a finished span; times from `time.monotonic_ns`."""
-        self._spans.add(Span(start_ns, end_ns, shares, tokens))
+        """Keep a finished span, of at least one share; times from `time.monotonic_ns`."""
+        with self._lock:
+            span, cells = self._spans, list[int]()
+            for request, name, drafts, accepted in shares:
+                cells += (request, self._number(name), drafts, accepted, start_ns, end_ns, tokens, span)
+            self._spans += 1
+            self._shares.add(cells)
 
     @contextmanager
     def span(self, name: str, request: int = NO_REQUEST) -> Generator[None]:
@@ -160,68 +170,85 @@ class Tracer:
 
     def sent(self, receiver: str, request: int, tokens: int, start_ns: int) -> None:
         """A message has left; sending it began at start_ns."""
-        self._message(self.stage, receiver, request, tokens, start_ns)
+        self._message((self.stage, receiver), request, tokens, start_ns)
 
     def took(self, sender: str, request: int, tokens: int, start_ns: int) -> None:
         """A message was taken in, which was there at start_ns. One that is refused counts as well."""
-        self._message(sender, self.stage, request, tokens, start_ns)
+        self._message((sender, self.stage), request, tokens, start_ns)
 
-    def _message(self, sender: str, receiver: str, request: int, tokens: int, start_ns: int) -> None:
-        number = self._numbers[sender, receiver]
-        self._numbers[sender, receiver] += 1
-        self._messages.add(Message(sender, receiver, number, request, tokens, start_ns, time.monotonic_ns()))
+    def _message(self, way: tuple[str, str], request: int, tokens: int, start_ns: int) -> None:
+        with self._lock:
+            number = self._numbers[way]
+            self._numbers[way] += 1
+            self._messages.add([self._number(way), number, request, tokens, start_ns, time.monotonic_ns()])
 
     def noted(self, name: str, facts: Mapping[str, Any]) -> None:
         """Keep what was decided just now."""
-        self._notes.add(Note(name, time.monotonic_ns(), dict(facts)))
+        with self._lock:
+            self._noted += 1
+            self._notes.append(Note(name, time.monotonic_ns(), dict(facts)))
 
     def of(self, request: int, since_ns: int = 0) -> Moments:
         """What was done for a request, oldest first: (what, start, end). The newest `MAX_MOMENTS` of it, and nothing
-        that lies behind a span that had ended before since_ns.
+        that had ended before since_ns.
         """
-        moments: list[tuple[str, int, int]] = []
-        for span in self._spans.newest_first():
-            if span.end_ns < since_ns or len(moments) == MAX_MOMENTS:
-                break
-            moments += [(share.name, span.start_ns, span.end_ns) for share in span.shares if share.request == request]
-        return tuple(reversed(moments))
+        with self._lock:
+            held = self._shares.with_first(request)
+            names = list(self._names)
+        times = held[held[:, 5] >= since_ns][-MAX_MOMENTS:, [1, 4, 5]].tolist()
+        return tuple((names[name], start_ns, end_ns) for name, start_ns, end_ns in times)
 
     def snapshot(self) -> Trace:
         """What is held now, in the order it was recorded. The rings go on."""
-        spans, messages, notes = self._spans.held(), self._messages.held(), self._notes.held()
-        dropped = self._spans.dropped + self._messages.dropped + self._notes.dropped
-        return Trace(self.stage, spans, messages, notes, dropped, _wall_minus_monotonic_ns())
+        with self._lock:
+            shares, messages, notes = self._shares.held(), self._messages.held(), tuple(self._notes)
+            dropped = self._shares.dropped + self._messages.dropped + self._noted - len(notes)
+            names = list(self._names)
+        spans: list[Span] = []
+        for _, rows in itertools.groupby(shares.tolist(), key=lambda row: row[7]):
+            of_span = list(rows)
+            start_ns, end_ns, tokens = of_span[0][4:7]
+            said = tuple(Share(row[0], names[row[1]], row[2], row[3]) for row in of_span)
+            spans.append(Span(start_ns, end_ns, said, tokens))
+        told = tuple(Message(*names[way], *rest) for way, *rest in messages.tolist())
+        return Trace(self.stage, tuple(spans), told, notes, dropped, _wall_minus_monotonic_ns())
+
+    def _number(self, name: Any) -> int:
+        return self._names.setdefault(name, len(self._names))
 
 
-class _Ring(Generic[Record]):
-    """The newest `capacity` records, each with its number."""
+class _Ring:
+    """The newest `capacity` rows of `width` integers. All memory is taken, and touched, at once."""
 
-    def __init__(self, capacity: int) -> None:
-        self._slots: list[tuple[int, Record] | None] = [None] * capacity
-        self._next = itertools.count().__next__  # atomic under the GIL
-        self._last = -1
+    def __init__(self, capacity: int, width: int) -> None:
+        self._cells = memoryview(array("q", bytes(8 * capacity * width)))
+        self._rows = np.frombuffer(self._cells, dtype=np.int64).reshape(capacity, width)
+        self._added = 0
 
-    def add(self, record: Record) -> None:
-        number = self._next()
-        self._slots[number % len(self._slots)] = (number, record)
-        self._last = max(self._last, number)
+    def add(self, cells: Sequence[int]) -> None:
+        """Rows, one after the other; of more than there is room for, the last."""
+        rows, at = array("q", cells[-len(self._cells) :]), self._added * self._rows.shape[1] % len(self._cells)
+        before_end = rows[: len(self._cells) - at]
+        self._cells[at : at + len(before_end)] = before_end
+        self._cells[: len(rows) - len(before_end)] = rows[len(before_end) :]
+        self._added += len(rows) // self._rows.shape[1]
 
-    def newest_first(self) -> Iterator[Record]:
-        """Those held, while others may be added: a record that was overwritten meanwhile is left out."""
-        last, capacity = self._last, len(self._slots)
-        for number in range(last, max(-1, last - capacity), -1):
-            entry = self._slots[number % capacity]
-            if entry is not None and entry[0] == number:
-                yield entry[1]
+    def held(self) -> np.ndarray:
+        """Those held, oldest first."""
+        return self._in_order(np.arange(min(self._added, len(self._rows))))
 
-    def held(self) -> tuple[Record, ...]:
-        """Those held, in the order they were added."""
-        return tuple(reversed(list(self.newest_first())))
+    def with_first(self, value: int) -> np.ndarray:
+        """Of those held, oldest first, the ones that begin with this value."""
+        return self._in_order(np.flatnonzero(self._rows[: self._added, 0] == value))
+
+    def _in_order(self, at: np.ndarray) -> np.ndarray:
+        oldest = self._added % len(self._rows) if self._added > len(self._rows) else 0
+        return self._rows[np.concatenate((at[at >= oldest], at[at < oldest]))]
 
     @property
     def dropped(self) -> int:
         """How many were overwritten."""
-        return max(0, self._last + 1 - len(self._slots))
+        return max(0, self._added - len(self._rows))
 
 
 def _wall_minus_monotonic_ns() -> int:
