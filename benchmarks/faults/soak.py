@@ -21,7 +21,7 @@ from cluster.ray_transport import RayTransport
 _LOAD = 0.7
 _PROBE_S = 20.0
 _SAMPLE_S = 5.0
-_WARM = 0.5  # of the time, in which bounded memories fill, but a busy stage's trace: not looked at
+_WARM = 0.5  # of the time, in which bounded memories fill: not looked at
 
 
 def soak(args: argparse.Namespace) -> dict[str, Any]:

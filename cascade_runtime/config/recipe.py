@@ -20,6 +20,7 @@ from cascade_runtime.config.tree import TreeConfig
 from cascade_runtime.errors import ConfigError
 
 MAX_LEVELS = 6
+POLICY_MODES = ("adaptive", "fixed", "free_running", "pre_verify", "lock_step")
 _TARGET_SEES = "the answer is a function of what the target sees"
 _BUILT_IN = Path(__file__).parents[1] / "recipes"
 
@@ -129,8 +130,10 @@ class PolicyConfig:
     """Who decides how far to draft and when to verify.
 
     mode: "adaptive" decides from measured costs and hazards, num_draft_tokens are where it begins; "fixed" keeps to
-    num_draft_tokens; "lock_step" runs one stage at a time, to compare with. objective, of "adaptive": "throughput"
-    waits for drafts where that brings more tokens per second, "latency" never makes a token wait for drafts.
+    num_draft_tokens. Others to compare with: "free_running" never waits for drafts (PipeSpec), "pre_verify" waits for
+    num_draft_tokens but goes on alone after a refusal (PEARL), "lock_step" runs one stage at a time. objective, of
+    "adaptive": "throughput" waits for drafts where that brings more tokens per second, "latency" never makes a token
+    wait for drafts.
     draft_length: how far the lightest stage drafts within its window: "survival" all of it, as the verifier's measured
     hazards set it; "confidence" while the joint probability of its drafts, in its own eyes, is at least min_confidence;
     "occupancy" the less, the more patches of the recording hold events.
@@ -142,7 +145,7 @@ class PolicyConfig:
     min_confidence: float = 0.3
 
     def __post_init__(self) -> None:
-        choice("policy.mode", self.mode, ("adaptive", "fixed", "lock_step"))
+        choice("policy.mode", self.mode, POLICY_MODES)
         choice("policy.objective", self.objective, ("throughput", "latency"))
         choice("policy.draft_length", self.draft_length, ("survival", "confidence", "occupancy"))
         number(ConfigError, "policy.min_confidence", self.min_confidence, 0.0, 1.0)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from cascade_runtime.config.checks import choice, integer, number
 from cascade_runtime.errors import ConfigError
 
-KINDS = ("static", "eagle2", "opt", "sampled")
+KINDS = ("static", "eagle2", "opt", "talon", "sampled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeConfig:
     """A [tree] table. nodes: looked at by the verifier, at most. depth: of the tree, in tokens. width: leaves of a
-    layer that grow, and children of each ("eagle2", "opt"). widths: children of the chain's first nodes ("static"), or
-    of every node of the first layers ("sampled": children drawn without replacement, for acceptance = "traversal").
-    threshold: expected tokens that a layer must add ("opt").
+    layer that grow ("eagle2", "opt"), and children of each (and "talon"). widths: children of the chain's first nodes
+    ("static"), or of every node of the first layers ("sampled": children drawn without replacement, for acceptance =
+    "traversal"). threshold: expected tokens that a layer must add ("opt"); how probable a node must be, beside the best
+    of its layer, to stay ("talon").
     """
 
     kind: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cascade_runtime.config import Recipe
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
-from cascade_runtime.scheduling.policy import LockStep, Policy
+from cascade_runtime.scheduling.policy import FreeRunning, LockStep, Policy, PreVerify
 from cascade_runtime.scheduling.rounds import Rounds
 
 
@@ -22,6 +22,10 @@ def policy_from_recipe(recipe: Recipe, stage: int, prior: StepCost, cores: int =
         return Rounds(sends, measures=recipe.policy.mode == "adaptive")
     if recipe.policy.mode == "lock_step":
         return LockStep(takes, sends)
+    if stage and recipe.policy.mode == "free_running":
+        return FreeRunning(window, sends)
+    if stage and recipe.policy.mode == "pre_verify":
+        return PreVerify(takes, window, sends)
     if recipe.policy.mode == "fixed" or not stage:
         policy = Policy(takes, window, max(1, takes), sends)
         if not stage and recipe.policy.draft_length == "confidence":

@@ -1,4 +1,5 @@
-"""What a stage's policy is asked, and the two policies that decide nothing: `Policy` (fixed figures) and `LockStep`.
+"""What a stage's policy is asked, and the policies that measure nothing: `Policy` (fixed figures), `FreeRunning`,
+`PreVerify` and `LockStep`.
 
     need(row)           drafts a row waits for before a pass is spent on it (m)
     pick(ready, others) who is in the pass, and over how many drafts each; empty: rather wait for the others
@@ -129,6 +130,31 @@ class Policy:
     def observe_grant(self, grant: Grant) -> None:
         """Downstream has granted this to some row."""
         self._first = grant if grant.window else replace(grant, window=TRIAL_WINDOW)
+
+
+class FreeRunning(Policy):
+    """Never wait for drafts, and look at all there are (PipeSpec, arXiv 2505.01572)."""
+
+    def __init__(self, window: int = MAX_WINDOW, sends: int = 1) -> None:
+        super().__init__(0, window, 1, sends)
+        self.decision = Decision(0, window, MAX_WINDOW)
+
+
+class PreVerify(Policy):
+    """Wait for a block, and look at no more; with no draft in sight, as after a refusal, go on alone at once, while the
+    next are made. Of each block, the pass before has said the first token itself.
+
+    The rule of PEARL (Liu et al., ICLR 2025) but for its common step: the pass alone is its pre-verify, which judges
+    the first draft once both are there, the pass over a block its post-verify. DSI with one server (Timor et al., ICLR
+    2025) does the same, with a block of its lookahead.
+    """
+
+    def __init__(self, block: int, window: int = MAX_WINDOW, sends: int = 1) -> None:
+        super().__init__(max(1, block - 1), window, 1, sends)
+
+    def need(self, row: ScheduledRow) -> int:
+        """A block, of a drafter that was right so far."""
+        return self.decision.min_drafts if row.standing.hints else 0
 
 
 class LockStep(Policy):

@@ -43,6 +43,8 @@ def answers_of(controller: object) -> list[tuple[int, ...]]:
     "policy",
     [
         {"mode": "fixed"},
+        {"mode": "free_running"},
+        {"mode": "pre_verify"},
         {"mode": "lock_step"},
         {"mode": "adaptive"},
         {"mode": "adaptive", "objective": "latency"},
@@ -61,7 +63,7 @@ def test_the_answer_is_the_targets_own(
         assert all(stage.stats()["free_slots"] == 4 for stage in controller.language)
         heavy = controller.language[-1].stats()
         assert heavy["decision"]["reason"]
-        if policy["mode"] != "adaptive":  # which need not draft here: all models are of one size
+        if policy["mode"] in ("fixed", "lock_step"):  # others need not draft here: all models are of one size
             assert heavy["edge"]["spec_decode_num_accepted_tokens"] > 0
 
 

@@ -12,7 +12,7 @@ from toy_family import KINDS, toy_recipe, toy_requests, write_toy_family
 from cascade_runtime.api import Answer
 from cascade_runtime.config import SamplingParams, TreeConfig, load_recipe
 from cascade_runtime.decoding.choice import choose
-from cascade_runtime.decoding.trees import Eagle2, OptTree, Static, Tree
+from cascade_runtime.decoding.trees import Eagle2, OptTree, Static, Talon, Tree
 from cascade_runtime.decoding.trees.grower import likeliest
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import ConfigError
@@ -20,6 +20,7 @@ from cascade_runtime.errors import ConfigError
 STATIC = TreeConfig(kind="static", widths=[3, 2], depth=4, nodes=20)
 EAGLE = TreeConfig(kind="eagle2", width=3, depth=4, nodes=14)
 OPT = TreeConfig(kind="opt", width=3, depth=6, nodes=14, threshold=0.1)
+TALON = TreeConfig(kind="talon", width=3, depth=6, nodes=14, threshold=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,18 @@ def test_opt_stops_when_a_layer_is_not_worth_it():
     assert max(grown(OptTree(width=2, depth=9, nodes=1, threshold=0.05), steps).depths) == 0
 
 
+def test_talon_grows_what_is_nearly_as_probable_as_the_best_of_its_layer_until_the_budget_is_spent():
+    even = grown(Talon(width=2, depth=9, nodes=7, gate=0.5), [0.5, 0.3])
+    # .5 .3 | .25 .15 .15 (of .25 .15 .15 .09): all but one are at least half of the best | and two of .125 ..
+    assert [round(math.exp(value), 3) for value in sorted(even.values, reverse=True)] == [
+        *(0.5, 0.3, 0.25, 0.15, 0.15, 0.125, 0.075)
+    ]
+    assert even.depths == [0, 0, 1, 1, 1, 2, 2]
+    sure = grown(Talon(width=2, depth=9, nodes=7, gate=0.5), [0.9, 0.1])
+    assert (sure.tokens, sure.depths) == ([0] * 7, list(range(7)))  # one path, as long as the budget
+    assert max(grown(Talon(width=2, depth=3, nodes=7, gate=0.5), [0.9, 0.1]).depths) == 2
+
+
 def test_the_best_nodes_hang_together_and_add_up():
     tree = Tree.of([5, 6, 7, 8], [-1, 0, -1, 2], [math.log(p) for p in (0.5, 0.2, 0.4, 0.9)])
     kept = tree.best(3)
@@ -99,7 +112,7 @@ def test_the_first_child_is_what_the_drafter_says_and_the_others_follow_with_the
 # -- a cascade -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tree", [STATIC, EAGLE, OPT], ids=lambda tree: tree.kind)
+@pytest.mark.parametrize("tree", [STATIC, EAGLE, OPT, TALON], ids=lambda tree: tree.kind)
 @pytest.mark.parametrize("light", KINDS[1:])
 def test_a_cascade_with_trees_says_what_its_target_says(family, light, tree):
     requests = toy_requests(12)

@@ -24,7 +24,7 @@ from toy_answers import END, VOCAB, answer, says, truth
 from cascade_runtime.messages import MAX_TREE_NODES, DraftBlock, Grant, Verdict
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
-from cascade_runtime.scheduling.policy import LockStep, Policy
+from cascade_runtime.scheduling.policy import FreeRunning, LockStep, Policy, PreVerify
 from cascade_runtime.scheduling.rounds import Rounds
 from cascade_runtime.scheduling.scheduled_row import ScheduledRow
 from cascade_runtime.scheduling.stage_scheduler import EARLY_BLOCKS, StageScheduler, Task
@@ -56,6 +56,9 @@ def any_policy(rng: random.Random, stage: int, adaptive: float = 0.1) -> Policy:
         return Rounds(sends, measures=rng.random() < 0.5)
     if rng.random() < 0.25:
         return LockStep(wait, sends)
+    if stage and rng.random() < 0.1:
+        window = rng.choice((1, 3, 6, 64))
+        return FreeRunning(window, sends) if rng.random() < 0.5 else PreVerify(wait, window, sends)
     kind = Fixed if rng.random() < 0.5 else Policy
     return kind(wait, rng.choice((0, 1, 3, 6, 64)), rng.randint(1, 4), sends)
 

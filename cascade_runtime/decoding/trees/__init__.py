@@ -2,7 +2,7 @@
 (`grower`) or draws them (`sampler`), and the tree of heads that do not know each other (`product`)."""
 
 from cascade_runtime.decoding.trees.grower import Grower
-from cascade_runtime.decoding.trees.shapes import Eagle2, OptTree, Product, Shape, Static, shape_of
+from cascade_runtime.decoding.trees.shapes import Eagle2, OptTree, Product, Shape, Static, Talon, shape_of
 from cascade_runtime.decoding.trees.tree import Tree
 
-__all__ = ["Eagle2", "Grower", "OptTree", "Product", "Shape", "Static", "Tree", "shape_of"]
+__all__ = ["Eagle2", "Grower", "OptTree", "Product", "Shape", "Static", "Talon", "Tree", "shape_of"]

@@ -3,6 +3,7 @@
     static     the most likely chain, with siblings beside its first nodes (Cai et al. 2024, Medusa, section 3.1)
     eagle2     the most probable leaves of each layer grow, then the best of all are kept (Li et al. 2024, EAGLE-2)
     opt        the same, while a layer adds enough to the expected length (Wang et al. 2024, OPT-Tree)
+    talon      the nodes of a layer that are nearly as probable as its best grow, until a budget is spent (Talon)
     sampled    every node of a layer gets as many children: what was drawn decides nothing (Weng et al. 2025, Traversal)
 
 A shape decides from path probabilities alone. It knows no model, and not how children are chosen.
@@ -112,6 +113,41 @@ class OptTree:
         return sum(math.exp(value) for value in sorted(tree.values, reverse=True)[: self.nodes])
 
 
+@dataclass(frozen=True)
+class Talon:
+    """Of each layer stay the nodes whose path is at least `gate` times as probable as the layer's best, until `nodes`
+    stay in all; each that stays grows `width` children. Sure drafters give long narrow trees, others short wide ones.
+    """
+
+    width: int
+    depth: int
+    nodes: int
+    gate: float
+
+    def grows(self, tree: Tree, layer: list[int], depth: int) -> list[tuple[int, int]]:
+        """Those that stay, while there is budget left."""
+        if layer == [-1]:
+            return [(-1, self.width)]
+        stay = self._stay(tree)
+        if depth >= self.depth or len(stay) >= self.nodes:
+            return []
+        return [(node, self.width) for node in stay if node in layer]
+
+    def kept(self, tree: Tree) -> Tree:
+        """Those that stay."""
+        return tree.only(self._stay(tree))
+
+    def _stay(self, tree: Tree) -> list[int]:
+        stay, last = list[int](), [-1]
+        while last and len(stay) < self.nodes:
+            layer = [node for node, parent in enumerate(tree.parents) if parent in last]
+            layer.sort(key=lambda node: (-tree.values[node], node))
+            last = [node for node in layer if math.exp(tree.values[node] - tree.values[layer[0]]) >= self.gate]
+            last = last[: self.nodes - len(stay)]
+            stay += last
+        return sorted(stay)
+
+
 def shape_of(config: TreeConfig) -> Shape:
     """The shape a recipe asks for."""
     if config.kind == "static":
@@ -120,6 +156,8 @@ def shape_of(config: TreeConfig) -> Shape:
         return Eagle2(config.width, config.depth, config.nodes)
     if config.kind == "sampled":
         return Product(tuple(config.widths), config.depth)
+    if config.kind == "talon":
+        return Talon(config.width, config.depth, config.nodes, config.threshold)
     return OptTree(config.width, config.depth, config.nodes, config.threshold)
 
 

@@ -1,0 +1,73 @@
+"""Schedules of others as recipes: each a pipeline of actors on this machine, beside the target alone in such actors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pipeline.run import local_ray
+from benchmarks.schedules import dsi_lookahead
+from benchmarks.systems.one_process import figures, head, show
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import Recipe, load_recipe
+from cluster.launch import Pipeline, launch
+
+MEASURES = "pipespec_two_levels"  # goes first, and tells what a step of each model takes
+_DEADLINE_S = 600.0
+
+
+def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest], rounds: int) -> dict[str, Any]:
+    """Every schedule's row, one stream. All pipelines are there at the same time and answer in turn."""
+    recipes = {path.stem: load_recipe(path) for path in paths}
+    with local_ray(), ExitStack() as stack:
+        pipelines = {MEASURES: stack.enter_context(launch(recipes[MEASURES]))}
+        ratio = _ratio(pipelines[MEASURES], requests)
+        print(f"\na pass of heavy takes {ratio:.1f} of light's: PEARL's block, and DSI's lookahead with one server")
+        recipes["pearl"] = _block(recipes["pearl"], max(2, round(ratio)))
+        recipes["dsi_one_server"] = _block(recipes["dsi_one_server"], max(2, dsi_lookahead(ratio, 1)))
+        for name, recipe in recipes.items():
+            if name != MEASURES:
+                pipelines[name] = stack.enter_context(launch(recipe))
+        quiet = [replace(request, speculate=False) for request in requests]
+        told, ratios = dict[str, list[Answer]](), {name: list[float]() for name in pipelines}
+        for round_ in range(rounds + 1):  # the first to warm up
+            alone, alone_s = _ask(pipelines[MEASURES], quiet)
+            for name, pipeline in pipelines.items():
+                told[name], seconds = _ask(pipeline, requests)
+                if round_:
+                    ratios[name].append(alone_s / seconds)
+    head(f"actors on Ray, one stream, temperature 0, {len(requests)} questions, {rounds} rounds")
+    rows: dict[str, Any] = {}
+    for name in recipes:
+        rows[name] = figures(told[name], alone, ratios[name]) | {"promised": "exact"}
+        show(name, rows[name])
+    return rows
+
+
+def _ask(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> tuple[list[Answer], float]:
+    start, answers = time.perf_counter(), list[Answer]()
+    for request in requests:
+        answers.append(pipeline.controller.result(pipeline.controller.start("generate", request, None), _DEADLINE_S))
+    return answers, time.perf_counter() - start
+
+
+def _ratio(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> float:
+    """A pass of the target over one of the drafter, as they take beside each other."""
+    _ask(pipeline, requests)
+    before = pipeline.stats()
+    _ask(pipeline, requests)
+    after = pipeline.stats()
+
+    def pass_s(name: str) -> float:
+        return (after[name]["busy_s"] - before[name]["busy_s"]) / (after[name]["passes"] - before[name]["passes"])
+
+    levels = pipeline.recipe.cascade.levels
+    return pass_s(levels[-1]) / pass_s(levels[0])
+
+
+def _block(recipe: Recipe, tokens: int) -> Recipe:
+    return replace(recipe, cascade=replace(recipe.cascade, num_draft_tokens=(min(tokens, 32),)))
