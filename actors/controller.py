@@ -98,7 +98,7 @@ class Controller:
         yield from self._run(request, timeout_s, stream=True)
 
     def cancel(self, request_id: str) -> bool:
-        """End a request early; whoever waits for it gets `StageError`. Returns whether it was running or waiting."""
+        """End a request early, its waiter gets `StageError`. Whether it was inside; once its slots are free."""
         with self._changed:
             course = self._inside.get(request_id)
             if course is None:
@@ -111,9 +111,11 @@ class Controller:
             self._changed.notify_all()
             if not course.entered:  # it waits for a slot, and no stage knows it
                 return True
-        release = self.stages.target.start("release", course.handle)  # wakes whoever waits in `take`
+        release, most_s = self.stages.target.start("release", course.handle), self.recipe.deadlines.control_s
         with contextlib.suppress(StageDied):
-            self.stages.target.result(release, self.recipe.deadlines.control_s)
+            self.stages.target.result(release, most_s)  # wakes whoever waits in `take`
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside.get(request_id) is not course, most_s)
         return True
 
     def fell(self, name: str, incarnation: int, ago_s: float) -> None:
@@ -362,17 +364,9 @@ class Controller:
     def _start_admit(self, stage: StageHandle, course: Course, level: int) -> Any:
         """Begin an admission, see `Admission`; its features are the reference of a call that gives them."""
         request = course.request
-        return stage.start(
-            "admit",
-            course.handle,
-            request.request_id,
-            request.question,
-            course.features[self.names[level]],
-            request.sampling,
-            course.expects(level),
-            course.progress.tokens,
-            course.progress.masks,
-        )
+        asked = request.request_id, request.question, course.features[self.names[level]], request.sampling
+        said = course.expects(level), course.progress.tokens, course.progress.masks
+        return stage.start("admit", course.handle, *asked, *said)
 
     def _follow(self, course: Course, telling: Telling, *, stream: bool) -> Generator[Piece, None, Progress]:
         """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""

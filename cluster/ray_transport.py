@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,7 @@ from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Tell, Tol
 from cluster.launch import Pipeline, Report, launch, plain_error
 
 _CONNECT_S = 5.0
+_CANCEL_S = 5.0  # that a request may take to end, before nobody waits for it any more
 _PAUSE_S = 0.1  # between looks for another controller
 
 
@@ -92,10 +94,16 @@ class RayTransport:
             except RayError as error:
                 raise plain_error(error, "controller") from None
             except asyncio.CancelledError:
-                self.pipeline.controller.start("cancel", request.request_id)
+                await self._cancel(request.request_id)
                 raise
         self._recent.keep(answer)
         return answer
+
+    async def _cancel(self, request_id: str) -> None:
+        """End a request inside, and wait for its slots: who asks next finds them free."""
+        ended = asyncio.ensure_future(self.pipeline.controller.start("cancel", request_id))
+        with contextlib.suppress(RayError, TimeoutError):
+            await asyncio.wait_for(ended, _CANCEL_S)
 
     async def _ask(self, request: GenerateRequest, timeout_s: float | None, stream: bool, tell: Tell) -> Answer:
         """Ask the controller; the next one, should it die meanwhile: the answer is the same. Nothing is told twice."""

@@ -148,6 +148,7 @@ SCHEMAS: dict[str, Json] = {
         object={"const": "cascade.request"},
         status={"enum": ["running", "done", "failed", "cancelled"]},
         created=COUNT,
+        ended_at=optional({"type": "number"}),
         stream={"type": "boolean"},
         finish_reason=optional(_FINISH),
         usage=optional(_USAGE),

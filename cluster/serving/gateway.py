@@ -128,7 +128,7 @@ class Gateway:
         entry = Entry(call.request_id, int(time.time()), call.stream)
 
         def ended(outcome: Answer | CascadeError) -> None:
-            entry.outcome, entry.run = outcome, None
+            entry.outcome, entry.run, entry.ended_at = outcome, None, round(time.time(), 3)
             self.counters.ended(outcome)
             place.leave()
             if isinstance(outcome, CascadeError):

@@ -25,6 +25,7 @@ class Entry:
     run: Run | None = None
     head: ChatHead | None = None
     outcome: Answer | CascadeError | None = None
+    ended_at: float | None = None  # Unix time; of one that was cancelled, its slots were free then
 
     @property
     def status(self) -> str:
@@ -44,6 +45,7 @@ class Entry:
             "object": "cascade.request",
             "status": self.status,
             "created": self.created,
+            "ended_at": self.ended_at,
             "stream": self.stream,
             "finish_reason": answer.finish_reason if answer else None,
             "usage": usage(answer) if answer else None,

@@ -218,6 +218,8 @@ def test_cancel_ends_a_running_request_and_a_double_is_refused(family: Path) -> 
         with pytest.raises(InputError, match="request_id"):
             controller.generate(long_request(request_id="one"))
         assert controller.cancel("one") and not controller.cancel("two")
+        assert controller.stats()["running"] == 0  # by then
+        assert all(stage.stats()["free_slots"] == 4 for stage in controller.language)
         thread.join(5.0)
         assert isinstance(outcome[0], StageError) and "cancelled" in str(outcome[0])
         assert controller.stats()["cancelled"] == 1

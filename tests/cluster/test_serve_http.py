@@ -269,7 +269,8 @@ def test_a_request_can_be_cancelled_by_its_id(server: Server) -> None:
         assert server.call("POST", "/v1/cascade/requests/long-1/cancel")[1]["cancelled"] is True
         status, refused, _ = asked.result()
     assert (status, refused["error"]["code"]) == (499, "cancelled")
-    assert server.call("GET", "/v1/cascade/requests/long-1")[1]["status"] == "cancelled"
+    entry = server.call("GET", "/v1/cascade/requests/long-1")[1]
+    assert entry["status"] == "cancelled" and entry["created"] <= entry["ended_at"] <= time.time()
     server.until("cascade:stage_free_slots", 2 * SLOTS)
 
 
