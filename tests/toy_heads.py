@@ -40,7 +40,7 @@ def toy_target(seed: int = 0) -> LanguageModel:
 
 
 def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
-    """A random head: `eagle` or `eagle3`."""
+    """A random head: `eagle`, `eagle3` or `hivis`."""
     torch.manual_seed(seed)
     net = EagleNet(
         hidden_size=WIDTH,
@@ -49,6 +49,7 @@ def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
         num_attention_heads=4,
         num_key_value_heads=2,
         blocks=BLOCKS if kind == "eagle3" else (),
+        steps=2 if kind == "hivis" else 0,
     ).requires_grad_(False)
     for parameter in net.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.25)
@@ -89,14 +90,16 @@ class Slow:
         states = states[prompt.prefix_length :]
         tokens = self.language.embed([*answer, *path])
         embeds = torch.cat([prompt.embeds[prompt.prefix_length + 1 :], tokens])
+        known = len(states)
         for _ in range(len(path)):
-            states = torch.cat([states, self._out(states, embeds)[-1:]])
-        return self.language.logits(self.net.read(self._out(states, embeds)[-1:]))[0]
+            states = torch.cat([states, self._out(states, embeds, known)[-1:]])
+        return self.language.logits(self.net.read(self._out(states, embeds, known)[-1:]))[0]
 
-    def _out(self, states: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+    def _out(self, states: torch.Tensor, embeds: torch.Tensor, known: int) -> torch.Tensor:
         count = len(states)
+        steps = (torch.arange(count) - known + 1).clamp(min=0)
         mask = torch.ones(count, count, dtype=torch.bool).tril()[None, None]
-        return self.net(states[None], embeds[None, :count], mask=mask, positions=torch.arange(count))[0]
+        return self.net(states[None], embeds[None, :count], mask=mask, positions=torch.arange(count), steps=steps)[0]
 
 
 def target_states(

@@ -45,8 +45,7 @@ ELSEWHERE = {
     "SSD": "a drafter here goes on from its own token only: one of the outcomes that SSD drafts for",
     "DuoDecoding": "a placement (drafter on CPU, target on GPU): `stages.light.device = cpu`",
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
-    "HiViS": "a head at text positions only, fed with the target's states: what EAGLE heads here are (eagle_tree)",
-    "MSD, ViSpec, DREAM": "heads fed with the target's states and other visual inputs: not trained here",
+    "MSD, ViSpec, DREAM": "heads that look at the pictures themselves; all heads here begin behind them, as HiViS does",
 }
 
 

@@ -12,7 +12,7 @@ it holds, the answer is the target's.
 MedusaDrafter  one product for all depths: a Cartesian tree, the nodes worth most
 EagleDrafter   EAGLE-2: layer by layer, `width` nodes of each looked beyond; of all nodes those worth most. width 1 and
                a budget of `depth` give a chain. It stands at the text positions behind what is seen, and knows of that
-               what the target's states there tell: the structure of HiViS (hidden visuals)
+               what the target's states there tell (as in HiViS)
 
 Where a request is sampled, candidates are ranked with the noise that the target will choose with (`choice.py`). A row
 that was never observed, or whose numbers are not finite, gets an empty tree.
@@ -308,6 +308,7 @@ class EagleDrafter:
             positions=[tree.followed.wanted + layer - 2 for tree, _ in pairs],
             cache=self._cache,
             branches=branches,
+            step=layer - 1,
         )
         for tree, nodes in zip(trees, frontiers, strict=True):
             tree.fed += len(nodes)

@@ -8,9 +8,11 @@ eagle    (Li et al. 2024, EAGLE and EAGLE-2): g is the target's last hidden stat
          head puts out is trained to be that of the next position.
 eagle3   (Li et al. 2025): g is made of three blocks' outputs, low, middle and high (fuse, 3D -> D); the head's output
          goes through a norm of its own to lm_head, need not resemble anything, and was trained on its own outputs.
+hivis    as eagle, trained on its own outputs, with a bias for each step that it is fed them: what it puts out there is
+         ever less like the target's (HiViS; the last bias serves all later steps).
 
-The head sees text alone: it begins after the visual prefix (as HiViS does), whose states a target that shares prefixes
-never computes for most of its rows. Its positions count from there. Embeddings, and eagle3's states, are normed
+They see text alone: they begin after the visual prefix (as HiViS does), whose states a target that shares prefixes
+never computes for most of its rows. Their positions count from there. Embeddings, and eagle3's states, are normed
 before they are joined (as in EAGLE-3): their sizes differ by far. The block keeps its input norm (as in SpecVLM).
 `EagleNet` is what is trained, a plain module; `EagleHead` is the same arithmetic over slots.
 """
@@ -51,7 +53,7 @@ _THETA, _EPSILON = 10000.0, 1e-6
 
 
 class EagleNet(nn.Module):
-    """The head as a module. blocks: the target's three blocks that eagle3 reads; empty for eagle.
+    """The head as a module. blocks: the target's three blocks that eagle3 reads. steps: how many biases hivis has.
 
     Shapes: B rows, L positions, K keys, D hidden size.
     """
@@ -65,6 +67,7 @@ class EagleNet(nn.Module):
         num_attention_heads: int,
         num_key_value_heads: int,
         blocks: Sequence[int] = (),
+        steps: int = 0,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -83,7 +86,10 @@ class EagleNet(nn.Module):
             )
         if len(blocks) not in (0, 3):
             raise ConfigError("blocks", list(blocks), "three of the target's blocks (eagle3), or none (eagle)")
+        if steps and blocks:
+            raise ConfigError("steps", steps, "none where the head reads blocks")
         self.blocks = tuple(blocks)
+        self.step = nn.Parameter(torch.zeros(steps, hidden_size)) if steps else None
         self.head_dim = hidden_size // num_attention_heads
         layer, norm = (library_class(f"llama.modeling_llama:Llama{name}") for name in ("DecoderLayer", "RMSNorm"))
         config = library_class("llama.configuration_llama:LlamaConfig")(
@@ -100,7 +106,7 @@ class EagleNet(nn.Module):
     @property
     def kind(self) -> str:
         """Of HEAD_KINDS."""
-        return "eagle3" if self.blocks else "eagle"
+        return "eagle3" if self.blocks else "eagle" if self.step is None else "hivis"
 
     def taken(self, states: torch.Tensor) -> torch.Tensor:
         """The target's states (.., D or 3D) as the head takes them, (.., D)."""
@@ -118,16 +124,20 @@ class EagleNet(nn.Module):
         mask: torch.Tensor,
         positions: torch.Tensor,
         past: Any = None,
+        steps: torch.Tensor | int = 0,
     ) -> torch.Tensor:
         """States (taken) and embeddings of the tokens after them to the head's states of the next positions.
 
         mask (B, 1, L, K) bool, True where a key is seen; positions (L,); past: the library's cache, whose keys come
-        first.
+        first; steps (L,), or of all: how often the head was fed its own output for that, 0 where the state is the
+        target's.
         """
         angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
         both = torch.cat([angles, angles], -1)[None]
         states_BLD = states_BLD if self.state_norm is None else self.state_norm(states_BLD)
         x = self.join(torch.cat([states_BLD, self.embed_norm(embeds_BLD)], -1))
+        if self.step is not None:
+            x = x + self.step[torch.as_tensor(steps).clamp(max=len(self.step) - 1)]
         turns = (both.cos().to(x.dtype), both.sin().to(x.dtype))
         return self.layer(x, attention_mask=mask, position_embeddings=turns, past_key_values=past)
 
@@ -145,6 +155,7 @@ class EagleHead:
         self._embed_norm = RmsNorm(net.embed_norm)
         self._state_norm = None if net.state_norm is None else RmsNorm(net.state_norm)
         self._norm = None if net.norm is None else RmsNorm(net.norm)
+        self._step = None if net.step is None else net.step.detach()
         weight = net.join.weight
         self.device, self.dtype = weight.device, weight.dtype
         self._turns = torch.zeros(0, 1, net.head_dim // 2, dtype=torch.complex64, device=weight.device)
@@ -153,7 +164,8 @@ class EagleHead:
     def nbytes(self) -> int:
         """Bytes of the weights held."""
         parts = (self._fuse, self._join, self._block, self._embed_norm, self._state_norm, self._norm)
-        return sum(part.nbytes for part in parts if part is not None)
+        biases = 0 if self._step is None else self._step.nbytes
+        return sum(part.nbytes for part in parts if part is not None) + biases
 
     def new_cache(self, slots: int, max_len: int) -> SlotCache:
         """Slots for the block's keys and values."""
@@ -192,24 +204,32 @@ class EagleHead:
         positions: Sequence[int],
         cache: SlotCache,
         branches: Sequence[Branches | None] | None = None,
+        step: int = 0,
     ) -> torch.Tensor:
-        """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them."""
+        """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them.
+        step: how often the head was fed its own output for them.
+        """
         cache.place(slots, starts, counts, None, branches)
         turns = self._turns.index_select(0, torch.tensor(positions, device=self.device))
         states = states_ND if self._state_norm is None else self._state_norm(states_ND)
-        return self._block(self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1)), turns, cache)
+        x = self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1))
+        if self._step is not None:
+            x = x + self._step[min(step, len(self._step) - 1)]
+        return self._block(x, turns, cache)
 
 
 def save_eagle(net: EagleNet, path: str | Path) -> None:
     """Write a folder that `load_eagle` reads."""
     settings: dict[str, Any] = {**net.settings, **({"blocks": list(net.blocks)} if net.blocks else {})}
+    if net.step is not None:
+        settings["steps"] = len(net.step)
     save_head(path, net.kind, settings, net)
 
 
 def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     """The module of a folder, for this target. Raises ConfigError naming what is wrong with it, or does not fit."""
-    settings = read_settings(path, ("eagle", "eagle3"))
-    blocks = settings.pop("blocks", [])
+    settings = read_settings(path, ("eagle", "eagle3", "hivis"))
+    blocks, steps = settings.pop("blocks", []), settings.pop("steps", 0)
     check_settings(settings, _LIMITS)
     check_target(settings, language)
     if not isinstance(blocks, list) or not all(
@@ -217,9 +237,11 @@ def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     ):
         raise ConfigError("blocks", blocks, f"a list of the target's blocks, 0..{language.num_layers - 1}")
     if len(blocks) != (3 if head_kind(path) == "eagle3" else 0):
-        raise ConfigError("blocks", blocks, "three for cascade_eagle3, none for cascade_eagle")
+        raise ConfigError("blocks", blocks, "three for cascade_eagle3, none for others")
+    if type(steps) is not int or not (1 <= steps <= 32 if head_kind(path) == "hivis" else steps == 0):
+        raise ConfigError("steps", steps, "1 to 32 for cascade_hivis, none for others")
     with torch.device("meta"):
-        net = EagleNet(**settings, blocks=blocks)
+        net = EagleNet(**settings, blocks=blocks, steps=steps)
     return fill(net, path, language)
 
 

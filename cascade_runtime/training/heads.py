@@ -5,6 +5,7 @@
     eagle       SmoothL1 of the predicted state + .1 cross entropy; noise on the states that go in (Li et al. 2024)
     eagle3      cross entropy alone, over steps that are fed the head's own outputs in place of the target's states
                 (training-time test, Li et al. 2025); later steps weigh .8 of those before
+    hivis       eagle's loss over eagle3's steps, without noise, and a bias for each step
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
 stay as they are). What heavy said about N scenes lies in OUT/answers_N.safetensors and is used again by the next kind.
@@ -33,7 +34,8 @@ from cascade_runtime.models.medusa import MedusaHeads, save_medusa
 from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.spoken import Said, ask, let_target_speak, read_said, save_said, training_scenes
 
-DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5}  # tokens ahead that are trained on
+DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5, "hivis": 5}  # tokens ahead that are trained on
+STEPS = 4  # that have a bias of their own, of hivis (as published)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ FULL = {
     "medusa": HeadConfig(epochs=8.0),
     "eagle": HeadConfig(epochs=4.0),
     "eagle3": HeadConfig(epochs=3.0),
+    "hivis": HeadConfig(epochs=3.0),
 }
 QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HEAD_KINDS}
 """Proves the path in two minutes."""
@@ -120,7 +123,7 @@ def guesses(head: Any, batch: Batch, embedding: torch.Tensor, *, depth: int, noi
     embeds, past = F.embedding(batch.ids[:, 1:], embedding), DynamicCache()
     for step in range(depth):
         seen = [at[None] <= at[:, None] - step, *(at[None] == at[:, None] - step + i for i in range(1, step + 1))]
-        out = head(states, embeds, mask=torch.cat(seen, 1)[None, None], positions=at, past=past)
+        out = head(states, embeds, mask=torch.cat(seen, 1)[None, None], positions=at, past=past, steps=step)
         yield told(step + 1, out, head.read(out), at - step, at + 2)
         states = F.pad(out, (0, 0, 1, 0))[:, :-1]
 
@@ -129,7 +132,7 @@ def loss_of(kind: str, guess: Guess, lm_head: torch.Tensor) -> torch.Tensor:
     """Cross entropy against the target's distribution, and for eagle the distance to its state."""
     wanted = (guess.state @ lm_head.T).softmax(-1)
     cross = -(wanted * (guess.read @ lm_head.T).log_softmax(-1)).sum(-1).mean()
-    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind == "eagle" else cross
+    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind in ("eagle", "hivis") else cross
 
 
 @torch.inference_mode()
@@ -156,7 +159,7 @@ def new_head(kind: str, language: Any) -> Any:
     inner = 256 if kind == "eagle3" else 384
     heads = {"num_attention_heads": language.heads, "num_key_value_heads": language.kv_heads}
     blocks = blocks_of(language) if kind == "eagle3" else ()
-    return EagleNet(**sizes, **heads, intermediate_size=inner, blocks=blocks)
+    return EagleNet(**sizes, **heads, intermediate_size=inner, blocks=blocks, steps=STEPS if kind == "hivis" else 0)
 
 
 def blocks_of(language: Any) -> tuple[int, ...]:

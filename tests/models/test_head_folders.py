@@ -26,7 +26,7 @@ def language():
 @pytest.fixture
 def folders(tmp_path):
     save_medusa(toy_medusa(), tmp_path / "medusa")
-    for kind in ("eagle", "eagle3"):
+    for kind in ("eagle", "eagle3", "hivis"):
         save_eagle(toy_eagle(kind), tmp_path / kind)
     return tmp_path
 
@@ -36,7 +36,7 @@ def load(path, language):
 
 
 def test_what_is_saved_is_read_again_in_half_precision(folders, language) -> None:
-    for kind, made in (("medusa", toy_medusa()), ("eagle", toy_eagle("eagle")), ("eagle3", toy_eagle("eagle3"))):
+    for kind, made in (("medusa", toy_medusa()), ("eagle", toy_eagle("eagle")), ("hivis", toy_eagle("hivis"))):
         assert head_kind(folders / kind) == kind
         loader = load_medusa if kind == "medusa" else load_eagle_net
         read = loader(folders / kind, language).state_dict()
@@ -57,7 +57,7 @@ def test_medusa_adds_one_silu_layer_to_the_state(language) -> None:
     assert torch.allclose(heads(torch.tensor([[1.0, -2.0]]))[0, 1], wanted)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "hivis"])
 def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -> None:
     net = toy_eagle(kind)
     head = EagleHead(net)
@@ -112,6 +112,10 @@ def test_another_targets_head_and_a_wrong_field_are_refused_by_name(folders, lan
         ("medusa", {"heads": 2}, "weight"),
         ("eagle", {"num_attention_heads": 3}, "num_attention_heads"),
         ("eagle", {"blocks": [0, 1, 2]}, "blocks"),
+        ("eagle", {"steps": 2}, "steps"),
+        ("hivis", {"steps": 0}, "steps"),
+        ("hivis", {"steps": "2"}, "steps"),
+        ("hivis", {"steps": 3}, "step"),
         ("eagle3", {"blocks": [0, 1]}, "blocks"),
         ("eagle3", {"blocks": [0, 1, 4]}, "blocks"),
         ("eagle3", {"blocks": "abc"}, "blocks"),
