@@ -38,6 +38,7 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
             alone, alone_s = _ask(pipelines[MEASURES], quiet)
             for name, pipeline in pipelines.items():
                 told[name], seconds = _ask(pipeline, requests)
+                _check_whole(pipeline)
                 if round_:
                     ratios[name].append(alone_s / seconds)
     head(f"actors on Ray, one stream, temperature 0, {len(requests)} questions, {rounds} rounds")
@@ -46,6 +47,13 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
         rows[name] = figures(told[name], alone, ratios[name]) | {"promised": "exact"}
         show(name, rows[name])
     return rows
+
+
+def _check_whole(pipeline: Pipeline) -> None:
+    """Raise `SystemExit` where a stage was started anew: what was measured is not what the recipe does."""
+    recoveries = pipeline.supervisor.recoveries if pipeline.supervisor is not None else ()
+    if recoveries:
+        raise SystemExit(f"{pipeline.recipe.name}: {recoveries}")
 
 
 def _ask(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> tuple[list[Answer], float]:
