@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six scenes")
     parser.add_argument(
-        "--heads", type=Path, metavar="DIR", help="folders medusa, eagle, eagle3, hivis; default: the bundled"
+        "--heads", type=Path, metavar="DIR", help="folders medusa, eagle, eagle3, hivis, msd; default: the bundled"
     )
     parser.add_argument("--scenes", type=int, metavar="N", help="default: 60")
     args = parser.parse_args()

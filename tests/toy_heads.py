@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Qwen2Config, Qwen2Model
+from transformers.cache_utils import DynamicCache
 
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.decoding.decoder import Decoder
@@ -40,7 +41,7 @@ def toy_target(seed: int = 0) -> LanguageModel:
 
 
 def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
-    """A random head: `eagle`, `eagle3` or `hivis`."""
+    """A random head: `eagle`, `eagle3`, `hivis` or `msd`."""
     torch.manual_seed(seed)
     net = EagleNet(
         hidden_size=WIDTH,
@@ -50,6 +51,7 @@ def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
         num_key_value_heads=2,
         blocks=BLOCKS if kind == "eagle3" else (),
         steps=2 if kind == "hivis" else 0,
+        looks=kind == "msd",
     ).requires_grad_(False)
     for parameter in net.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.25)
@@ -90,16 +92,19 @@ class Slow:
         states = states[prompt.prefix_length :]
         tokens = self.language.embed([*answer, *path])
         embeds = torch.cat([prompt.embeds[prompt.prefix_length + 1 :], tokens])
-        known = len(states)
+        known, seen = len(states), prompt.embeds[: prompt.prefix_length]
         for _ in range(len(path)):
-            states = torch.cat([states, self._out(states, embeds, known)[-1:]])
-        return self.language.logits(self.net.read(self._out(states, embeds, known)[-1:]))[0]
+            states = torch.cat([states, self._out(seen, states, embeds, known)[-1:]])
+        return self.language.logits(self.net.read(self._out(seen, states, embeds, known)[-1:]))[0]
 
-    def _out(self, states: torch.Tensor, embeds: torch.Tensor, known: int) -> torch.Tensor:
-        count = len(states)
+    def _out(self, seen: torch.Tensor, states: torch.Tensor, embeds: torch.Tensor, known: int) -> torch.Tensor:
+        count, past, looked = len(states), DynamicCache(), len(seen) if self.net.looks else 0
+        if looked:
+            self.net.look(seen[None], past)
         steps = (torch.arange(count) - known + 1).clamp(min=0)
-        mask = torch.ones(count, count, dtype=torch.bool).tril()[None, None]
-        return self.net(states[None], embeds[None, :count], mask=mask, positions=torch.arange(count), steps=steps)[0]
+        mask = torch.ones(count, looked + count, dtype=torch.bool).tril(looked)[None, None]
+        at = torch.arange(looked, looked + count)
+        return self.net(states[None], embeds[None, :count], mask=mask, positions=at, past=past, steps=steps)[0]
 
 
 def target_states(

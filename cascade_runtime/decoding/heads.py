@@ -12,7 +12,7 @@ it holds, the answer is the target's.
 MedusaDrafter  one product for all depths: a Cartesian tree, the nodes worth most
 EagleDrafter   EAGLE-2: layer by layer, `width` nodes of each looked beyond; of all nodes those worth most. width 1 and
                a budget of `depth` give a chain. It stands at the text positions behind what is seen, and knows of that
-               what the target's states there tell (as in HiViS)
+               what the target's states there tell, unless its head looks at it first
 
 Where a request is sampled, candidates are ranked with the noise that the target will choose with (`choice.py`). A row
 that was never observed, or whose numbers are not finite, gets an empty tree.
@@ -150,6 +150,7 @@ class _Followed:
     answer: list[int] = field(default_factory=list)
     known: int = 0
     held: int = 0
+    looked: int = 0  # positions of the visual prefix that the head has taken in
 
     @property
     def base(self) -> int:
@@ -160,6 +161,11 @@ class _Followed:
     def wanted(self) -> int:
         """Positions that the head must have taken in before it drafts: all but the answer's last token."""
         return len(self.row.prompt) + len(self.answer) - 1 - self.base
+
+    @property
+    def end(self) -> int:
+        """Of what is in the slot, once all that is wanted is."""
+        return self.looked + self.wanted
 
 
 _Held = TypeVar("_Held", _Heard, _Followed)
@@ -247,6 +253,8 @@ class EagleDrafter:
                 growing[i] = _Growing(ask, one, depth)
         if not growing:
             return trees
+        if self._head.looks:
+            self._look_first([each.followed for each in growing.values() if each.followed.looked < each.followed.base])
         out = self._take_in([each.followed for each in growing.values()])
         self._branch(list(growing.values()), [[-1]] * len(growing), out)
         layer, live = 1, list(growing.values())
@@ -263,18 +271,36 @@ class EagleDrafter:
             trees[i] = each.made.best(each.ask.budget)
         return trees
 
+    def _look_first(self, rows: Sequence[_Followed]) -> None:
+        """Feed the visual prefixes of rows that are new."""
+        if not rows:
+            return
+        counts = [one.base for one in rows]
+        self._head.forward(
+            None,
+            torch.cat([one.row.prompt.embeds[: one.base] for one in rows]).to(self._states),
+            slots=[one.row.slot for one in rows],
+            starts=[0] * len(rows),
+            counts=counts,
+            positions=[at for count in counts for at in range(count)],
+            cache=self._cache,
+        )
+        for one in rows:
+            one.looked = one.base
+
     def _take_in(self, rows: Sequence[_Followed]) -> torch.Tensor:
         """Feed what the answer has grown by; the head's states (rows, D) after it."""
         starts = [min(one.held, one.wanted - 1) for one in rows]
         counts = [one.wanted - start for one, start in zip(rows, starts, strict=True)]
+        places = [one.looked + start for one, start in zip(rows, starts, strict=True)]
         states = [self._states[one.row.slot, s : s + n] for one, s, n in zip(rows, starts, counts, strict=True)]
         out = self._head.forward(
             torch.cat(states),
             torch.cat([self._followers(one, start) for one, start in zip(rows, starts, strict=True)]),
             slots=[one.row.slot for one in rows],
-            starts=starts,
+            starts=places,
             counts=counts,
-            positions=[at for start, count in zip(starts, counts, strict=True) for at in range(start, start + count)],
+            positions=[at for place, count in zip(places, counts, strict=True) for at in range(place, place + count)],
             cache=self._cache,
         )
         for one in rows:
@@ -296,16 +322,16 @@ class EagleDrafter:
         for tree, nodes in zip(trees, frontiers, strict=True):
             for i, node in enumerate(nodes):
                 tree.sees[node] = 1 << (tree.fed + i) | tree.sees.get(tree.made.parents[node], 0)
-            branches.append(Branches(tree.followed.wanted, [tree.sees[node] for node in nodes]))
+            branches.append(Branches(tree.followed.end, [tree.sees[node] for node in nodes]))
         pairs = [(tree, node) for tree, nodes in zip(trees, frontiers, strict=True) for node in nodes]
         sources = torch.tensor([tree.source[node] for tree, node in pairs], device=out.device)
         found = self._head.forward(
             out.index_select(0, sources),
             self._language.embed([tree.made.tokens[node] for tree, node in pairs]),
             slots=[tree.followed.row.slot for tree in trees],
-            starts=[tree.followed.wanted + tree.fed for tree in trees],
+            starts=[tree.followed.end + tree.fed for tree in trees],
             counts=[len(nodes) for nodes in frontiers],
-            positions=[tree.followed.wanted + layer - 2 for tree, _ in pairs],
+            positions=[tree.followed.end + layer - 2 for tree, _ in pairs],
             cache=self._cache,
             branches=branches,
             step=layer - 1,
@@ -331,7 +357,7 @@ class EagleDrafter:
                     tree.made.add(token, parent, value)
             if not math.isfinite(best[0][0]):  # such numbers stay in the slot: grow no further, take all in anew
                 self._cache.scrub(tree.followed.row.slot)
-                tree.followed.held, tree.depth = 0, 0
+                tree.followed.held, tree.followed.looked, tree.depth = 0, 0, 0
 
 
 def _of(held: dict[int, _Held], row: Row) -> _Held | None:

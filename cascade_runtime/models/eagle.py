@@ -10,10 +10,11 @@ eagle3   (Li et al. 2025): g is made of three blocks' outputs, low, middle and h
          goes through a norm of its own to lm_head, need not resemble anything, and was trained on its own outputs.
 hivis    as eagle, trained on its own outputs, with a bias for each step that it is fed them: what it puts out there is
          ever less like the target's (HiViS; the last bias serves all later steps).
+msd      as eagle, but it looks at the visual prefix first: there its input is the embedding alone (MSD).
 
-They see text alone: they begin after the visual prefix (as HiViS does), whose states a target that shares prefixes
-never computes for most of its rows. Their positions count from there. Embeddings, and eagle3's states, are normed
-before they are joined (as in EAGLE-3): their sizes differ by far. The block keeps its input norm (as in SpecVLM).
+The others see text alone: they begin after the visual prefix (as HiViS does), whose states a target that shares
+prefixes never computes for most of its rows. Their positions count from there. Embeddings, and eagle3's states, are
+normed before they are joined (as in EAGLE-3): their sizes differ by far. The block keeps its input norm (SpecVLM).
 `EagleNet` is what is trained, a plain module; `EagleHead` is the same arithmetic over slots.
 """
 
@@ -54,6 +55,7 @@ _THETA, _EPSILON = 10000.0, 1e-6
 
 class EagleNet(nn.Module):
     """The head as a module. blocks: the target's three blocks that eagle3 reads. steps: how many biases hivis has.
+    looks: as msd does.
 
     Shapes: B rows, L positions, K keys, D hidden size.
     """
@@ -68,6 +70,7 @@ class EagleNet(nn.Module):
         num_key_value_heads: int,
         blocks: Sequence[int] = (),
         steps: int = 0,
+        looks: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -86,9 +89,9 @@ class EagleNet(nn.Module):
             )
         if len(blocks) not in (0, 3):
             raise ConfigError("blocks", list(blocks), "three of the target's blocks (eagle3), or none (eagle)")
-        if steps and blocks:
-            raise ConfigError("steps", steps, "none where the head reads blocks")
-        self.blocks = tuple(blocks)
+        if (steps > 0) + looks + bool(blocks) > 1:
+            raise ConfigError("steps, looks, blocks", (steps, looks, blocks), "one of them")
+        self.blocks, self.looks = tuple(blocks), looks
         self.step = nn.Parameter(torch.zeros(steps, hidden_size)) if steps else None
         self.head_dim = hidden_size // num_attention_heads
         layer, norm = (library_class(f"llama.modeling_llama:Llama{name}") for name in ("DecoderLayer", "RMSNorm"))
@@ -106,6 +109,8 @@ class EagleNet(nn.Module):
     @property
     def kind(self) -> str:
         """Of HEAD_KINDS."""
+        if self.looks:
+            return "msd"
         return "eagle3" if self.blocks else "eagle" if self.step is None else "hivis"
 
     def taken(self, states: torch.Tensor) -> torch.Tensor:
@@ -115,6 +120,12 @@ class EagleNet(nn.Module):
     def read(self, out: torch.Tensor) -> torch.Tensor:
         """The head's output as lm_head reads it."""
         return out if self.norm is None else self.norm(out)
+
+    def look(self, embeds_BLD: torch.Tensor, past: Any) -> None:
+        """Take in the visual prefix, positions 0 .. L - 1, of a head that looks."""
+        length = embeds_BLD.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=embeds_BLD.device).tril()[None, None]
+        self._computed(self.embed_norm(embeds_BLD), seen, torch.arange(length, device=embeds_BLD.device), past)
 
     def forward(
         self,
@@ -132,12 +143,15 @@ class EagleNet(nn.Module):
         first; steps (L,), or of all: how often the head was fed its own output for that, 0 where the state is the
         target's.
         """
-        angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
-        both = torch.cat([angles, angles], -1)[None]
         states_BLD = states_BLD if self.state_norm is None else self.state_norm(states_BLD)
         x = self.join(torch.cat([states_BLD, self.embed_norm(embeds_BLD)], -1))
         if self.step is not None:
             x = x + self.step[torch.as_tensor(steps).clamp(max=len(self.step) - 1)]
+        return self._computed(x, mask, positions, past)
+
+    def _computed(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any) -> torch.Tensor:
+        angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
+        both = torch.cat([angles, angles], -1)[None]
         turns = (both.cos().to(x.dtype), both.sin().to(x.dtype))
         return self.layer(x, attention_mask=mask, position_embeddings=turns, past_key_values=past)
 
@@ -147,6 +161,7 @@ class EagleHead:
 
     def __init__(self, net: EagleNet) -> None:
         self.kind, self.blocks, self.hidden_size = net.kind, net.blocks, net.settings["hidden_size"]
+        self.looks = net.looks
         self._heads, self._kv_heads = net.settings["num_attention_heads"], net.settings["num_key_value_heads"]
         self._head_dim = net.head_dim
         self._fuse = None if net.fuse is None else Linear(net.fuse.weight.detach())
@@ -195,7 +210,7 @@ class EagleHead:
     @torch.inference_mode()
     def forward(
         self,
-        states_ND: torch.Tensor,
+        states_ND: torch.Tensor | None,
         embeds_ND: torch.Tensor,
         *,
         slots: Sequence[int],
@@ -207,12 +222,14 @@ class EagleHead:
         step: int = 0,
     ) -> torch.Tensor:
         """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them.
-        step: how often the head was fed its own output for them.
+        step: how often the head was fed its own output for them. No states: it looks at what is embedded.
         """
         cache.place(slots, starts, counts, None, branches)
         turns = self._turns.index_select(0, torch.tensor(positions, device=self.device))
-        states = states_ND if self._state_norm is None else self._state_norm(states_ND)
-        x = self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1))
+        x = self._embed_norm(embeds_ND)
+        if states_ND is not None:
+            states = states_ND if self._state_norm is None else self._state_norm(states_ND)
+            x = self._join(torch.cat([states, x], -1))
         if self._step is not None:
             x = x + self._step[min(step, len(self._step) - 1)]
         return self._block(x, turns, cache)
@@ -228,7 +245,7 @@ def save_eagle(net: EagleNet, path: str | Path) -> None:
 
 def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     """The module of a folder, for this target. Raises ConfigError naming what is wrong with it, or does not fit."""
-    settings = read_settings(path, ("eagle", "eagle3", "hivis"))
+    settings = read_settings(path, ("eagle", "eagle3", "hivis", "msd"))
     blocks, steps = settings.pop("blocks", []), settings.pop("steps", 0)
     check_settings(settings, _LIMITS)
     check_target(settings, language)
@@ -241,7 +258,7 @@ def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     if type(steps) is not int or not (1 <= steps <= 32 if head_kind(path) == "hivis" else steps == 0):
         raise ConfigError("steps", steps, "1 to 32 for cascade_hivis, none for others")
     with torch.device("meta"):
-        net = EagleNet(**settings, blocks=blocks, steps=steps)
+        net = EagleNet(**settings, blocks=blocks, steps=steps, looks=head_kind(path) == "msd")
     return fill(net, path, language)
 
 

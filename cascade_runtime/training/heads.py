@@ -6,6 +6,7 @@
     eagle3      cross entropy alone, over steps that are fed the head's own outputs in place of the target's states
                 (training-time test, Li et al. 2025); later steps weigh .8 of those before
     hivis       eagle's loss over eagle3's steps, without noise, and a bias for each step
+    msd         as eagle, after a look at the visual prefix
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
 stay as they are). What heavy said about N scenes lies in OUT/answers_N.safetensors and is used again by the next kind.
@@ -34,7 +35,7 @@ from cascade_runtime.models.medusa import MedusaHeads, save_medusa
 from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.spoken import Said, ask, let_target_speak, read_said, save_said, training_scenes
 
-DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5, "hivis": 5}  # tokens ahead that are trained on
+DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5, "hivis": 5, "msd": 1}  # tokens ahead that are trained on
 STEPS = 4  # that have a bias of their own, of hivis (as published)
 
 
@@ -58,6 +59,7 @@ FULL = {
     "eagle": HeadConfig(epochs=4.0),
     "eagle3": HeadConfig(epochs=3.0),
     "hivis": HeadConfig(epochs=3.0),
+    "msd": HeadConfig(epochs=4.0),
 }
 QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HEAD_KINDS}
 """Proves the path in two minutes."""
@@ -65,12 +67,15 @@ QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HE
 
 @dataclass(frozen=True)
 class Batch:
-    """Answers side by side. ids (B, L + 1), states (B, L, blocks * D), asked (B,), lengths (B,): of real states."""
+    """Answers side by side. ids (B, L + 1), states (B, L, blocks * D), asked (B,), lengths (B,): of real states; seen
+    (B, P, D).
+    """
 
     ids: torch.Tensor
     states: torch.Tensor
     asked: torch.Tensor
     lengths: torch.Tensor
+    seen: torch.Tensor
 
     @classmethod
     def of(cls, said: Sequence[Said]) -> Batch:
@@ -80,6 +85,7 @@ class Batch:
             nn.utils.rnn.pad_sequence([one.states.float() for one in said], batch_first=True),
             torch.tensor([one.asked for one in said]),
             torch.tensor([len(one.states) for one in said]),
+            torch.stack([one.seen.float() for one in said]),
         )
 
 
@@ -121,9 +127,13 @@ def guesses(head: Any, batch: Batch, embedding: torch.Tensor, *, depth: int, noi
     if noise:
         states = states + (2 * torch.rand_like(states) - 1) * noise * states.std()
     embeds, past = F.embedding(batch.ids[:, 1:], embedding), DynamicCache()
+    looked = batch.seen.shape[1] if head.looks else 0
+    if looked:
+        head.look(batch.seen, past)
     for step in range(depth):
-        seen = [at[None] <= at[:, None] - step, *(at[None] == at[:, None] - step + i for i in range(1, step + 1))]
-        out = head(states, embeds, mask=torch.cat(seen, 1)[None, None], positions=at, past=past, steps=step)
+        own = (at[None] == at[:, None] - step + i for i in range(1, step + 1))
+        seen = [torch.ones(len(at), looked, dtype=torch.bool), at[None] <= at[:, None] - step, *own]
+        out = head(states, embeds, mask=torch.cat(seen, 1)[None, None], positions=at + looked, past=past, steps=step)
         yield told(step + 1, out, head.read(out), at - step, at + 2)
         states = F.pad(out, (0, 0, 1, 0))[:, :-1]
 
@@ -132,7 +142,7 @@ def loss_of(kind: str, guess: Guess, lm_head: torch.Tensor) -> torch.Tensor:
     """Cross entropy against the target's distribution, and for eagle the distance to its state."""
     wanted = (guess.state @ lm_head.T).softmax(-1)
     cross = -(wanted * (guess.read @ lm_head.T).log_softmax(-1)).sum(-1).mean()
-    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind in ("eagle", "hivis") else cross
+    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind in ("eagle", "hivis", "msd") else cross
 
 
 @torch.inference_mode()
@@ -159,7 +169,8 @@ def new_head(kind: str, language: Any) -> Any:
     inner = 256 if kind == "eagle3" else 384
     heads = {"num_attention_heads": language.heads, "num_key_value_heads": language.kv_heads}
     blocks = blocks_of(language) if kind == "eagle3" else ()
-    return EagleNet(**sizes, **heads, intermediate_size=inner, blocks=blocks, steps=STEPS if kind == "hivis" else 0)
+    steps = STEPS if kind == "hivis" else 0
+    return EagleNet(**sizes, **heads, intermediate_size=inner, blocks=blocks, steps=steps, looks=kind == "msd")
 
 
 def blocks_of(language: Any) -> tuple[int, ...]:
@@ -195,7 +206,7 @@ def teach(
             order = rng.permutation(len(said))
         pick, order = order[: config.batch], order[config.batch :]
         descent.begin((number - 1) / batches)
-        batch, noise = Batch.of([said[i] for i in pick]), config.noise if kind == "eagle" else 0.0
+        batch, noise = Batch.of([said[i] for i in pick]), config.noise if kind in ("eagle", "msd") else 0.0
         loss = torch.zeros(())
         for guess in guesses(head, batch, embedding, depth=DEPTH[kind], noise=noise):
             loss = loss + config.fade ** (guess.ahead - 1) * loss_of(kind, guess, lm_head)

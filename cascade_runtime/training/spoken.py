@@ -34,12 +34,14 @@ MAX_LEN = 192
 @dataclass(frozen=True)
 class Said:
     """One answer. ids (n + 1,): the text of prompt and answer, its end included. asked: how many of them are of the
-    prompt. states (n, blocks * D) float16: what the target computed at each of them but the last.
+    prompt. states (n, blocks * D) float16: what the target computed at each of them but the last. seen (P, D) float16:
+    embeddings of the prompt's visual prefix, which comes before.
     """
 
     ids: torch.Tensor
     asked: int
     states: torch.Tensor
+    seen: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class _Speaking:
 
     def said(self) -> Said:
         """All of it."""
-        return Said(torch.tensor(self.asked.ids + self.answer), len(self.asked.ids), torch.cat(self._states))
+        seen = self.asked.prompt.embeds[: self.asked.prompt.prefix_length].half()
+        return Said(torch.tensor(self.asked.ids + self.answer), len(self.asked.ids), torch.cat(self._states), seen)
 
 
 def let_target_speak(
@@ -126,9 +129,9 @@ def save_said(said: Sequence[Said], path: Path) -> None:
     """Write answers to one file; a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")
-    lengths = torch.tensor([[len(one.ids), one.asked] for one in said])
-    ids, states = torch.cat([one.ids for one in said]), torch.cat([one.states for one in said])
-    save_file({"lengths": lengths, "ids": ids, "states": states}, partial)
+    lengths = torch.tensor([[len(one.ids), one.asked, len(one.seen)] for one in said])
+    kinds = {"ids": [one.ids for one in said], "states": [one.states for one in said], "seen": [o.seen for o in said]}
+    save_file({"lengths": lengths, **{kind: torch.cat(each) for kind, each in kinds.items()}}, partial)
     partial.replace(path)
 
 
@@ -136,6 +139,7 @@ def read_said(path: Path) -> list[Said]:
     """What `save_said` wrote."""
     stored = load_file(path)
     lengths = stored["lengths"].tolist()
-    ids = stored["ids"].split([length for length, _ in lengths])
-    states = stored["states"].split([length - 1 for length, _ in lengths])
-    return [Said(i, asked, s) for i, s, (_, asked) in zip(ids, states, lengths, strict=True)]
+    ids = stored["ids"].split([length for length, _, _ in lengths])
+    states = stored["states"].split([length - 1 for length, _, _ in lengths])
+    seen = stored["seen"].split([prefix for _, _, prefix in lengths])
+    return [Said(i, asked, s, p) for i, s, p, (_, asked, _) in zip(ids, states, seen, lengths, strict=True)]

@@ -33,7 +33,7 @@ from cascade_runtime.errors import InputError
 from cascade_runtime.models.eagle import EagleHead, save_eagle
 from cascade_runtime.models.medusa import save_medusa
 
-KINDS = ("eagle", "eagle3", "hivis")
+KINDS = ("eagle", "eagle3", "hivis", "msd")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from cascade_runtime.models.loading import load_checkpoint
 from cascade_runtime.models.medusa import MedusaHeads, load_medusa, save_medusa
 from cluster.cli_heads import KINDS
 
+EAGLES = tuple(kind for kind in HEAD_KINDS if kind != "medusa")
+
 
 @pytest.fixture(scope="module")
 def language():
@@ -26,7 +28,7 @@ def language():
 @pytest.fixture
 def folders(tmp_path):
     save_medusa(toy_medusa(), tmp_path / "medusa")
-    for kind in ("eagle", "eagle3", "hivis"):
+    for kind in EAGLES:
         save_eagle(toy_eagle(kind), tmp_path / kind)
     return tmp_path
 
@@ -36,7 +38,7 @@ def load(path, language):
 
 
 def test_what_is_saved_is_read_again_in_half_precision(folders, language) -> None:
-    for kind, made in (("medusa", toy_medusa()), ("eagle", toy_eagle("eagle")), ("hivis", toy_eagle("hivis"))):
+    for kind, made in (("medusa", toy_medusa()), *((kind, toy_eagle(kind)) for kind in EAGLES)):
         assert head_kind(folders / kind) == kind
         loader = load_medusa if kind == "medusa" else load_eagle_net
         read = loader(folders / kind, language).state_dict()
@@ -57,7 +59,7 @@ def test_medusa_adds_one_silu_layer_to_the_state(language) -> None:
     assert torch.allclose(heads(torch.tensor([[1.0, -2.0]]))[0, 1], wanted)
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "hivis"])
+@pytest.mark.parametrize("kind", EAGLES)
 def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -> None:
     net = toy_eagle(kind)
     head = EagleHead(net)

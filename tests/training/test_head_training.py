@@ -53,10 +53,10 @@ def said_by(language, seed: int, answer: list[int], *, prefix: int = 0) -> tuple
     prompt = toy_prompt(seed, length=prefix + 6, prefix=prefix)
     prompt.embeds[prefix:] = language.embed(ids)
     states = target_states(language, prompt, answer[:-1], (*BLOCKS, LAYERS))[prefix:]
-    return Said(torch.tensor(ids + answer), 6, states), prompt
+    return Said(torch.tensor(ids + answer), 6, states, prompt.embeds[:prefix]), prompt
 
 
-@pytest.mark.parametrize("kind", ["eagle", "eagle3", "hivis"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3", "hivis", "msd"])
 def test_a_further_guess_is_fed_the_heads_own_states_and_the_words_that_came(language, kind) -> None:
     net, slow = toy_eagle(kind), Slow(language, toy_eagle(kind))
     answers = [[3, 9, 4, 1, END], [5, 5, END]]
@@ -95,7 +95,7 @@ def test_a_head_learns_what_follows_what(language, kind) -> None:
     weights = language.decoder.embed_tokens.weight, language.head.weight
     # The target is random and does not say these answers: what it would say is put in the place of what it does.
     states = torch.linalg.pinv(language.head.weight).T * 40
-    said = [Said(s.ids, s.asked, torch.cat([s.states[:, :-WIDTH], states[s.ids[1:]]], 1)) for s in said]
+    said = [Said(s.ids, s.asked, torch.cat([s.states[:, :-WIDTH], states[s.ids[1:]]], 1), s.seen) for s in said]
     before = accuracy(head, said, *weights, depth=2)
     config = HeadConfig(epochs=100.0 if kind == "medusa" else 36.0, batch=24, learning_rate=1e-2, report_every=1000)
     told: list[str] = []
@@ -126,6 +126,7 @@ def test_what_the_target_says_comes_with_the_states_of_its_places(tmp_path) -> N
         assert len(one.states) == len(one.ids) - 1 and len(asked.ids) == one.asked
     save_said(said, tmp_path / "answers.safetensors")
     for one, read in zip(said, read_said(tmp_path / "answers.safetensors"), strict=True):
+        assert torch.equal(one.seen, read.seen) and len(one.seen) > 8
         assert torch.equal(one.ids, read.ids) and torch.equal(one.states, read.states) and one.asked == read.asked
 
 
@@ -144,7 +145,7 @@ def test_the_bundled_heads_know_heavys_next_words() -> None:
     scenes = [(exam.maps[i], [q.text for q in exam.questions if q.scene == i]) for i in range(3)]
     said = let_target_speak(model, ask(model, scenes), keeps=(2, 10, 17, 20), slots=6)
     weights = language.decoder.embed_tokens.weight, language.head.weight
-    for kind, least in (("medusa", 0.6), ("eagle", 0.85), ("eagle3", 0.85), ("hivis", 0.85)):
+    for kind, least in (("medusa", 0.6), ("eagle", 0.85), ("eagle3", 0.85), ("hivis", 0.85), ("msd", 0.85)):
         head = (load_medusa if kind == "medusa" else load_eagle_net)(bundled_head(kind), language)
         found = accuracy(head, said, *weights, depth=3)
         assert found[0][1] > least and found[2][4] > least
