@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 from cascade_runtime.decoding.decoder import Decoder
-from cascade_runtime.decoding.heads import Ask, load_drafter
+from cascade_runtime.decoding.head_states import Ask
+from cascade_runtime.decoding.heads import load_drafter
 from cascade_runtime.decoding.row import Extension
 from cascade_runtime.decoding.trees import Tree
 from cascade_runtime.evaluation.simulated import draw_exam
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="six scenes")
     parser.add_argument(
-        "--heads", type=Path, metavar="DIR", help="folders medusa, eagle, eagle3, hivis, msd; default: the bundled"
+        "--heads", type=Path, metavar="DIR", help="folders medusa, eagle, eagle3, ..; default: the bundled"
     )
     parser.add_argument("--scenes", type=int, metavar="N", help="default: 60")
     args = parser.parse_args()

@@ -41,9 +41,10 @@ def toy_target(seed: int = 0) -> LanguageModel:
 
 
 def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
-    """A random head: `eagle`, `eagle3`, `hivis` or `msd`."""
+    """A random head of a kind that is not Medusa's."""
     torch.manual_seed(seed)
     net = EagleNet(
+        kind,
         hidden_size=WIDTH,
         vocab_size=VOCAB,
         intermediate_size=40,
@@ -51,7 +52,6 @@ def toy_eagle(kind: str, seed: int = 1) -> EagleNet:
         num_key_value_heads=2,
         blocks=BLOCKS if kind == "eagle3" else (),
         steps=2 if kind == "hivis" else 0,
-        looks=kind == "msd",
     ).requires_grad_(False)
     for parameter in net.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.25)
@@ -98,13 +98,17 @@ class Slow:
         return self.language.logits(self.net.read(self._out(seen, states, embeds, known)[-1:]))[0]
 
     def _out(self, seen: torch.Tensor, states: torch.Tensor, embeds: torch.Tensor, known: int) -> torch.Tensor:
-        count, past, looked = len(states), DynamicCache(), len(seen) if self.net.looks else 0
-        if looked:
-            self.net.look(seen[None], past)
+        count, past, looked, also = len(states), DynamicCache(), 0, dict[str, torch.Tensor]()
+        if self.net.looks and len(seen):
+            inputs, gist = self.net.seen(seen)
+            self.net.look(inputs[None], past)
+            looked, also = len(inputs), {} if gist is None else {"gist": gist[None]}
+        if self.net.across is not None:
+            also = {"known": states[None, :known], "sees": (torch.arange(count) + 1).clamp(max=known)[None]}
         steps = (torch.arange(count) - known + 1).clamp(min=0)
         mask = torch.ones(count, looked + count, dtype=torch.bool).tril(looked)[None, None]
         at = torch.arange(looked, looked + count)
-        return self.net(states[None], embeds[None, :count], mask=mask, positions=at, past=past, steps=steps)[0]
+        return self.net(states[None], embeds[None, :count], mask=mask, positions=at, past=past, steps=steps, **also)[0]
 
 
 def target_states(

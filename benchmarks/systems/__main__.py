@@ -45,7 +45,6 @@ ELSEWHERE = {
     "SSD": "a drafter here goes on from its own token only: one of the outcomes that SSD drafts for",
     "DuoDecoding": "a placement (drafter on CPU, target on GPU): `stages.light.device = cpu`",
     "HiSpec": "early exit of one model: no exits were trained on the bundled family",
-    "ViSpec, DREAM": "not built: EAGLE heads with learned queries on the pictures, or attention to the target's states",
 }
 
 

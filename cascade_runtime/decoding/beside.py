@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cascade_runtime.config import StageConfig, TreeConfig
 from cascade_runtime.decoding.decoder import Decoder
-from cascade_runtime.decoding.heads import Ask, load_drafter
+from cascade_runtime.decoding.head_states import Ask
+from cascade_runtime.decoding.heads import load_drafter
 from cascade_runtime.decoding.row import Row
 from cascade_runtime.decoding.trees.tree import Tree
 from cascade_runtime.models.head_folder import bundled_head, head_kind

@@ -11,6 +11,10 @@ eagle3   (Li et al. 2025): g is made of three blocks' outputs, low, middle and h
 hivis    as eagle, trained on its own outputs, with a bias for each step that it is fed them: what it puts out there is
          ever less like the target's (HiViS; the last bias serves all later steps).
 msd      as eagle, but it looks at the visual prefix first: there its input is the embedding alone (MSD).
+vispec   as eagle, but two learned queries read the visual prefix: what one found stands before the text as a token,
+         what the other found is part of every input (ViSpec).
+dream    as eagle, but its block's output attends to the target's states as far as they are known, through a gate of
+         tanh that begins shut (DREAM).
 
 The others see text alone: they begin after the visual prefix (as HiViS does), whose states a target that shares
 prefixes never computes for most of its rows. Their positions count from there. Embeddings, and eagle3's states, are
@@ -26,10 +30,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.head_folder import (
+    HEAD_KINDS,
     check_settings,
     check_target,
     fill,
@@ -50,18 +56,55 @@ _LIMITS = {
     "num_attention_heads": 512,
     "num_key_value_heads": 512,
 }
-_THETA, _EPSILON = 10000.0, 1e-6
+_THETA, _EPSILON, _MOST_STEPS = 10000.0, 1e-6, 32
+
+
+class Gist(nn.Module):
+    """vispec's two queries: the visual prefix (.., P, D) in two vectors (.., 2, D), the second as inputs take it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(2, size) / size**0.5)
+        self.key, self.value, self.spread = (nn.Linear(size, size, bias=False) for _ in range(3))
+
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        """One attention, one head."""
+        found = F.scaled_dot_product_attention(self.queries.expand(*seen.shape[:-2], -1, -1), *self._of(seen))
+        return torch.cat([found[..., :1, :], self.spread(found[..., 1:, :])], -2)
+
+    def _of(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.key(seen), self.value(seen)
+
+
+class Across(nn.Module):
+    """dream's attention from the head's outputs (B, L, D) to the target's states (B, K, D), added through a gate."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.gate = heads, nn.Parameter(torch.zeros(1))
+        self.query, self.key, self.value, self.out = (nn.Linear(size, size, bias=False) for _ in range(4))
+
+    def forward(self, out: torch.Tensor, states: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+        """sees (B or 1, L): how many of the states each output may attend to, from the first on; at least one."""
+        mask = torch.arange(states.shape[1], device=out.device) < sees[:, None, :, None]
+        q, k, v = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, x in ((self.query, out), (self.key, states), (self.value, states))
+        )
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        return out + self.gate.tanh() * self.out(found)
 
 
 class EagleNet(nn.Module):
-    """The head as a module. blocks: the target's three blocks that eagle3 reads. steps: how many biases hivis has.
-    looks: as msd does.
+    """The head as a module, of a kind of `HEAD_KINDS` but medusa. blocks: the target's three blocks that eagle3 reads.
+    steps: how many biases hivis has.
 
     Shapes: B rows, L positions, K keys, D hidden size.
     """
 
     def __init__(
         self,
+        kind: str = "eagle",
         *,
         hidden_size: int,
         vocab_size: int,
@@ -70,7 +113,6 @@ class EagleNet(nn.Module):
         num_key_value_heads: int,
         blocks: Sequence[int] = (),
         steps: int = 0,
-        looks: bool = False,
     ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -87,11 +129,11 @@ class EagleNet(nn.Module):
                 (num_attention_heads, num_key_value_heads),
                 f"heads of even size within {hidden_size}, the second a divisor of the first",
             )
-        if len(blocks) not in (0, 3):
-            raise ConfigError("blocks", list(blocks), "three of the target's blocks (eagle3), or none (eagle)")
-        if (steps > 0) + looks + bool(blocks) > 1:
-            raise ConfigError("steps, looks, blocks", (steps, looks, blocks), "one of them")
-        self.blocks, self.looks = tuple(blocks), looks
+        if len(blocks) != (3 if kind == "eagle3" else 0):
+            raise ConfigError("blocks", list(blocks), "three of the target's blocks for eagle3, none for others")
+        if not (1 <= steps <= _MOST_STEPS if kind == "hivis" else steps == 0):
+            raise ConfigError("steps", steps, f"1 to {_MOST_STEPS} for hivis, none for others")
+        self.kind, self.blocks, self.looks = kind, tuple(blocks), kind in ("msd", "vispec")
         self.step = nn.Parameter(torch.zeros(steps, hidden_size)) if steps else None
         self.head_dim = hidden_size // num_attention_heads
         layer, norm = (library_class(f"llama.modeling_llama:Llama{name}") for name in ("DecoderLayer", "RMSNorm"))
@@ -105,13 +147,8 @@ class EagleNet(nn.Module):
         self.state_norm: nn.Module | None = norm(hidden_size, eps=_EPSILON) if self.blocks else None
         self.layer: nn.Module = layer(config, 0)
         self.norm: nn.Module | None = norm(hidden_size, eps=_EPSILON) if self.blocks else None
-
-    @property
-    def kind(self) -> str:
-        """Of HEAD_KINDS."""
-        if self.looks:
-            return "msd"
-        return "eagle3" if self.blocks else "eagle" if self.step is None else "hivis"
+        self.gist = Gist(hidden_size) if kind == "vispec" else None
+        self.across = Across(hidden_size, num_attention_heads) if kind == "dream" else None
 
     def taken(self, states: torch.Tensor) -> torch.Tensor:
         """The target's states (.., D or 3D) as the head takes them, (.., D)."""
@@ -121,11 +158,21 @@ class EagleNet(nn.Module):
         """The head's output as lm_head reads it."""
         return out if self.norm is None else self.norm(out)
 
-    def look(self, embeds_BLD: torch.Tensor, past: Any) -> None:
-        """Take in the visual prefix, positions 0 .. L - 1, of a head that looks."""
-        length = embeds_BLD.shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool, device=embeds_BLD.device).tril()[None, None]
-        self._computed(self.embed_norm(embeds_BLD), seen, torch.arange(length, device=embeds_BLD.device), past)
+    def seen(self, embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The visual prefix (.., P, D) as inputs of a head that looks, (.., Q, D), and what goes into every later input
+        (.., 1, D).
+        """
+        inputs = self.embed_norm(embeds)
+        if self.gist is None:
+            return inputs, None
+        found = self.gist(inputs)
+        return found[..., :1, :], found[..., 1:, :]
+
+    def look(self, inputs_BQD: torch.Tensor, past: Any) -> None:
+        """Take in what `seen` gave, as positions 0 .. Q - 1."""
+        length = inputs_BQD.shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool, device=inputs_BQD.device).tril()[None, None]
+        self._computed(inputs_BQD, mask, torch.arange(length, device=inputs_BQD.device), past)
 
     def forward(
         self,
@@ -136,18 +183,27 @@ class EagleNet(nn.Module):
         positions: torch.Tensor,
         past: Any = None,
         steps: torch.Tensor | int = 0,
+        gist: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+        sees: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States (taken) and embeddings of the tokens after them to the head's states of the next positions.
 
         mask (B, 1, L, K) bool, True where a key is seen; positions (L,); past: the library's cache, whose keys come
         first; steps (L,), or of all: how often the head was fed its own output for that, 0 where the state is the
-        target's.
+        target's. gist (B, 1, D): of `seen`, for vispec. known (B, K, D), sees (1, L): for dream, see `Across`.
         """
         states_BLD = states_BLD if self.state_norm is None else self.state_norm(states_BLD)
         x = self.join(torch.cat([states_BLD, self.embed_norm(embeds_BLD)], -1))
         if self.step is not None:
             x = x + self.step[torch.as_tensor(steps).clamp(max=len(self.step) - 1)]
-        return self._computed(x, mask, positions, past)
+        if gist is not None:
+            x = x + gist
+        out = self._computed(x, mask, positions, past)
+        if self.across is None:
+            return out
+        assert known is not None and sees is not None
+        return self.across(out, known, sees)
 
     def _computed(self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, past: Any) -> torch.Tensor:
         angles = positions[:, None].float() * _frequencies(self.head_dim, positions.device)
@@ -161,7 +217,7 @@ class EagleHead:
 
     def __init__(self, net: EagleNet) -> None:
         self.kind, self.blocks, self.hidden_size = net.kind, net.blocks, net.settings["hidden_size"]
-        self.looks = net.looks
+        self.looks, self.seen, self.across = net.looks, net.seen, net.across
         self._heads, self._kv_heads = net.settings["num_attention_heads"], net.settings["num_key_value_heads"]
         self._head_dim = net.head_dim
         self._fuse = None if net.fuse is None else Linear(net.fuse.weight.detach())
@@ -171,6 +227,7 @@ class EagleHead:
         self._state_norm = None if net.state_norm is None else RmsNorm(net.state_norm)
         self._norm = None if net.norm is None else RmsNorm(net.norm)
         self._step = None if net.step is None else net.step.detach()
+        self._gist, self._across = (m and list(m.parameters()) for m in (net.gist, net.across))
         weight = net.join.weight
         self.device, self.dtype = weight.device, weight.dtype
         self._turns = torch.zeros(0, 1, net.head_dim // 2, dtype=torch.complex64, device=weight.device)
@@ -179,8 +236,8 @@ class EagleHead:
     def nbytes(self) -> int:
         """Bytes of the weights held."""
         parts = (self._fuse, self._join, self._block, self._embed_norm, self._state_norm, self._norm)
-        biases = 0 if self._step is None else self._step.nbytes
-        return sum(part.nbytes for part in parts if part is not None) + biases
+        others = [self._step, *(self._gist or ()), *(self._across or ())]
+        return sum(part.nbytes for part in (*parts, *others) if part is not None)
 
     def new_cache(self, slots: int, max_len: int) -> SlotCache:
         """Slots for the block's keys and values."""
@@ -220,18 +277,23 @@ class EagleHead:
         cache: SlotCache,
         branches: Sequence[Branches | None] | None = None,
         step: int = 0,
+        gist_ND: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Append each row's inputs to its slot (see `LanguageModel.forward`); the head's states (N, D) after them.
-        step: how often the head was fed its own output for them. No states: it looks at what is embedded.
+
+        step: how often the head was fed its own output for them. gist: what it saw, for every input. Without states it
+        looks at what `seen` gave. What dream does `across` comes after this.
         """
         cache.place(slots, starts, counts, None, branches)
         turns = self._turns.index_select(0, torch.tensor(positions, device=self.device))
-        x = self._embed_norm(embeds_ND)
+        x = embeds_ND
         if states_ND is not None:
             states = states_ND if self._state_norm is None else self._state_norm(states_ND)
-            x = self._join(torch.cat([states, x], -1))
+            x = self._join(torch.cat([states, self._embed_norm(embeds_ND)], -1))
         if self._step is not None:
             x = x + self._step[min(step, len(self._step) - 1)]
+        if gist_ND is not None:
+            x = x + gist_ND
         return self._block(x, turns, cache)
 
 
@@ -245,7 +307,7 @@ def save_eagle(net: EagleNet, path: str | Path) -> None:
 
 def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     """The module of a folder, for this target. Raises ConfigError naming what is wrong with it, or does not fit."""
-    settings = read_settings(path, ("eagle", "eagle3", "hivis", "msd"))
+    settings = read_settings(path, tuple(kind for kind in HEAD_KINDS if kind != "medusa"))
     blocks, steps = settings.pop("blocks", []), settings.pop("steps", 0)
     check_settings(settings, _LIMITS)
     check_target(settings, language)
@@ -253,12 +315,10 @@ def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
         type(each) is int and 0 <= each < language.num_layers for each in blocks
     ):
         raise ConfigError("blocks", blocks, f"a list of the target's blocks, 0..{language.num_layers - 1}")
-    if len(blocks) != (3 if head_kind(path) == "eagle3" else 0):
-        raise ConfigError("blocks", blocks, "three for cascade_eagle3, none for others")
-    if type(steps) is not int or not (1 <= steps <= 32 if head_kind(path) == "hivis" else steps == 0):
-        raise ConfigError("steps", steps, "1 to 32 for cascade_hivis, none for others")
+    if type(steps) is not int:
+        raise ConfigError("steps", steps, "an integer")
     with torch.device("meta"):
-        net = EagleNet(**settings, blocks=blocks, steps=steps, looks=head_kind(path) == "msd")
+        net = EagleNet(head_kind(path), **settings, blocks=blocks, steps=steps)
     return fill(net, path, language)
 
 

@@ -21,7 +21,7 @@ from cascade_runtime.models.checkpoint import read_json
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.weights_file import fill_module, save_weights
 
-HEAD_KINDS = ("medusa", "eagle", "eagle3", "hivis", "msd")
+HEAD_KINDS = ("medusa", "eagle", "eagle3", "hivis", "msd", "vispec", "dream")
 _HOME = Path(__file__).parent.parent / "family" / "heads"
 
 

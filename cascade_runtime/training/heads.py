@@ -6,7 +6,7 @@
     eagle3      cross entropy alone, over steps that are fed the head's own outputs in place of the target's states
                 (training-time test, Li et al. 2025); later steps weigh .8 of those before
     hivis       eagle's loss over eagle3's steps, without noise, and a bias for each step
-    msd         as eagle, after a look at the visual prefix
+    msd, vispec, dream   as eagle
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
 stay as they are). What heavy said about N scenes lies in OUT/answers_N.safetensors and is used again by the next kind.
@@ -35,7 +35,7 @@ from cascade_runtime.models.medusa import MedusaHeads, save_medusa
 from cascade_runtime.training.descent import Descent, Training
 from cascade_runtime.training.spoken import Said, ask, let_target_speak, read_said, save_said, training_scenes
 
-DEPTH = {"medusa": 5, "eagle": 1, "eagle3": 5, "hivis": 5, "msd": 1}  # tokens ahead that are trained on
+DEPTH = dict.fromkeys(HEAD_KINDS, 1) | {"medusa": 5, "eagle3": 5, "hivis": 5}  # tokens ahead that are trained on
 STEPS = 4  # that have a bias of their own, of hivis (as published)
 
 
@@ -59,7 +59,7 @@ FULL = {
     "eagle": HeadConfig(epochs=4.0),
     "eagle3": HeadConfig(epochs=3.0),
     "hivis": HeadConfig(epochs=3.0),
-    "msd": HeadConfig(epochs=4.0),
+    **{kind: HeadConfig(epochs=4.0) for kind in ("msd", "vispec", "dream")},
 }
 QUICK = {kind: HeadConfig(scenes=60, epochs=2.0, report_every=20) for kind in HEAD_KINDS}
 """Proves the path in two minutes."""
@@ -127,13 +127,18 @@ def guesses(head: Any, batch: Batch, embedding: torch.Tensor, *, depth: int, noi
     if noise:
         states = states + (2 * torch.rand_like(states) - 1) * noise * states.std()
     embeds, past = F.embedding(batch.ids[:, 1:], embedding), DynamicCache()
-    looked = batch.seen.shape[1] if head.looks else 0
-    if looked:
-        head.look(batch.seen, past)
+    looked, also = 0, dict[str, Any]()
+    if head.looks and batch.seen.shape[1]:
+        inputs, also["gist"] = head.seen(batch.seen)
+        head.look(inputs, past)
+        looked = inputs.shape[1]
     for step in range(depth):
         own = (at[None] == at[:, None] - step + i for i in range(1, step + 1))
         seen = [torch.ones(len(at), looked, dtype=torch.bool), at[None] <= at[:, None] - step, *own]
-        out = head(states, embeds, mask=torch.cat(seen, 1)[None, None], positions=at + looked, past=past, steps=step)
+        if head.across is not None:
+            also |= {"known": last, "sees": (at - step + 1).clamp(min=1)[None]}
+        mask = torch.cat(seen, 1)[None, None]
+        out = head(states, embeds, mask=mask, positions=at + looked, past=past, steps=step, **also)
         yield told(step + 1, out, head.read(out), at - step, at + 2)
         states = F.pad(out, (0, 0, 1, 0))[:, :-1]
 
@@ -142,7 +147,7 @@ def loss_of(kind: str, guess: Guess, lm_head: torch.Tensor) -> torch.Tensor:
     """Cross entropy against the target's distribution, and for eagle the distance to its state."""
     wanted = (guess.state @ lm_head.T).softmax(-1)
     cross = -(wanted * (guess.read @ lm_head.T).log_softmax(-1)).sum(-1).mean()
-    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind in ("eagle", "hivis", "msd") else cross
+    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind not in ("medusa", "eagle3") else cross
 
 
 @torch.inference_mode()
@@ -166,11 +171,11 @@ def new_head(kind: str, language: Any) -> Any:
         return MedusaHeads(**sizes, heads=DEPTH[kind])
     if kind not in HEAD_KINDS:
         raise ConfigError("kind", kind, f"one of {', '.join(HEAD_KINDS)}")
-    inner = 256 if kind == "eagle3" else 384
+    inner = {"eagle3": 256, "vispec": 256, "dream": 160}.get(kind, 384)
     heads = {"num_attention_heads": language.heads, "num_key_value_heads": language.kv_heads}
     blocks = blocks_of(language) if kind == "eagle3" else ()
     steps = STEPS if kind == "hivis" else 0
-    return EagleNet(**sizes, **heads, intermediate_size=inner, blocks=blocks, steps=steps, looks=kind == "msd")
+    return EagleNet(kind, **sizes, **heads, intermediate_size=inner, blocks=blocks, steps=steps)
 
 
 def blocks_of(language: Any) -> tuple[int, ...]:
@@ -206,7 +211,7 @@ def teach(
             order = rng.permutation(len(said))
         pick, order = order[: config.batch], order[config.batch :]
         descent.begin((number - 1) / batches)
-        batch, noise = Batch.of([said[i] for i in pick]), config.noise if kind in ("eagle", "msd") else 0.0
+        batch, noise = Batch.of([said[i] for i in pick]), config.noise if DEPTH[kind] == 1 else 0.0
         loss = torch.zeros(())
         for guess in guesses(head, batch, embedding, depth=DEPTH[kind], noise=noise):
             loss = loss + config.fade ** (guess.ahead - 1) * loss_of(kind, guess, lm_head)

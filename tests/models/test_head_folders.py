@@ -68,7 +68,9 @@ def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -
     torch.manual_seed(3)
     taken, embeds = torch.randn(2, 7, WIDTH), torch.randn(2, 7, WIDTH)
     mask = torch.ones(7, 7, dtype=torch.bool).tril()[None, None]
-    wanted = net(taken, embeds, mask=mask, positions=torch.arange(7))
+    states, sees = torch.randn(2, 7, WIDTH), torch.arange(1, 8)[None]
+    also = {"known": states, "sees": sees} if net.across is not None else {}
+    wanted = net(taken, embeds, mask=mask, positions=torch.arange(7), **also)
     for start, stop in ((0, 4), (4, 5), (5, 7)):
         count = stop - start
         out = head.forward(
@@ -80,6 +82,8 @@ def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -
             positions=[*range(start, stop)] * 2,
             cache=cache,
         )
+        if head.across is not None:
+            out = head.across(out.view(2, count, WIDTH), states, sees[:, start:stop]).flatten(0, 1)
         assert torch.allclose(out.view(2, count, WIDTH), wanted[:, start:stop], atol=1e-4)
         assert torch.allclose(head.read(out), net.read(out), atol=1e-5)
     states = torch.randn(5, 3 * WIDTH if kind == "eagle3" else WIDTH)
@@ -160,6 +164,7 @@ def test_a_medusa_folder_is_no_eagle(folders, language) -> None:
         load_eagle(folders / "medusa", language)
     with pytest.raises(ConfigError, match="blocks"):
         EagleNet(
+            "eagle3",
             hidden_size=32,
             vocab_size=24,
             intermediate_size=8,
