@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import time
+from array import array
 from typing import Any
 
 from benchmarks.faults.recipe import recipe, rows
@@ -40,7 +41,7 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
     rate = _LOAD * await load.capacity(pipeline.recipe.cascade.slots, _PROBE_S)
     pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
     descriptors = open_descriptors()
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in pids}
+    samples = {name: (array("d"), array("d")) for name in pids}  # seconds, bytes
     watching = asyncio.create_task(_watch(pids, samples))
     seconds = 60 * args.minutes
     began = time.monotonic()
@@ -48,7 +49,7 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
     watching.cancel()
     warm = began + _WARM * seconds
     slopes = {
-        name: round(slope_per_hour([each for each in seen if each[0] >= warm]) / 1e6, 2)
+        name: round(slope_per_hour([each for each in zip(*seen, strict=True) if each[0] >= warm]) / 1e6, 2)
         for name, seen in samples.items()
     }
     return {
@@ -63,9 +64,10 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
     }
 
 
-async def _watch(pids: dict[str, int], samples: dict[str, list[tuple[float, float]]]) -> None:
+async def _watch(pids: dict[str, int], samples: dict[str, tuple[array[float], array[float]]]) -> None:
     while True:
         now = time.monotonic()
         for name, pid in pids.items():
-            samples[name].append((now, allocated_bytes([pid])))
+            samples[name][0].append(now)
+            samples[name][1].append(allocated_bytes([pid]))
         await asyncio.sleep(_SAMPLE_S)

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from cascade_runtime.api import Answer
-from cluster.chaos.load import Sent
+from cluster.chaos.load import Heard, Sent
 from cluster.chaos.plan import Fault
 from cluster.supervision.supervisor import Recovery
 
@@ -82,7 +81,7 @@ class Outcome:
         return "\n".join(f"{name:<22} {said}" for name, said in rows.items())
 
 
-def count_answers(sent: Sequence[Sent], clean: Sequence[Answer]) -> dict[str, object]:
+def count_answers(sent: Sequence[Sent], clean: Sequence[Heard]) -> dict[str, object]:
     """The part of an outcome that compares requests with their clean answers."""
     ended = [each for each in sent if each.outcomes]
     answered = [(each.kind, each.answer) for each in ended if each.answer is not None]

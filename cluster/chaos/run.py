@@ -12,11 +12,10 @@ from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
-from cascade_runtime.api import Answer
 from cascade_runtime.config import ChannelConfig, Recipe
 from cascade_runtime.errors import ConfigError
 from cluster.chaos.injection import Injection
-from cluster.chaos.load import Load, Sent, kinds_of_request
+from cluster.chaos.load import Heard, Load, Sent, kinds_of_request
 from cluster.chaos.outcome import Outcome, count_answers, longest_gap_s, quantile, recoveries_of
 from cluster.chaos.plan import draw_faults
 from cluster.chaos.vital_signs import allocated_bytes, open_descriptors, slope_per_hour, stored_objects
@@ -126,7 +125,7 @@ class _Run:
         self,
         capacity: float,
         rate: float,
-        clean: list[Answer],
+        clean: list[Heard],
         calm: list[Sent],
         sent: list[Sent],
         left: dict[str, Any],
@@ -204,7 +203,7 @@ class _Run:
 def _ttft_ms(sent: Sequence[Sent]) -> list[float]:
     """From the sending to the first token, by the client's clock as far as it can tell."""
     return [
-        1000 * (each.ended - each.at) - each.answer.timings.total_ms + each.answer.timings.ttft_ms
+        1000 * (each.ended - each.at) - each.answer.total_ms + each.answer.ttft_ms
         for each in sent
         if each.answer is not None
     ]
