@@ -112,7 +112,7 @@ class Controller:
             if not course.entered:  # it waits for a slot, and no stage knows it
                 return True
         release, most_s = self.stages.target.start("release", course.handle), self.recipe.deadlines.control_s
-        with contextlib.suppress(StageDied):
+        with contextlib.suppress(CascadeError):
             self.stages.target.result(release, most_s)  # wakes whoever waits in `take`
         with self._changed:
             self._changed.wait_for(lambda: self._inside.get(request_id) is not course, most_s)

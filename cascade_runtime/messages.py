@@ -141,6 +141,8 @@ def _message(header: tuple[int, ...], body: bytes) -> DraftBlock | Verdict:
     kind, flags, window, epoch, request, number, base, count, last, work = header
     if kind not in (_DRAFT, _VERDICT) or flags & ~(_FINISHED | _RELAY | _TREE):
         raise ChannelError(f"message of kind {kind}, flags {flags}; allowed: kinds 1 and 2, flags 1, 2 and 4")
+    if request >= 1 << 63:
+        raise ChannelError(f"message about request {request}; allowed: below 2^63")
     if kind == _DRAFT and (window or flags & _RELAY):
         raise ChannelError("a draft block with a grant; allowed: in a verdict only")
     if kind == _VERDICT and (not last or work or flags & _TREE):

@@ -100,7 +100,7 @@ class RayTransport:
         return answer
 
     async def _cancel(self, request_id: str) -> None:
-        """End a request inside, and wait for its slots: who asks next finds them free."""
+        """End a request inside, and wait for its slots, if they come in time: who asks next finds them free."""
         ended = asyncio.ensure_future(self.pipeline.controller.start("cancel", request_id))
         with contextlib.suppress(RayError, TimeoutError):
             await asyncio.wait_for(ended, _CANCEL_S)

@@ -4,7 +4,8 @@
 
 Each row is a recipe of `benchmarks/recipes/systems/` or `benchmarks/recipes/seeing/`, run in one process on held-out
 simulated scenes, three questions about each, one thread, with a run of the target alone before every few. What the
-recordings look like to the models is computed once and outside the measured time; prompts are inside it. Rows of
+recordings look like to the models is computed once and outside the measured time; prompts are inside it. But
+sequential_loading answers all in one batch, and its time holds all it does, the loading of models included. Rows of
 `benchmarks/recipes/schedules/`, which say who runs when, are pipelines of actors on a local Ray, beside the target
 alone in such actors; their recordings are looked at inside the measured time.
 

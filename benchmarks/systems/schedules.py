@@ -27,8 +27,9 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
         pipelines = {MEASURES: stack.enter_context(launch(recipes[MEASURES]))}
         ratio = _ratio(pipelines[MEASURES], requests)
         print(f"\na pass of heavy takes {ratio:.1f} of light's: PEARL's block, and DSI's lookahead with one server")
-        recipes["pearl"] = _block(recipes["pearl"], max(2, round(ratio)))
-        recipes["dsi_one_server"] = _block(recipes["dsi_one_server"], max(2, dsi_lookahead(ratio, 1)))
+        for name, tokens in (("pearl", round(ratio)), ("dsi_one_server", dsi_lookahead(ratio, 1))):
+            if name in recipes:
+                recipes[name] = _block(recipes[name], max(2, tokens))
         for name, recipe in recipes.items():
             if name != MEASURES:
                 pipelines[name] = stack.enter_context(launch(recipe))
@@ -50,10 +51,10 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
 
 
 def _check_whole(pipeline: Pipeline) -> None:
-    """Raise `SystemExit` where a stage was started anew: what was measured is not what the recipe does."""
-    recoveries = pipeline.supervisor.recoveries if pipeline.supervisor is not None else ()
-    if recoveries:
-        raise SystemExit(f"{pipeline.recipe.name}: {recoveries}")
+    """Raise `SystemExit` where a stage was lost or started anew: what was measured is not what the recipe does."""
+    watched = pipeline.supervisor
+    if watched is not None and (watched.recoveries or watched.down):
+        raise SystemExit(f"{pipeline.recipe.name}: down {watched.down}, started anew {watched.recoveries}")
 
 
 def _ask(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> tuple[list[Answer], float]:

@@ -33,7 +33,7 @@ class TreeConfig:
         integer(ConfigError, "tree.nodes", self.nodes, 1, 63)
         integer(ConfigError, "tree.depth", self.depth, 1, 32)
         integer(ConfigError, "tree.width", self.width, 1, 16)
-        number(ConfigError, "tree.threshold", self.threshold, 0, 8)
+        number(ConfigError, "tree.threshold", self.threshold, 0, 1 if self.kind == "talon" else 8)
         if isinstance(self.widths, str) or not isinstance(self.widths, Sequence) or not 1 <= len(self.widths) <= 32:
             raise ConfigError("tree.widths", self.widths, "a list of 1 to 32 integers")
         for width in self.widths:

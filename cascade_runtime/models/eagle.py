@@ -162,11 +162,7 @@ class EagleNet(nn.Module):
         """The visual prefix (.., P, D) as inputs of a head that looks, (.., Q, D), and what goes into every later input
         (.., 1, D).
         """
-        inputs = self.embed_norm(embeds)
-        if self.gist is None:
-            return inputs, None
-        found = self.gist(inputs)
-        return found[..., :1, :], found[..., 1:, :]
+        return _as_inputs(self.embed_norm(embeds), self.gist)
 
     def look(self, inputs_BQD: torch.Tensor, past: Any) -> None:
         """Take in what `seen` gave, as positions 0 .. Q - 1."""
@@ -217,7 +213,7 @@ class EagleHead:
 
     def __init__(self, net: EagleNet) -> None:
         self.kind, self.blocks, self.hidden_size = net.kind, net.blocks, net.settings["hidden_size"]
-        self.looks, self.seen, self.across = net.looks, net.seen, net.across
+        self.looks, self.gist, self.across = net.looks, net.gist, net.across
         self._heads, self._kv_heads = net.settings["num_attention_heads"], net.settings["num_key_value_heads"]
         self._head_dim = net.head_dim
         self._fuse = None if net.fuse is None else Linear(net.fuse.weight.detach())
@@ -227,7 +223,6 @@ class EagleHead:
         self._state_norm = None if net.state_norm is None else RmsNorm(net.state_norm)
         self._norm = None if net.norm is None else RmsNorm(net.norm)
         self._step = None if net.step is None else net.step.detach()
-        self._gist, self._across = (m and list(m.parameters()) for m in (net.gist, net.across))
         weight = net.join.weight
         self.device, self.dtype = weight.device, weight.dtype
         self._turns = torch.zeros(0, 1, net.head_dim // 2, dtype=torch.complex64, device=weight.device)
@@ -236,8 +231,10 @@ class EagleHead:
     def nbytes(self) -> int:
         """Bytes of the weights held."""
         parts = (self._fuse, self._join, self._block, self._embed_norm, self._state_norm, self._norm)
-        others = [self._step, *(self._gist or ()), *(self._across or ())]
-        return sum(part.nbytes for part in (*parts, *others) if part is not None)
+        modules = [
+            parameter for each in (self.gist, self.across) if each is not None for parameter in each.parameters()
+        ]
+        return sum(part.nbytes for part in (*parts, self._step, *modules) if part is not None)
 
     def new_cache(self, slots: int, max_len: int) -> SlotCache:
         """Slots for the block's keys and values."""
@@ -253,6 +250,11 @@ class EagleHead:
             dtype=self.dtype,
             device=self.device,
         )
+
+    @torch.inference_mode()
+    def seen(self, embeds_PD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `EagleNet.seen`."""
+        return _as_inputs(self._embed_norm(embeds_PD), self.gist)
 
     @torch.inference_mode()
     def taken(self, states: torch.Tensor) -> torch.Tensor:
@@ -325,6 +327,13 @@ def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
 def load_eagle(path: str | Path, language: LanguageModel) -> EagleHead:
     """A head for this target. Raises ConfigError as `load_eagle_net` does."""
     return EagleHead(load_eagle_net(path, language))
+
+
+def _as_inputs(seen: torch.Tensor, gist: Gist | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if gist is None:
+        return seen, None
+    found = gist(seen)
+    return found[..., :1, :], found[..., 1:, :]
 
 
 def _frequencies(head_dim: int, device: torch.device) -> torch.Tensor:

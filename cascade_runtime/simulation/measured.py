@@ -7,7 +7,7 @@
                "prefill_tokens": 512, "policy": {"mode": "adaptive", "num_draft_tokens": [4, 6], "patient": true}}]}
 
 Stages from the lightest; stages that name the same device share it. agreement[k]: stage k with stage k + 1, one chance
-or one per position. policy.mode: `fixed`, `lock_step`, `adaptive`, or `alone` (the target without drafters). What
+or one per position. policy.mode: a recipe's, or `alone` (the target without drafters). What
 is left out of a run has the default of `MeasuredRun`.
 """
 
@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cascade_runtime.config.recipe import POLICY_MODES
 from cascade_runtime.errors import InputError
 from cascade_runtime.scheduling.adaptive import Adaptive
 from cascade_runtime.scheduling.cost import StepCost
-from cascade_runtime.scheduling.policy import LockStep, Policy
+from cascade_runtime.scheduling.policy import FreeRunning, LockStep, Policy, PreVerify
 from cascade_runtime.simulation.simulator import Device, Link, Load, Result, Stage, simulate
 from cascade_runtime.simulation.tokens import Agreement, Tokens
 
-MODES = ("fixed", "lock_step", "adaptive", "alone")
+MODES = (*POLICY_MODES, "alone")
 _MOST_BYTES = 1 << 24
 _MOST_RUNS, _MOST_STAGES, _MOST_COUNT, _MOST_POSITIONS = 1024, 8, 1_000_000, 4096
 
@@ -108,6 +109,10 @@ class MeasuredRun:
             sends = blocks[k] if k < last and blocks else 1
             if self.policy.mode == "lock_step":
                 built.append(LockStep(takes, sends))
+            elif self.policy.mode == "free_running" and k:
+                built.append(FreeRunning(self.window, sends))
+            elif self.policy.mode == "pre_verify" and k:
+                built.append(PreVerify(takes, self.window, sends))
             elif self.policy.mode == "adaptive" and k:
                 patient = self.policy.patient
                 built.append(

@@ -9,7 +9,7 @@
     msd, vispec, dream   as eagle
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
-stay as they are). What heavy said about N scenes lies in OUT/answers_N.safetensors and is used again by the next kind.
+stay as they are). What heavy said about N scenes lies in OUT/said_N.safetensors and is used again by the next kind.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def train_heads(
     model = load_checkpoint(family_path("heavy"))
     language = model.language
     assert language is not None
-    answers = out / f"answers_{wanted}.safetensors"
+    answers = out / f"said_{wanted}.safetensors"
     if not answers.exists():
         drawn = training_scenes(wanted, questions_each=config.questions_each, seed=config.seed)
         keeps = (*blocks_of(language), language.num_layers)

@@ -141,7 +141,7 @@ GET /v1/cascade/requests/{id}, of the same key, among the last thousand (what is
     {"id", "object": "cascade.request", "status": "running" | "done" | "failed" | "cancelled", "created",
      "ended_at", "stream", "finish_reason", "usage", "metrics", "cascade", "error"}
 
-ended_at: Unix time, to the millisecond; the slots of one that was cancelled were free by then.
+ended_at: Unix time, to the millisecond; the slots of one that was cancelled were free by then, where the stages answer.
 Cancelling: {"id", "object": "cascade.request", "cancelled": true}, or 404 for one that does not run. /v1/models lists
 one model, {"id", "object": "model", "created", "owned_by", "max_model_len", "cascade": {"recipe", "levels", "mode",
 "slots", "notes"}}, which answers to its recipe's name as well. /ready: {"status": "ok", "without": [dead stages]}.

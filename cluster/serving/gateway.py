@@ -123,7 +123,7 @@ class Gateway:
                 place.leave()
                 return earlier
         known = self._ledger.find(place.caller, call.request_id)
-        if known is not None and known.outcome is None:
+        if known is not None and known.run is not None and not known.run.cancelled:
             raise InputError("X-Request-Id", call.request_id, "an id that is not being answered already")
         entry = Entry(call.request_id, int(time.time()), call.stream)
 

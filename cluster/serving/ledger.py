@@ -25,7 +25,7 @@ class Entry:
     run: Run | None = None
     head: ChatHead | None = None
     outcome: Answer | CascadeError | None = None
-    ended_at: float | None = None  # Unix time; of one that was cancelled, its slots were free then
+    ended_at: float | None = None  # Unix time; of one that was cancelled, its slots were free then, see `RayTransport`
 
     @property
     def status(self) -> str:

@@ -34,22 +34,25 @@ class Run:
         self._error: CascadeError | None = None
         self._news = asyncio.Event()
         self._followers = 0
+        self.cancelled = False  # it ends, or has ended, since nobody wants it; its slots may not be free yet
         self._on_end = on_end
         self._task = asyncio.create_task(self._read(source))
         self._task.add_done_callback(self._ended)
 
     @property
     def failed(self) -> bool:
-        """Whether it ended without an answer."""
-        return self._error is not None
+        """Whether it ended without an answer, or is going to."""
+        return self._error is not None or self.cancelled
 
     @property
     def _answered(self) -> bool:
         return bool(self._updates) and isinstance(self._updates[-1], Answer)
 
     def cancel(self) -> None:
-        """End it early; followers get the error of a cancelled request."""
-        self._task.cancel()
+        """End it early; followers get the error of a cancelled request. Once: it waits for its slots then."""
+        if not self.cancelled and not self._task.done():
+            self.cancelled = True
+            self._task.cancel()
 
     async def follow(self) -> AsyncIterator[Update]:
         """Everything from the beginning on. Raises the run's error."""

@@ -63,6 +63,41 @@ def outcome(actor: Actor, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, RayTran
     return asyncio.run(ask())
 
 
+def test_leaving_a_request_waits_until_its_slots_are_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        free, cancelled = asyncio.Event(), list[str]()
+
+        async def cancel(request_id: str) -> bool:
+            cancelled.append(request_id)
+            await free.wait()
+            return True
+
+        async def never(request: GenerateRequest, timeout_s: float | None) -> Any:
+            await asyncio.sleep(60)
+
+        actor = SimpleNamespace(generate=SimpleNamespace(remote=never))
+        controller = SimpleNamespace(actor=actor, start=lambda method, request_id: cancel(request_id))
+        pipeline = SimpleNamespace(
+            recipe=load_recipe("three_level"), controller=controller, supervisor=None, closed=False
+        )
+        monkeypatch.setattr(ray_transport, "launch", lambda recipe, report: pipeline)
+        request = GenerateRequest(events=toy_events(), question="?")
+        asked = asyncio.create_task(_all(RayTransport(pipeline.recipe).run([request], 5.0, False)))
+        await asyncio.sleep(0.02)
+        asked.cancel()
+        await asyncio.sleep(0.05)
+        assert cancelled == [request.request_id] and not asked.done()
+        free.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(check())
+
+
+async def _all(updates: Any) -> list[Any]:
+    return [update async for update in updates]
+
+
 def lost() -> ActorUnavailableError:
     return ActorUnavailableError("the call was lost", None)
 

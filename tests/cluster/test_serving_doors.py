@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from chat_bodies import chat_body
 from toy_family import toy_recipe, write_toy_family
 
 from cascade_runtime.api import Answer, Piece, Timings
+from cascade_runtime.config import load_recipe
 from cascade_runtime.errors import CapacityError, ConfigError, DeadlineExceeded, InputError, RateLimitError, StageError
 from cascade_runtime.in_process import InProcess
 from cluster.cli import main
 from cluster.serving.admission import Admission
 from cluster.serving.api_keys import caller_of, read_key_file
 from cluster.serving.chat_answer import ChatHead
-from cluster.serving.gateway import Gateway
+from cluster.serving.gateway import Call, Gateway
 from cluster.serving.ledger import Entry, Ledger
 from cluster.serving.refusals import refusal_of
 from cluster.serving.routes import build_app
@@ -304,6 +306,51 @@ def test_a_run_is_followed_from_its_beginning_and_ends_with_its_last_follower() 
         assert left.failed and isinstance(ended[-1], StageError)
 
     asyncio.run(check())
+
+
+def test_who_asks_again_while_a_cancelled_run_still_ends_gets_an_answer_of_its_own() -> None:
+    """A connection broke; its client asks again with the same key, and the same id, before the slots are free."""
+
+    async def check() -> None:
+        freed, inside = asyncio.Event(), list[str]()
+
+        class Slow:
+            async def run(self, requests: Any, *rest: Any) -> AsyncIterator[Any]:
+                inside.append(requests[0].request_id)
+                if len(inside) > 1:
+                    yield 0, ANSWER
+                    return
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    await freed.wait()
+
+        gateway = Gateway(ServerSettings(), load_recipe("light_heavy"), Slow())  # type: ignore[arg-type]
+        call = Call(body=chat_body(), request_id="one", stream=False, idempotency_key="k", body_digest="d")
+        broken = gateway.start(gateway.enter("a"), call)
+        follower = broken.follow()
+        await anext(follower)
+        while not inside:
+            await asyncio.sleep(0.001)
+        await follower.aclose()  # type: ignore[attr-defined]
+        broken.cancel()  # it does not end its waiting
+        assert broken.failed and gateway.inside == 1
+        again = gateway.start(gateway.enter("a"), call)
+        assert [update async for update in again.follow()][-1] is ANSWER
+        entry = gateway.find("a", "one")
+        assert entry is not None and entry.status == "done" and gateway.inside == 1
+        with pytest.raises(InputError, match="Idempotency-Key"):
+            gateway.start(gateway.enter("a"), replace(call, body_digest="other"))
+        freed.set()
+        with pytest.raises(StageError, match="cancelled"):
+            await _last(broken)
+        assert entry.status == "done" and entry.ended_at is not None
+
+    asyncio.run(check())
+
+
+async def _last(run: Run) -> Any:
+    return [update async for update in run.follow()][-1]
 
 
 def test_a_key_is_kept_for_its_body_until_its_time_is_over_or_its_run_has_failed() -> None:

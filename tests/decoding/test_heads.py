@@ -302,7 +302,24 @@ def test_a_pass_that_was_not_observed_is_an_error(language) -> None:
         drafter.observe(row, answer)
 
 
-@pytest.mark.parametrize("kind", ["medusa", "eagle"])
+@pytest.mark.parametrize("kind", ["msd", "vispec"])
+def test_a_row_whose_numbers_broke_is_looked_at_anew(language, kind) -> None:
+    decoder = new_decoder(language)
+    drafter = beside(decoder, kind)
+    ((row, answer),) = rows_at(decoder, drafter, (2,))
+    (wanted,) = drafter.propose([Ask(row, 6, 3)])
+    good = row.states
+    row.states = States(good.start, torch.full_like(good.values, torch.nan))
+    drafter.observe(row, answer)
+    (spoilt,) = drafter.propose([Ask(row, 6, 3)])
+    row.states = good
+    drafter.observe(row, answer)
+    (again,) = drafter.propose([Ask(row, 6, 3)])
+    assert len(spoilt) == 0
+    assert again.tokens == wanted.tokens and again.values == pytest.approx(wanted.values, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["medusa", *KINDS])
 def test_numbers_that_are_not_finite_end_with_their_row(language, kind) -> None:
     decoder = new_decoder(language)
     drafter = beside(decoder, kind)
