@@ -264,7 +264,7 @@ def test_tokens_outside_the_vocabulary_and_forged_masks_are_cut() -> None:
 
 numbers = st.integers(0, 2**32 - 1)
 masked = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(1, 255)), max_size=40)
-handles = st.integers(0, 2**64 - 1)
+handles = st.integers(0, 2**63 - 1)
 grants = st.builds(Grant, st.integers(0, MAX_WINDOW), st.integers(1, 2**32 - 1), st.booleans())
 
 
