@@ -94,7 +94,7 @@ def test_what_a_tracer_holds_takes_no_more_memory_than_it_took_at_first() -> Non
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 10_000  # 2000 passes of 16 rows were 3 MB as tuples
+    assert grown < 10_000
 
 
 def test_threads_lose_no_span_of_each_other() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,15 @@ import pytest
 from chat_bodies import chat_body
 from toy_family import toy_recipe, write_toy_family
 
-from cascade_runtime.api import Answer, Piece, Timings
-from cascade_runtime.config import load_recipe
-from cascade_runtime.errors import CapacityError, ConfigError, DeadlineExceeded, InputError, RateLimitError, StageError
+from cascade_runtime.errors import CapacityError, ConfigError, DeadlineExceeded, RateLimitError, StageError
 from cascade_runtime.in_process import InProcess
 from cluster.cli import main
 from cluster.serving.admission import Admission
 from cluster.serving.api_keys import caller_of, read_key_file
-from cluster.serving.chat_answer import ChatHead
-from cluster.serving.gateway import Call, Gateway
-from cluster.serving.ledger import Entry, Ledger
+from cluster.serving.gateway import Gateway
 from cluster.serving.refusals import refusal_of
 from cluster.serving.routes import build_app
 from cluster.serving.settings import ServerSettings, is_loopback
-from cluster.serving.shared_runs import Run, SharedRuns
 
 KEYS = ("key-of-the-first-caller", "key-of-the-second-caller")
 
@@ -257,138 +251,6 @@ def test_settings_come_as_text_too_and_unknown_ones_are_refused(monkeypatch: pyt
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
-
-HEAD = ChatHead(
-    request_id="r",
-    created=0,
-    model="m",
-    fingerprint="f",
-    recipe="r",
-    levels=("light", "heavy"),
-    seed=0,
-    recording={},
-    include_usage=False,
-)
-ANSWER = Answer("r", "ab", (1, 2), ("a", "b"), "stop", ("light", "heavy"), (2, 2), Timings(1.0, 2.0))
-
-
-def test_a_run_is_followed_from_its_beginning_and_ends_with_its_last_follower() -> None:
-    async def check() -> None:
-        go = asyncio.Event()
-        ended: list[Any] = []
-
-        async def source() -> AsyncIterator[Any]:
-            yield HEAD
-            yield Piece("a")
-            await go.wait()
-            yield Piece("b")
-            yield ANSWER
-
-        run = Run(source(), ended.append)
-        first, second = run.follow(), run.follow()
-        assert [await anext(first), await anext(first)] == [HEAD, "a"] and await anext(second) is HEAD
-        await first.aclose()  # type: ignore[attr-defined]
-        await asyncio.sleep(0)
-        assert not ended  # the second still follows
-        go.set()
-        assert [update async for update in second] == ["a", "b", ANSWER]
-        assert [update async for update in run.follow()] == [HEAD, "a", "b", ANSWER]
-        await asyncio.sleep(0)
-        assert ended == [ANSWER] and not run.failed
-
-        left = Run(source(), ended.append)
-        go.clear()
-        follower = left.follow()
-        await anext(follower)
-        await follower.aclose()  # type: ignore[attr-defined]
-        with pytest.raises(StageError, match="cancelled"):
-            _ = [update async for update in left.follow()]
-        assert left.failed and isinstance(ended[-1], StageError)
-
-    asyncio.run(check())
-
-
-def test_who_asks_again_while_a_cancelled_run_still_ends_gets_an_answer_of_its_own() -> None:
-    """A connection broke; its client asks again with the same key, and the same id, before the slots are free."""
-
-    async def check() -> None:
-        freed, inside = asyncio.Event(), list[str]()
-
-        class Slow:
-            async def run(self, requests: Any, *rest: Any) -> AsyncIterator[Any]:
-                inside.append(requests[0].request_id)
-                if len(inside) > 1:
-                    yield 0, ANSWER
-                    return
-                try:
-                    await asyncio.sleep(60)
-                finally:
-                    await freed.wait()
-
-        gateway = Gateway(ServerSettings(), load_recipe("light_heavy"), Slow())  # type: ignore[arg-type]
-        call = Call(body=chat_body(), request_id="one", stream=False, idempotency_key="k", body_digest="d")
-        broken = gateway.start(gateway.enter("a"), call)
-        follower = broken.follow()
-        await anext(follower)
-        while not inside:
-            await asyncio.sleep(0.001)
-        await follower.aclose()  # type: ignore[attr-defined]
-        broken.cancel()  # it does not end its waiting
-        assert broken.failed and gateway.inside == 1
-        again = gateway.start(gateway.enter("a"), call)
-        assert [update async for update in again.follow()][-1] is ANSWER
-        entry = gateway.find("a", "one")
-        assert entry is not None and entry.status == "done" and gateway.inside == 1
-        with pytest.raises(InputError, match="Idempotency-Key"):
-            gateway.start(gateway.enter("a"), replace(call, body_digest="other"))
-        freed.set()
-        with pytest.raises(StageError, match="cancelled"):
-            await _last(broken)
-        assert entry.status == "done" and entry.ended_at is not None
-
-    asyncio.run(check())
-
-
-async def _last(run: Run) -> Any:
-    return [update async for update in run.follow()][-1]
-
-
-def test_a_key_is_kept_for_its_body_until_its_time_is_over_or_its_run_has_failed() -> None:
-    async def check() -> None:
-        now = [0.0]
-        shared = SharedRuns(clock=lambda: now[0])
-
-        async def source(last: Any) -> AsyncIterator[Any]:
-            yield HEAD
-            if isinstance(last, Exception):
-                raise last
-            yield last
-
-        run = Run(source(ANSWER), lambda _: None)
-        shared.keep("a", "k", "digest", run)
-        assert shared.find("a", "k", "digest") is run
-        assert shared.find("b", "k", "other") is None  # another caller's key is another key
-        with pytest.raises(InputError, match="Idempotency-Key"):
-            shared.find("a", "k", "other")
-        now[0] = 600.0
-        assert shared.find("a", "k", "digest") is None
-        failing = Run(source(CapacityError("full")), lambda _: None)
-        shared.keep("a", "k", "digest", failing)
-        with pytest.raises(CapacityError):
-            _ = [update async for update in failing.follow()]
-        assert shared.find("a", "k", "digest") is None
-
-    asyncio.run(check())
-
-
-def test_the_ledger_forgets_the_oldest_that_have_ended() -> None:
-    ledger = Ledger()
-    running = Entry("first", 0, False)
-    ledger.open("a", running)
-    for number in range(1100):
-        ledger.open("a", Entry(str(number), 0, False, outcome=ANSWER, head=HEAD))
-    assert ledger.find("a", "first") is running and ledger.find("a", "50") is None
-    assert ledger.find("a", "1099") is not None and ledger.find("b", "1099") is None
 
 
 @pytest.mark.parametrize(
