@@ -80,7 +80,8 @@ class Load:
         async def ask() -> None:
             nonlocal answered
             while time.monotonic() < end:
-                answered += (await self._send(self._kind())).answer is not None
+                sent = await self._send(self._kind())  # before the sum is read, which others change meanwhile
+                answered += sent.answer is not None
 
         began = time.monotonic()
         await asyncio.gather(*(ask() for _ in range(streams)))

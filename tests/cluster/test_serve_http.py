@@ -88,18 +88,27 @@ def test_answers_are_the_engines_token_for_token(server: Server, alone: Engine) 
         assert (
             said.count("light") == light["produced"] == usage["completion_tokens_details"]["accepted_prediction_tokens"]
         )
+        assert {"encoder", "adapter", "light", "target"} <= {span["stage"] for span in told["timeline"]}
         speculation = answer["metrics"]["speculative_decoding"]
+        if speculation is None:  # on a busy machine all drafts may come too late for a target as small as this one
+            assert not told["edges"][0]["spec_decode_num_drafts"] and set(said) == {"target"}
+            continue
         histogram = speculation["acceptance_histogram"]
         assert len(histogram) == speculation["num_spec_tokens"] + 1 and sum(histogram) == speculation["num_spec_steps"]
         assert sum(k * n for k, n in enumerate(histogram)) == speculation["num_accepted_draft_tokens"]
         accepted += speculation["num_accepted_draft_tokens"]
         rejected += usage["completion_tokens_details"]["rejected_prediction_tokens"]
-        assert {"encoder", "adapter", "light", "target"} <= {span["stage"] for span in told["timeline"]}
-    assert accepted and rejected
     entry = server.call("GET", "/v1/cascade/requests/mine-2")[1]
     assert (entry["status"], entry["cascade"], entry["usage"]) == ("done", told, usage)
     trace = server.call("GET", "/v1/cascade/requests/mine-2/trace")[1]
     assert {event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"} >= {"encoder", "target"}
+    for again in range(10):  # until one of the answers has had drafts of both sorts
+        if accepted and rejected:
+            break
+        counts = server.chat(chat_body(toy_events(again)))[1]["usage"]["completion_tokens_details"]
+        accepted += counts["accepted_prediction_tokens"]
+        rejected += counts["rejected_prediction_tokens"]
+    assert accepted and rejected
 
 
 def test_the_project_s_own_client_gets_the_engine_s_tokens_and_says_who_said_them(

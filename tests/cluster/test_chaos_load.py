@@ -1,0 +1,53 @@
+"""What a pipeline can do is measured with all streams at once, and every answer counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from toy_family import toy_events
+
+from cascade_runtime.api import Answer, GenerateRequest
+from cascade_runtime.config import SamplingParams
+from cluster.chaos.load import Load
+
+STREAMS = 16
+
+
+class Answering:
+    """A transport that answers each request after the same while; how many at once, and in all."""
+
+    def __init__(self) -> None:
+        self.answered = self.inside = self.most_inside = 0
+
+    async def run(
+        self, requests: Sequence[GenerateRequest], deadline_s: float | None, stream: bool
+    ) -> AsyncIterator[tuple[int, Any]]:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        await asyncio.sleep(0.02)
+        self.inside -= 1
+        self.answered += 1
+        answer = object.__new__(Answer)
+        for name, value in {"token_ids": (1, 2), "timings": SimpleNamespace(ttft_ms=1.0, total_ms=2.0)}.items():
+            object.__setattr__(answer, name, value)
+        yield 0, answer
+
+
+def test_every_answer_of_every_stream_counts() -> None:
+    transport = Answering()
+    kind = GenerateRequest(events=toy_events(0), question="?", sampling=SamplingParams(max_tokens=2))
+    load = Load(transport, [kind], seed=1)  # type: ignore[arg-type]
+
+    async def measure() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        rate = await load.capacity(STREAMS, 0.3)
+        return rate, loop.time() - began
+
+    rate, seconds = asyncio.run(measure())
+    assert transport.most_inside == STREAMS and transport.answered >= 2 * STREAMS
+    assert rate * seconds >= transport.answered  # over the time that `capacity` saw, which is the shorter one
+    assert rate * seconds < 1.5 * transport.answered
