@@ -56,15 +56,19 @@ class Links:
 
     @property
     def listens(self) -> bool:
-        """Whether a next stage was ever waited for."""
+        """Whether a next stage is waited for."""
         return self._listener is not None
 
     def accept(self, timeout_s: float) -> Neighbour[Verdict]:
-        """A link to the next stage, which comes to the address of `listen`. Raises `DeadlineExceeded`."""
+        """A link to the next stage, which comes to the address of `listen` and is the last to be let in there: of a
+        process that is killed no socket stays behind. Raises `ChannelError`, `DeadlineExceeded`.
+        """
         if self._listener is None:
             raise ChannelError(f"stage {self._recipe.stages[self._index].name} listens nowhere")
-        name = self._recipe.stages[self._index + 1].name
-        return Neighbour(name, self._listener.accept(timeout_s), Verdict, self._tracer)
+        channel = self._listener.accept(timeout_s)
+        self._listener.close()
+        self._listener = None
+        return Neighbour(self._recipe.stages[self._index + 1].name, channel, Verdict, self._tracer)
 
     def drop(self, neighbour: Neighbour[Any] | None) -> None:
         """Close this link; it is neither neighbour's any more."""
