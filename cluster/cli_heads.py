@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-KINDS = ("medusa", "eagle", "eagle3", "hivis", "msd", "vispec", "dream")
+KINDS = ("medusa", "eagle", "eagle3", "hivis", "msd", "vispec", "dream", "exits")
 
 
 def add_heads(what: Any) -> None:

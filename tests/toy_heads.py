@@ -14,6 +14,7 @@ from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.row import PromptEmbeds
 from cascade_runtime.decoding.trees import Tree
 from cascade_runtime.models.eagle import EagleNet
+from cascade_runtime.models.exits import ExitHeads
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.medusa import MedusaHeads
 
@@ -64,6 +65,15 @@ def toy_medusa(heads: int = 3, seed: int = 2) -> MedusaHeads:
     made = MedusaHeads(hidden_size=WIDTH, vocab_size=VOCAB, heads=heads).requires_grad_(False)
     for parameter in made.parameters():
         parameter.copy_(torch.randn_like(parameter) * 0.4)
+    return made
+
+
+def toy_exits(seed: int = 4) -> ExitHeads:
+    """Random exits behind one block and behind three of four."""
+    torch.manual_seed(seed)
+    made = ExitHeads(hidden_size=WIDTH, vocab_size=VOCAB, intermediate_size=20, draft_layers=1, middle_layers=3)
+    for parameter in made.requires_grad_(False).parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.3)
     return made
 
 

@@ -9,6 +9,7 @@
 token that the pass chose, which the target has not fed yet. Trees stand on that token. A tree is a proposal: whatever
 it holds, the answer is the target's.
 
+ExitDrafter    the target's own first blocks draft a chain, a few more of them judge it
 MedusaDrafter  one product for all depths: a Cartesian tree, the nodes worth most
 EagleDrafter   EAGLE-2: layer by layer, `width` nodes of each looked beyond; of all nodes those worth most. width 1 and
                a budget of `depth` give a chain. It stands at the text positions behind what is seen, and knows of that
@@ -29,20 +30,27 @@ import torch
 
 from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.eagle_drafter import EagleDrafter
+from cascade_runtime.decoding.exit_drafter import ExitDrafter
 from cascade_runtime.decoding.head_states import Ask, confirmed, held_of, log_probs
 from cascade_runtime.decoding.row import Row
 from cascade_runtime.decoding.trees.product import product_tree
 from cascade_runtime.decoding.trees.tree import Tree
 from cascade_runtime.models.eagle import load_eagle
+from cascade_runtime.models.exits import load_exits
 from cascade_runtime.models.head_folder import head_kind
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.medusa import MedusaHeads, load_medusa
 
 
-def load_drafter(folder: str | Path, decoder: Decoder, *, width: int = 4) -> MedusaDrafter | EagleDrafter:
+def load_drafter(folder: str | Path, decoder: Decoder, *, width: int = 4) -> MedusaDrafter | EagleDrafter | ExitDrafter:
     """The head of a folder beside this target, whose decoder keeps its states from now on. Raises `ConfigError`."""
-    if head_kind(folder) == "medusa":
-        drafter: MedusaDrafter | EagleDrafter = MedusaDrafter(load_medusa(folder, decoder.language), decoder.language)
+    kind = head_kind(folder)
+    if kind == "medusa":
+        drafter: MedusaDrafter | EagleDrafter | ExitDrafter = MedusaDrafter(
+            load_medusa(folder, decoder.language), decoder.language
+        )
+    elif kind == "exits":
+        drafter = ExitDrafter(load_exits(folder, decoder.language), decoder)
     else:
         head = load_eagle(folder, decoder.language)
         cache = decoder.cache

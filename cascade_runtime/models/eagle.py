@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.block import Block
 from cascade_runtime.models.head_folder import (
-    HEAD_KINDS,
+    EAGLE_KINDS,
     check_settings,
     check_target,
     fill,
@@ -96,7 +96,7 @@ class Across(nn.Module):
 
 
 class EagleNet(nn.Module):
-    """The head as a module, of a kind of `HEAD_KINDS` but medusa. blocks: the target's three blocks that eagle3 reads.
+    """The head as a module, of a kind of `EAGLE_KINDS`. blocks: the target's three blocks that eagle3 reads.
     steps: how many biases hivis has.
 
     Shapes: B rows, L positions, K keys, D hidden size.
@@ -309,7 +309,7 @@ def save_eagle(net: EagleNet, path: str | Path) -> None:
 
 def load_eagle_net(path: str | Path, language: LanguageModel) -> EagleNet:
     """The module of a folder, for this target. Raises ConfigError naming what is wrong with it, or does not fit."""
-    settings = read_settings(path, tuple(kind for kind in HEAD_KINDS if kind != "medusa"))
+    settings = read_settings(path, EAGLE_KINDS)
     blocks, steps = settings.pop("blocks", []), settings.pop("steps", 0)
     check_settings(settings, _LIMITS)
     check_target(settings, language)

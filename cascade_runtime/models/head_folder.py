@@ -21,7 +21,8 @@ from cascade_runtime.models.checkpoint import read_json
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.weights_file import fill_module, save_weights
 
-HEAD_KINDS = ("medusa", "eagle", "eagle3", "hivis", "msd", "vispec", "dream")
+EAGLE_KINDS = ("eagle", "eagle3", "hivis", "msd", "vispec", "dream")
+HEAD_KINDS = ("medusa", *EAGLE_KINDS, "exits")
 _HOME = Path(__file__).parent.parent / "family" / "heads"
 
 

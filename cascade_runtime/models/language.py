@@ -173,14 +173,41 @@ class LanguageModel:
         groups, branches: see `SlotCache.place`. keep: filled with what each block puts out (N, D), by its index.
         """
         cache.place(slots, starts, counts, groups, branches)
-        turns, hidden = self._turned(positions), embeds_ND
-        for block in self.blocks:
+        hidden = self._passed(embeds_ND, self.blocks, self._turned(positions), cache, keep)
+        return self.norm(moved(hidden, self.device))
+
+    @torch.inference_mode()
+    def through(
+        self,
+        hidden_ND: torch.Tensor,
+        blocks: range,
+        *,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        positions: torch.Tensor,
+        cache: SlotCache,
+    ) -> torch.Tensor:
+        """As `forward`, through these blocks alone: what the last of them puts out, not normed."""
+        cache.place(slots, starts, counts)
+        chosen = self.blocks[blocks.start : blocks.stop]
+        return moved(self._passed(hidden_ND, chosen, self._turned(positions), cache), self.device)
+
+    def _passed(
+        self,
+        hidden: torch.Tensor,
+        blocks: Sequence[Block],
+        turns: torch.Tensor,
+        cache: SlotCache,
+        keep: dict[int, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        for block in blocks:
             if hidden.device != block.device:  # a model that is split by layers
                 hidden, turns = moved(hidden, block.device), moved(turns, block.device)
             hidden = block(hidden, turns, cache)
             if keep is not None:
                 keep[block.index] = hidden
-        return self.norm(moved(hidden, self.device))
+        return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

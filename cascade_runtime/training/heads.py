@@ -7,9 +7,11 @@
                 (training-time test, Li et al. 2025); later steps weigh .8 of those before
     hivis       eagle's loss over eagle3's steps, without noise, and a bias for each step
     msd, vispec, dream   as eagle
+    exits       cross entropy of both exits, the second's .8 of it (HiSpec; the target itself is not trained)
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
-stay as they are). What heavy said about N scenes lies in OUT/said_N.safetensors and is used again by the next kind.
+stay as they are). What heavy said about N scenes lies in OUT/said_N.safetensors and is used again by the next kind (exits
+read other blocks: OUT/said_exits_N.safetensors).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from cascade_runtime.errors import ConfigError
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import EagleNet, save_eagle
+from cascade_runtime.models.exits import ExitHeads, exit_layers, save_exits
 from cascade_runtime.models.head_folder import HEAD_KINDS
 from cascade_runtime.models.medusa import MedusaHeads, save_medusa
 from cascade_runtime.training.descent import Descent, Training
@@ -55,6 +58,7 @@ class HeadConfig(Training):
 
 
 FULL = {
+    "exits": HeadConfig(epochs=6.0),
     "medusa": HeadConfig(epochs=8.0),
     "eagle": HeadConfig(epochs=4.0),
     "eagle3": HeadConfig(epochs=3.0),
@@ -105,7 +109,8 @@ class Guess:
 def guesses(head: Any, batch: Batch, embedding: torch.Tensor, *, depth: int, noise: float = 0.0) -> Iterator[Guess]:
     """What a `MedusaHeads` or `EagleNet` guesses at every place of the answers, 1 .. depth tokens ahead.
 
-    EAGLE's further guesses are fed the tokens that came, and the head's own states.
+    EAGLE's further guesses are fed the tokens that came, and the head's own states. Exits guess the target's own next
+    token: `ahead` is 1 for the first exit, 2 for the second.
     """
     width = embedding.shape[1]
     last = batch.states[..., -width:]
@@ -122,6 +127,11 @@ def guesses(head: Any, batch: Batch, embedding: torch.Tensor, *, depth: int, noi
         out = head(last.flatten(0, 1)).unflatten(0, last.shape[:2])
         for ahead in range(1, min(depth, head.heads) + 1):
             yield told(ahead, out[:, :, ahead - 1], out[:, :, ahead - 1], at, at + 1 + ahead)
+        return
+    if isinstance(head, ExitHeads):
+        for number, behind in enumerate(batch.states[..., :-width].split(width, -1)):
+            read = head.read(number, behind)
+            yield told(number + 1, read, read, at, at + 1)
         return
     states = head.taken(batch.states[..., :-width] if head.blocks else last)
     if noise:
@@ -147,7 +157,9 @@ def loss_of(kind: str, guess: Guess, lm_head: torch.Tensor) -> torch.Tensor:
     """Cross entropy against the target's distribution, and for eagle the distance to its state."""
     wanted = (guess.state @ lm_head.T).softmax(-1)
     cross = -(wanted * (guess.read @ lm_head.T).log_softmax(-1)).sum(-1).mean()
-    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross if kind not in ("medusa", "eagle3") else cross
+    if kind in ("medusa", "eagle3", "exits"):
+        return cross
+    return F.smooth_l1_loss(guess.out, guess.state) + 0.1 * cross
 
 
 @torch.inference_mode()
@@ -169,6 +181,9 @@ def new_head(kind: str, language: Any) -> Any:
     sizes = {"hidden_size": language.hidden_size, "vocab_size": language.vocab_size}
     if kind == "medusa":
         return MedusaHeads(**sizes, heads=DEPTH[kind])
+    if kind == "exits":
+        draft, middle = exit_layers(language.num_layers)
+        return ExitHeads(**sizes, intermediate_size=512, draft_layers=draft, middle_layers=middle)
     if kind not in HEAD_KINDS:
         raise ConfigError("kind", kind, f"one of {', '.join(HEAD_KINDS)}")
     inner = {"eagle3": 256, "vispec": 256, "dream": 160}.get(kind, 384)
@@ -185,7 +200,8 @@ def blocks_of(language: Any) -> tuple[int, ...]:
 
 def save_any(kind: str, head: Any, path: Path) -> None:
     """Write a head's folder."""
-    (save_medusa if kind == "medusa" else save_eagle)(head, path)
+    savers: dict[str, Callable[[Any, Path], None]] = {"medusa": save_medusa, "exits": save_exits}
+    savers.get(kind, save_eagle)(head, path)
 
 
 def teach(
@@ -243,10 +259,11 @@ def train_heads(
     model = load_checkpoint(family_path("heavy"))
     language = model.language
     assert language is not None
-    answers = out / f"said_{wanted}.safetensors"
+    read = tuple(layers - 1 for layers in exit_layers(language.num_layers)) if kind == "exits" else blocks_of(language)
+    answers = out / f"said_{'exits_' if kind == 'exits' else ''}{wanted}.safetensors"
     if not answers.exists():
         drawn = training_scenes(wanted, questions_each=config.questions_each, seed=config.seed)
-        keeps = (*blocks_of(language), language.num_layers)
+        keeps = (*read, language.num_layers)
         save_said(let_target_speak(model, ask(model, drawn), keeps=keeps, progress=progress), answers)
     said = read_said(answers)
     checked, taught = said[: max(len(said) // 20, 8)], said[max(len(said) // 20, 8) :]
@@ -255,8 +272,7 @@ def train_heads(
     teach(kind, head, taught, language, config, progress=progress)
     weights = language.decoder.embed_tokens.weight.float(), language.head.weight.float()
     found = accuracy(head, checked, *weights, depth=5)
-    progress(
-        f"{kind}: guessed 1, 2, .. tokens beyond heavy's own next: " + ", ".join(f"{each[1]:.3f}" for each in found)
-    )
+    where = "at its exits" if kind == "exits" else "1, 2, .. tokens beyond heavy's own next"
+    progress(f"{kind}: guessed {where}: " + ", ".join(f"{each[1]:.3f}" for each in found))
     save_any(kind, head, out / kind)
     return out / kind

@@ -7,17 +7,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_heads import BLOCKS, WIDTH, toy_eagle, toy_medusa, toy_target
+from toy_heads import BLOCKS, VOCAB, WIDTH, toy_eagle, toy_exits, toy_medusa, toy_target
 
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import EagleHead, EagleNet, load_eagle, load_eagle_net, save_eagle
-from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head, head_kind
+from cascade_runtime.models.exits import ExitHeads, exit_layers, load_exits, save_exits
+from cascade_runtime.models.head_folder import EAGLE_KINDS, HEAD_KINDS, bundled_head, head_kind
 from cascade_runtime.models.loading import load_checkpoint
 from cascade_runtime.models.medusa import MedusaHeads, load_medusa, save_medusa
 from cluster.cli_heads import KINDS
-
-EAGLES = tuple(kind for kind in HEAD_KINDS if kind != "medusa")
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +27,21 @@ def language():
 @pytest.fixture
 def folders(tmp_path):
     save_medusa(toy_medusa(), tmp_path / "medusa")
-    for kind in EAGLES:
+    save_exits(toy_exits(), tmp_path / "exits")
+    for kind in EAGLE_KINDS:
         save_eagle(toy_eagle(kind), tmp_path / kind)
     return tmp_path
 
 
 def load(path, language):
-    return load_medusa(path, language) if head_kind(path) == "medusa" else load_eagle(path, language)
+    loaders = {"medusa": load_medusa, "exits": load_exits}
+    return loaders.get(head_kind(path), load_eagle)(path, language)
 
 
 def test_what_is_saved_is_read_again_in_half_precision(folders, language) -> None:
-    for kind, made in (("medusa", toy_medusa()), *((kind, toy_eagle(kind)) for kind in EAGLES)):
+    others = {"medusa": (toy_medusa(), load_medusa), "exits": (toy_exits(), load_exits)}
+    for kind, (made, loader) in (others | {kind: (toy_eagle(kind), load_eagle_net) for kind in EAGLE_KINDS}).items():
         assert head_kind(folders / kind) == kind
-        loader = load_medusa if kind == "medusa" else load_eagle_net
         read = loader(folders / kind, language).state_dict()
         assert read.keys() == made.state_dict().keys()
         assert all(torch.equal(read[name], value.half().float()) for name, value in made.state_dict().items())
@@ -59,7 +60,22 @@ def test_medusa_adds_one_silu_layer_to_the_state(language) -> None:
     assert torch.allclose(heads(torch.tensor([[1.0, -2.0]]))[0, 1], wanted)
 
 
-@pytest.mark.parametrize("kind", EAGLES)
+def test_an_exit_adds_one_gate_to_the_normed_state() -> None:
+    exits = toy_exits()
+    state = torch.randn(3, WIDTH)
+    for number, at in ((0, 0), (1, 2)):
+        assert exits.blocks[number] == at
+        weights = dict(exits.named_parameters())
+        normed = state / (state.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weights[f"norms.{number}.weight"]
+        inner = normed @ weights[f"ups.{number}.weight"].T + weights[f"ups.{number}.bias"]
+        wanted = normed + torch.nn.functional.silu(inner) @ weights[f"downs.{number}.weight"].T
+        assert torch.allclose(exits.read(number, state), wanted, atol=1e-5)
+    new = ExitHeads(hidden_size=WIDTH, vocab_size=VOCAB, intermediate_size=20, draft_layers=1, middle_layers=2)
+    assert torch.allclose(new.read(1, state), new.norms[1](state))  # untrained
+    assert [exit_layers(layers) for layers in (80, 20, 4, 2)] == [(10, 20), (3, 5), (1, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("kind", EAGLE_KINDS)
 def test_the_head_over_slots_computes_what_its_module_computes(kind, language) -> None:
     net = toy_eagle(kind)
     head = EagleHead(net)
@@ -116,6 +132,11 @@ def test_another_targets_head_and_a_wrong_field_are_refused_by_name(folders, lan
     [
         ("medusa", {"heads": 0}, "heads"),
         ("medusa", {"heads": 2}, "weight"),
+        ("exits", {"draft_layers": 0}, "draft_layers"),
+        ("exits", {"draft_layers": 3}, "draft_layers"),
+        ("exits", {"middle_layers": 4}, "middle_layers"),
+        ("exits", {"middle_layers": "3"}, "middle_layers"),
+        ("exits", {"intermediate_size": 21}, "ups"),
         ("eagle", {"num_attention_heads": 3}, "num_attention_heads"),
         ("eagle", {"blocks": [0, 1, 2]}, "blocks"),
         ("eagle", {"steps": 2}, "steps"),
