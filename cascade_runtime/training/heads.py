@@ -10,8 +10,8 @@
     exits       cross entropy of both exits, the second's .8 of it (HiSpec; the target itself is not trained)
 
 Cross entropy is against the target's own distribution at the same place (embedding and `lm_head` are the target's and
-stay as they are). What heavy said about N scenes lies in OUT/said_N.safetensors and is used again by the next kind (exits
-read other blocks: OUT/said_exits_N.safetensors).
+stay as they are). What heavy said about N scenes lies in OUT/said_N.safetensors and is used again by the next kind
+(exits read other blocks: OUT/said_exits_N.safetensors).
 """
 
 from __future__ import annotations
