@@ -1,7 +1,8 @@
 """How the passes of a language stage are computed: along what others drafted, or what the stage drafts by itself.
 
     Along      a row's share is what it was sent, possibly nothing: one `extend`
-    Growing    the lightest stage of a recipe with a [tree]: each row gets a tree on its prefix, a pass per layer
+    Growing    the lightest stage of a recipe with a [tree]: each row gets a tree on its prefix, a pass per layer; and
+               where it foresees outcomes, it drafts for those while the tree is verified
     Beside     a target that is alone, with heads beside it: they propose trees from its states, it looks along them
 
 All of it is drafting: what a target chooses is its own, whatever it looks along.
@@ -17,7 +18,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.beside import Heads
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.level import Level
-from cascade_runtime.decoding.trees import Grower, shape_of
+from cascade_runtime.decoding.trees import Foresight, Grower, Tree, shape_of
 from cascade_runtime.scheduling.stage_scheduler import Task
 from cascade_runtime.scheduling.work import Grown, Settled, Work
 from cascade_runtime.tracing import Share
@@ -41,7 +42,11 @@ class Along:
         """A row's pass is over, and what it stands by is settled."""
 
     def forget(self, one: ActiveRow) -> None:
-        """A row has ended."""
+        """A row has ended, or its prompt is another."""
+
+    def foresee(self) -> list[int]:
+        """With nothing to run: one pass for what may be asked next. The requests it was for."""
+        return []
 
     def _extend(self, rows: Sequence[ActiveRow], tasks: Sequence[Task]) -> list[list[int]]:
         return self._decoder.extend([one.extension(task) for one, task in zip(rows, tasks, strict=True)])
@@ -53,7 +58,10 @@ class Growing(Along):
     def __init__(self, level: Level, recipe: Recipe) -> None:
         super().__init__(level)
         assert recipe.tree is not None  # or nobody asks for this
-        self._grower = Grower(level.decoder, shape_of(recipe.tree), level.ends)
+        shape = shape_of(recipe.tree)
+        self._grower = Grower(level.decoder, shape, level.ends)
+        self.foresight = Foresight(self._grower, level.decoder, shape, recipe.tree.outcomes)
+        self._foresees = recipe.tree.outcomes > 0
 
     def run(self, rows: Sequence[ActiveRow], tasks: Sequence[Task]) -> tuple[list[Task], Sequence[Chosen]]:
         """See `Along.run`. No tree reaches beyond the answer's last token but one: that is the verifier's own."""
@@ -61,20 +69,42 @@ class Growing(Along):
         feeding = [pair for pair in pairs if pair[1].unfinished]
         if feeding:
             self._extend([one for one, _ in feeding], [task for _, task in feeding])
-        growing = [one for one, task in pairs if not task.unfinished]
-        most = [min(one.standing.room, one.standing.left - 1) for one in growing]
-        prefixes = [one.standing.prefix for one in growing]
-        trees = iter(self._grower.grow([one.row for one in growing], prefixes, most) if growing else ())
+        wanting = [one for one, task in pairs if not task.unfinished]
+        trees = {one.handle: self._foreseen(one) for one in wanting}
+        growing = [one for one in wanting if trees[one.handle] is None]
+        most, prefixes = [_deepest(one) for one in growing], [one.standing.prefix for one in growing]
+        if growing:
+            grown = self._grower.grow([one.row for one in growing], prefixes, most)
+            trees |= {one.handle: tree for one, tree in zip(growing, grown, strict=True)}
         chosen: list[Chosen] = []
-        for one, task in pairs:
-            tree = None if task.unfinished else next(trees)
+        for one, _ in pairs:
+            tree = trees.get(one.handle)
             if tree is None:
                 chosen.append([])
             elif one.row.poisoned:
                 chosen.append([NOT_FINITE])
             else:
                 chosen.append(Grown(tuple(tree.tokens), tuple(tree.parents)))
+                if self._foresees:
+                    self.foresight.planted(one.handle, one.row, one.standing.prefix, tree, _deepest(one))
         return list(tasks), chosen
+
+    def forget(self, one: ActiveRow) -> None:
+        """What was foreseen for it too."""
+        self.foresight.forget(one.handle)
+
+    def foresee(self) -> list[int]:
+        """A layer of the trees that may follow those that are verified now."""
+        return self.foresight.pass_ahead()
+
+    def _foreseen(self, one: ActiveRow) -> Tree | None:
+        tree = self.foresight.came_true(one.handle, one.standing.prefix)
+        return None if tree is None else tree.shallower(_deepest(one))
+
+
+def _deepest(one: ActiveRow) -> int:
+    """Tokens that a tree may reach beyond the prefix: the answer's last is the verifier's own."""
+    return min(one.standing.room, one.standing.left - 1)
 
 
 class Beside(Along):

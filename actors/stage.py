@@ -43,6 +43,7 @@ from cascade_runtime.scheduling.from_recipe import patience_s, policy_from_recip
 from cascade_runtime.scheduling.policy import Decision
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler, Task
 from cascade_runtime.scheduling.work import Grown, Settled
+from cascade_runtime.tracing import Share
 from cascade_runtime.vision.features import VisualFeatures
 
 log = logging.getLogger(__name__)
@@ -155,8 +156,18 @@ class LanguageStage(StageLoop[ActiveRow]):
             self._publish(one)
         self._flush()
         self.clock.rest()
-        if not tasks:
+        if not tasks and not self._foresee():
             self._wait()
+
+    def _foresee(self) -> bool:
+        """Use the time of a turn without a pass for what may be asked next; whether there was anything."""
+        fed, start = self.level.decoder.tokens_fed, time.monotonic_ns()
+        if handles := self.passes.foresee():
+            end = time.monotonic_ns()
+            self.clock.busy_ns += end - start
+            shares = tuple(Share(handle, "draft", 0, 0) for handle in handles)
+            self.tracer.record(start, end, shares, self.level.decoder.tokens_fed - fed)
+        return bool(handles)
 
     def _wait(self) -> None:
         """Sleep until a message, a command or the earliest deadline."""
@@ -296,6 +307,7 @@ class LanguageStage(StageLoop[ActiveRow]):
         one = self.rows.get(handle)
         if one is not None:
             self.level.decoder.release(one.row)
+            self.passes.forget(one)
             one.row = self.level.admit(one.admission.question, features, one.admission.sampling)
             one.scheduled.prompt_left, one.scheduled.prefix = one.row.prompt_left, one.row.prompt.prefix
 

@@ -43,8 +43,6 @@ QUESTIONS = (
 ALONE = "autoregressive"
 ELSEWHERE = {
     "DSI, several servers": "no row runs on two targets here; as a closed form: benchmarks.schedules",
-    "SSD": "a drafter here goes on from its own token only: one of the outcomes that SSD drafts for",
-    "DuoDecoding": "a placement (drafter on CPU, target on GPU): `stages.light.device = cpu`",
 }
 
 

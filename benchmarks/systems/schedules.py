@@ -26,10 +26,10 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
     with local_ray(), ExitStack() as stack:
         pipelines = {MEASURES: stack.enter_context(launch(recipes[MEASURES]))}
         ratio = _ratio(pipelines[MEASURES], requests)
-        print(f"\na pass of heavy takes {ratio:.1f} of light's: PEARL's block, and DSI's lookahead with one server")
-        for name, tokens in (("pearl", round(ratio)), ("dsi_one_server", dsi_lookahead(ratio, 1))):
-            if name in recipes:
-                recipes[name] = _block(recipes[name], max(2, tokens))
+        print(f"\na pass of heavy takes {ratio:.1f} of light's: so much PEARL, DSI, SSD and DuoDecoding draft")
+        for name in recipes.keys() & {"pearl", "dsi_one_server", "ssd", "duodecoding"}:
+            tokens = dsi_lookahead(ratio, 1) if name == "dsi_one_server" else round(ratio)
+            recipes[name] = _block(recipes[name], max(2, tokens))
         for name, recipe in recipes.items():
             if name != MEASURES:
                 pipelines[name] = stack.enter_context(launch(recipe))
@@ -79,4 +79,8 @@ def _ratio(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> float:
 
 
 def _block(recipe: Recipe, tokens: int) -> Recipe:
+    if recipe.tree is not None:
+        depth = min(tokens, 16)  # a chain's; three of them are 48 nodes
+        nodes = depth * (recipe.tree.width if recipe.tree.kind == "duo" else 1)
+        return replace(recipe, tree=replace(recipe.tree, depth=depth, nodes=nodes))
     return replace(recipe, cascade=replace(recipe.cascade, num_draft_tokens=(min(tokens, 32),)))

@@ -27,6 +27,8 @@ from cascade_runtime.messages import DraftBlock
 SYSTEMS = Path(__file__).resolve().parents[2] / "benchmarks/recipes/systems"
 STATIC = TreeConfig(kind="static", widths=[3, 2], depth=4, nodes=20)
 EAGLE = TreeConfig(kind="eagle2", width=3, depth=4, nodes=14)
+SSD = TreeConfig(kind="static", widths=[1], depth=4, nodes=4, outcomes=8)
+DUO = TreeConfig(kind="duo", width=3, depth=3, nodes=9, outcomes=1)
 OPT = TreeConfig(kind="opt", width=3, depth=6, nodes=14, threshold=0.1)
 
 
@@ -60,7 +62,9 @@ def with_tree(family: Path, drafters: list[str], tree: TreeConfig, upstream_s: f
 
 
 @pytest.mark.parametrize(
-    ("levels", "tree"), [(2, STATIC), (2, OPT), (3, EAGLE), (3, OPT)], ids=lambda value: getattr(value, "kind", value)
+    ("levels", "tree"),
+    [(2, STATIC), (2, OPT), (3, EAGLE), (3, OPT), (2, SSD), (3, SSD), (2, DUO), (2, replace(EAGLE, outcomes=5))],
+    ids=lambda value: getattr(value, "kind", value),
 )
 def test_a_pipeline_with_trees_says_what_its_target_says(
     family: Path, reference: list[tuple[int, ...]], levels: int, tree: TreeConfig
@@ -81,6 +85,30 @@ def test_other_policies_say_the_same(family: Path, reference: list[tuple[int, ..
     with threaded_pipeline(recipe) as controller:
         assert [answer.token_ids for answer in ask_all(controller, requests())] == reference
         assert slots_are_back(controller)
+
+
+@pytest.mark.parametrize("tree", [SSD, DUO], ids=["ssd", "duodecoding"])
+def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(family: Path, tree: TreeConfig) -> None:
+    asked = [replace(each, sampling=replace(each.sampling, stop=(), max_tokens=24)) for each in requests(8)]
+    passes, drafted = dict[int, int](), dict[int, int]()
+    for outcomes in (0, tree.outcomes):
+        recipe = with_tree(family, ["noisy"], replace(tree, outcomes=outcomes), upstream_s=5.0)
+        with threaded_pipeline(recipe) as controller:
+            light, verifies = controller.language[0], controller.language[-1].passes
+            run = verifies.run
+            verifies.run = lambda *args, run=run: (time.sleep(0.03), run(*args))[1]  # a target that is slow
+            answers = ask_all(controller, asked)
+            passes[outcomes] = sum(answer.target_passes for answer in answers)
+            drafted[outcomes] = sum(len(answer.token_ids) for answer in answers)
+            foresight = light.passes.foresight
+            until(lambda light=light: not light.rows)
+            assert not foresight._waiting  # whoever has ended is forgotten
+            if outcomes:
+                assert foresight.hits > 1 and foresight.misses
+            else:
+                assert foresight.hits == 0
+    assert drafted[0] == drafted[tree.outcomes]
+    assert abs(passes[0] - passes[tree.outcomes]) <= 0.1 * passes[0]
 
 
 def test_siblings_save_passes_as_in_one_process(family: Path) -> None:
@@ -139,7 +167,8 @@ def test_lost_late_and_repeated_trees_change_nothing(
 ) -> None:
     links = BadLinks(5)
     monkeypatch.setattr(Neighbour, "tell", lambda neighbour, message: links(neighbour, message))
-    with threaded_pipeline(with_tree(family, drafters, EAGLE, upstream_s=0.005)) as controller:
+    tree = replace(EAGLE, outcomes=4 if len(drafters) == 1 else 0)
+    with threaded_pipeline(with_tree(family, drafters, tree, upstream_s=0.005)) as controller:
         assert [answer.token_ids for answer in ask_all(controller, requests())] == reference
         assert all(links.trees.values())
         assert slots_are_back(controller)

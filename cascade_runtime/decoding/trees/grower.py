@@ -56,7 +56,7 @@ class Grower:
             asked: list[tuple[Growing, list[tuple[int, int]]]] = []
             for one in growing:
                 grows = self._shape.grows(one.tree, one.layer, depth) if one.layer and depth < one.room else []
-                grows = [(node, width) for node, width in grows if node < 0 or not self._ended(one.tree, node)]
+                grows = [(node, width) for node, width in grows if node < 0 or not self.ended(one.tree, node)]
                 room = self._decoder.room(one.row, len(one.prefix)) - len(one.fed)
                 one.layer = []
                 if grows[:room]:
@@ -75,7 +75,8 @@ class Grower:
         position = len(one.prefix) + (one.tree.depths[node] + 1 if node >= 0 else 0)
         return likeliest(logits_V, one.row.sampling, position, width)
 
-    def _ended(self, tree: Tree, node: int) -> bool:
+    def ended(self, tree: Tree, node: int) -> bool:
+        """Whether nothing can follow this node."""
         return tree.tokens[node] in self._ends
 
 

@@ -4,6 +4,7 @@
     eagle2     the most probable leaves of each layer grow, then the best of all are kept (Li et al. 2024, EAGLE-2)
     opt        the same, while a layer adds enough to the expected length (Wang et al. 2024, OPT-Tree)
     talon      the nodes of a layer that are nearly as probable as its best grow, until a budget is spent (Talon)
+    duo        several chains, of as many first tokens as the likeliest chain's first two leave open (DuoDecoding)
     sampled    every node of a layer gets as many children: what was drawn decides nothing (Weng et al. 2025, Traversal)
 
 A shape decides from path probabilities alone. It knows no model, and not how children are chosen.
@@ -114,6 +115,37 @@ class OptTree:
 
 
 @dataclass(frozen=True)
+class Duo:
+    """Chains of `depth` tokens, `width` at most: one from every first token that is more probable than the likeliest
+    one and its successor together (DuoDecoding, arXiv 2503.00784, figure 2: p_1k > p_11 p_21).
+    """
+
+    width: int
+    depth: int
+
+    def grows(self, tree: Tree, layer: list[int], depth: int) -> list[tuple[int, int]]:
+        """The first tokens, then each chain."""
+        if depth >= self.depth:
+            return []
+        if layer == [-1]:
+            return [(-1, self.width)]
+        stay = set(self._stay(tree))
+        return [(node, 1) for node in layer if node in stay]
+
+    def kept(self, tree: Tree) -> Tree:
+        """The chains that stay."""
+        return tree.only(self._stay(tree))
+
+    def _stay(self, tree: Tree) -> list[int]:
+        limit = next((tree.values[node] for node, parent in enumerate(tree.parents) if parent == 0), -math.inf)
+        stay = set[int]()
+        for node, parent in enumerate(tree.parents):
+            if parent in stay or (parent < 0 and (node == 0 or tree.values[node] > limit)):
+                stay.add(node)
+        return sorted(stay)
+
+
+@dataclass(frozen=True)
 class Talon:
     """Of each layer stay the nodes whose path is at least `gate` times as probable as the layer's best, until `nodes`
     stay in all; each that stays grows `width` children. Sure drafters give long narrow trees, others short wide ones.
@@ -156,6 +188,8 @@ def shape_of(config: TreeConfig) -> Shape:
         return Eagle2(config.width, config.depth, config.nodes)
     if config.kind == "sampled":
         return Product(tuple(config.widths), config.depth)
+    if config.kind == "duo":
+        return Duo(config.width, config.depth)
     if config.kind == "talon":
         return Talon(config.width, config.depth, config.nodes, config.threshold)
     return OptTree(config.width, config.depth, config.nodes, config.threshold)

@@ -61,6 +61,10 @@ class Tree:
             place[node] = tree.add(self.tokens[node], place[parent], step)
         return tree
 
+    def shallower(self, depth: int) -> Tree:
+        """The nodes on paths of at most so many tokens."""
+        return self.only(node for node, deep in enumerate(self.depths) if deep < depth)
+
     def follow(self, choices: Sequence[int]) -> list[int]:
         """The path that a verifier accepts: from the prefix on, the child that is what it chose there.
 
