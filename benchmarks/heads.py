@@ -6,7 +6,8 @@ Scenes that neither the family nor the heads were trained on, 3 questions each, 
 
 accuracy   given the true words so far, how often the word that came is among a head's best 1, 2 and 4, by how far
            ahead (1: the word after the one that heavy's own pass has just given). EAGLE is fed the true words in
-           between and its own states.
+           between and its own states. exits: how often they guess heavy's own next word, at the first (1) and the
+           second (2)
 proposals  at every word of every answer a chain of 5 and trees of 16 and 32 nodes from the drafter objects: nodes that
            heavy would accept; tokens per pass of heavy if each of its passes looked at such a proposal (what is not
            accepted is drafted again, so these are the tokens per pass of a cascade of heavy and the head); ms per call.
@@ -36,9 +37,10 @@ from cascade_runtime.evaluation.simulated import draw_exam
 from cascade_runtime.models import load_checkpoint
 from cascade_runtime.models.bundled import family_path
 from cascade_runtime.models.eagle import load_eagle_net
+from cascade_runtime.models.exits import load_exits
 from cascade_runtime.models.head_folder import HEAD_KINDS, bundled_head
 from cascade_runtime.models.medusa import load_medusa
-from cascade_runtime.training.heads import accuracy, blocks_of
+from cascade_runtime.training.heads import accuracy, blocks_read
 from cascade_runtime.training.spoken import GREEDY, MAX_LEN, Asked, ask, let_target_speak
 
 SHAPES = {"chain of 5": (1, 5, 5), "tree of 16": (4, 16, 6), "tree of 32": (4, 32, 6)}  # width, budget, depth
@@ -81,8 +83,11 @@ def main() -> None:
     model = load_checkpoint(family_path("heavy"))
     questions = list(ask(model, _held_out(scenes)))
     language: Any = model.language
-    keeps = (*blocks_of(language), language.num_layers)
-    said = let_target_speak(model, iter(questions), keeps=keeps, progress=lambda _: None)
+    told = {
+        kept: let_target_speak(model, iter(questions), keeps=(*kept, language.num_layers), progress=lambda _: None)
+        for kept in {blocks_read(kind, language) for kind in HEAD_KINDS}
+    }
+    said = told[blocks_read("eagle", language)]
     result: dict[str, Any] = {
         "scenes": scenes,
         "answers": len(said),
@@ -91,9 +96,9 @@ def main() -> None:
     print(f"{len(said)} answers about {scenes} scenes; a pass of heavy: {result['heavy_ms']} ms")
     for kind in HEAD_KINDS:
         folder = args.heads / kind if args.heads else bundled_head(kind)
-        head = load_medusa(folder, language) if kind == "medusa" else load_eagle_net(folder, language)
+        head = {"medusa": load_medusa, "exits": load_exits}.get(kind, load_eagle_net)(folder, language)
         weights = language.decoder.embed_tokens.weight.float(), language.head.weight.float()
-        rows = accuracy(head, said, *weights, depth=5)
+        rows = accuracy(head, told[blocks_read(kind, language)], *weights, depth=5)
         print(f"\n{kind}\n  ahead     top 1   top 2   top 4")
         for ahead, row in enumerate(rows, 1):
             print(f"  {ahead:<5} {row[1]:9.3f} {row[2]:7.3f} {row[4]:7.3f}")

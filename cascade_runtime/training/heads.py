@@ -198,6 +198,13 @@ def blocks_of(language: Any) -> tuple[int, ...]:
     return (min(2, language.num_layers - 1), language.num_layers // 2, max(language.num_layers - 3, 0))
 
 
+def blocks_read(kind: str, language: Any) -> tuple[int, ...]:
+    """Whose outputs a head of this kind is taught with, beside the target's last states."""
+    if kind == "exits":
+        return tuple(layers - 1 for layers in exit_layers(language.num_layers))
+    return blocks_of(language)
+
+
 def save_any(kind: str, head: Any, path: Path) -> None:
     """Write a head's folder."""
     savers: dict[str, Callable[[Any, Path], None]] = {"medusa": save_medusa, "exits": save_exits}
@@ -259,11 +266,10 @@ def train_heads(
     model = load_checkpoint(family_path("heavy"))
     language = model.language
     assert language is not None
-    read = tuple(layers - 1 for layers in exit_layers(language.num_layers)) if kind == "exits" else blocks_of(language)
     answers = out / f"said_{'exits_' if kind == 'exits' else ''}{wanted}.safetensors"
     if not answers.exists():
         drawn = training_scenes(wanted, questions_each=config.questions_each, seed=config.seed)
-        keeps = (*read, language.num_layers)
+        keeps = (*blocks_read(kind, language), language.num_layers)
         save_said(let_target_speak(model, ask(model, drawn), keeps=keeps, progress=progress), answers)
     said = read_said(answers)
     checked, taught = said[: max(len(said) // 20, 8)], said[max(len(said) // 20, 8) :]
