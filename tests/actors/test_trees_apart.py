@@ -87,12 +87,14 @@ def test_other_policies_say_the_same(family: Path, reference: list[tuple[int, ..
         assert slots_are_back(controller)
 
 
-@pytest.mark.parametrize("tree", [SSD, DUO], ids=["ssd", "duodecoding"])
-def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(family: Path, tree: TreeConfig) -> None:
+@pytest.mark.parametrize(("tree", "drafter"), [(SSD, "noisy"), (DUO, "identical")], ids=["ssd", "duodecoding"])
+def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(
+    family: Path, tree: TreeConfig, drafter: str
+) -> None:
     asked = [replace(each, sampling=replace(each.sampling, stop=(), max_tokens=24)) for each in requests(8)]
     passes, drafted = dict[int, int](), dict[int, int]()
     for outcomes in (0, tree.outcomes):
-        recipe = with_tree(family, ["noisy"], replace(tree, outcomes=outcomes), upstream_s=5.0)
+        recipe = with_tree(family, [drafter], replace(tree, outcomes=outcomes), upstream_s=5.0)
         with threaded_pipeline(recipe) as controller:
             light, verifies = controller.language[0], controller.language[-1].passes
             run = verifies.run
@@ -104,7 +106,7 @@ def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(family: Pat
             until(lambda light=light: not light.rows)
             assert not foresight._waiting  # whoever has ended is forgotten
             if outcomes:
-                assert foresight.hits > 1 and foresight.misses
+                assert foresight.hits > 8 and (foresight.misses or drafter == "identical")
             else:
                 assert foresight.hits == 0
     assert drafted[0] == drafted[tree.outcomes]

@@ -21,7 +21,7 @@ STAGES = ["encoder", "adapter", "level0", "level1", "target"]
 def test_a_run_is_a_perfetto_trace_a_picture_and_counters(ray_cluster: None, tmp_path: Path) -> None:
     table = emulated_table(["level0", "level1"], {"agreement": [0.7, 0.8]})
     table["stages"]["target"]["profile"]["base_ms"] = 10.0  # drafts are worth sending
-    recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}})
+    recipe = recipe_from_dict({**table, "deadlines": {"start_s": 300.0}, "policy": {"mode": "fixed"}})
     told, drawn, counted, out = tmp_path / "t.json", tmp_path / "t.svg", tmp_path / "m.prom", io.StringIO()
     assert run_trace(recipe, [told, drawn], counted, streams=2, requests=2, seed=5, out=out) == 0
 

@@ -91,6 +91,13 @@ def test_every_schedule_is_a_recipe_with_its_policy() -> None:
         "dsi_one_server": "PreVerify",
         "specrouter": "Adaptive",
         "sled": "Adaptive",
+        "ssd": "Rounds",
+        "duodecoding": "Rounds",
+    }
+    trees = {name: recipe.tree for name, recipe in recipes.items() if recipe.tree is not None}
+    assert {name: (tree.kind, tree.outcomes) for name, tree in trees.items()} == {
+        "ssd": ("static", 12),
+        "duodecoding": ("duo", 1),
     }
     sure = policy_from_recipe(recipes["sled"], 0, StepCost(1.0))
     assert sure.min_confidence == 0.3 and recipes["sled"].deadlines.upstream_s == 0.05
