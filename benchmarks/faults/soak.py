@@ -1,4 +1,8 @@
-"""Load for half an hour, no fault: what grows?"""
+"""Load for half an hour, no fault: what grows?
+
+Before it, thousands of short requests (`--warm`). Memories that are bounded fill, and malloc's and Python's heaps settle,
+by requests and not by minutes: of 18,000 requests the first 2,000 took 30 MB in all processes together, the last .3 MB.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ from cluster.ray_transport import RayTransport
 _LOAD = 0.7
 _PROBE_S = 20.0
 _SAMPLE_S = 5.0
+_SHORT = 2  # tokens of a request that warms
 _WARM = 0.5  # of the time, in which bounded memories fill: not looked at
 
 
@@ -36,9 +41,11 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
 async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, Any]:
     pipeline = transport.pipeline
     assert pipeline.supervisor is not None
+    slots = pipeline.recipe.cascade.slots
+    warmed = await Load(transport, kinds_of_request(SEED, _SHORT), SEED).many(args.warm, slots)
     load = Load(transport, kinds_of_request(SEED, args.max_tokens), SEED)
     clean = await load.once_each()
-    rate = _LOAD * await load.capacity(pipeline.recipe.cascade.slots, _PROBE_S)
+    rate = _LOAD * await load.capacity(slots, _PROBE_S)
     pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
     descriptors = open_descriptors()
     samples = {name: (array("d"), array("d")) for name in pids}  # seconds, bytes
@@ -53,6 +60,7 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
         for name, seen in samples.items()
     }
     return {
+        "warmed_by": warmed,
         "minutes": args.minutes,
         "rate_per_s": round(rate, 2),
         **count_answers(sent, clean),

@@ -87,6 +87,20 @@ class Load:
         await asyncio.gather(*(ask() for _ in range(streams)))
         return answered / (time.monotonic() - began)
 
+    async def many(self, count: int, streams: int) -> int:
+        """So many requests, one after the other on each stream; how many were answered."""
+        left, answered = count, 0
+
+        async def ask() -> None:
+            nonlocal left, answered
+            while left > 0:
+                left -= 1
+                sent = await self._send(self._kind())
+                answered += sent.answer is not None
+
+        await asyncio.gather(*(ask() for _ in range(streams)))
+        return answered
+
     async def steady(self, rate: float, seconds: float) -> list[Sent]:
         """So many requests a second at random times, whatever becomes of those before; then all their ends."""
         began, tasks = time.monotonic(), list[asyncio.Task[Sent]]()

@@ -36,6 +36,13 @@ class Answering:
         yield 0, answer
 
 
+def test_as_many_are_asked_as_is_said() -> None:
+    transport = Answering()
+    kind = GenerateRequest(events=toy_events(0), question="?", sampling=SamplingParams(max_tokens=2))
+    assert asyncio.run(Load(transport, [kind], seed=1).many(37, 8)) == 37  # type: ignore[arg-type]
+    assert (transport.answered, transport.most_inside) == (37, 8)
+
+
 def test_every_answer_of_every_stream_counts() -> None:
     transport = Answering()
     kind = GenerateRequest(events=toy_events(0), question="?", sampling=SamplingParams(max_tokens=2))
