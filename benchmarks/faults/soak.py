@@ -41,14 +41,15 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
 async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, Any]:
     pipeline = transport.pipeline
     assert pipeline.supervisor is not None
-    pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
-    slots, short, took = pipeline.recipe.cascade.slots, Load(transport, kinds_of_request(SEED, _SHORT), SEED), []
-    for _ in range(args.warm // 1000):
-        before = allocated_bytes(pids.values())
-        assert await short.many(1000, slots) == 1000
-        took.append(round((allocated_bytes(pids.values()) - before) / 1e6, 1))
     load = Load(transport, kinds_of_request(SEED, args.max_tokens), SEED)
     clean = await load.once_each()
+    pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
+    slots, short = pipeline.recipe.cascade.slots, Load(transport, kinds_of_request(SEED, _SHORT), SEED)
+    took = list[float]()
+    for _ in range(args.warm // 1000):
+        before = allocated_bytes(pids.values())
+        await short.many(1000, slots)
+        took.append(round((allocated_bytes(pids.values()) - before) / 1e6, 1))
     rate = _LOAD * await load.capacity(slots, _PROBE_S)
     descriptors = open_descriptors()
     samples = {name: (array("d"), array("d")) for name in pids}  # seconds, bytes

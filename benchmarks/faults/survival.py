@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.faults.recipe import recipe, rows
-from cascade_runtime.api import Answer
 from cluster.chaos.injection import Injection
-from cluster.chaos.load import Load, Sent, kinds_of_request
+from cluster.chaos.load import Heard, Load, Sent, kinds_of_request
 from cluster.chaos.outcome import count_answers, quantile, recoveries_of
 from cluster.chaos.plan import Fault
 from cluster.chaos.run import chaos_pipeline
@@ -81,7 +80,7 @@ async def _one_by_one(injection: Injection, faults: Sequence[Fault]) -> None:
 
 
 def _told(
-    transport: RayTransport, injection: Injection, sent: list[Sent], clean: list[Answer], seconds: float
+    transport: RayTransport, injection: Injection, sent: list[Sent], clean: list[Heard], seconds: float
 ) -> dict[str, Any]:
     assert transport.pipeline.supervisor is not None
     recoveries = transport.pipeline.supervisor.recoveries
