@@ -162,7 +162,14 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _foresee(self) -> bool:
         """Use the time of a turn without a pass for what may be asked next; whether there was anything."""
         fed, start = self.level.decoder.tokens_fed, time.monotonic_ns()
-        if handles := self.passes.foresee():
+        try:
+            handles = self.passes.foresee()
+        except Exception:
+            log.exception("stage %s: drafting ahead failed", self.name)
+            for one in self.rows.values():
+                self.passes.forget(one)
+            return False
+        if handles:
             end = time.monotonic_ns()
             self.clock.busy_ns += end - start
             shares = tuple(Share(handle, "draft", 0, 0) for handle in handles)

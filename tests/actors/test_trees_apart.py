@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,22 @@ def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(
                 assert foresight.hits == 0
     assert drafted[0] == drafted[tree.outcomes]
     assert abs(passes[0] - passes[tree.outcomes]) <= 0.1 * passes[0]
+
+
+def test_a_failure_while_drafting_ahead_ends_nothing(family: Path, reference: list[tuple[int, ...]]) -> None:
+    with threaded_pipeline(with_tree(family, ["noisy"], SSD)) as controller:
+        light, failed = controller.language[0].passes, list[int]()
+        look = light.foresight._decoder.look
+
+        def broken(extensions: Any) -> Any:
+            if len(extensions[0].drafts) > len(SSD.widths):  # not the first token of a tree
+                failed.append(1)
+                raise RuntimeError("out of memory")
+            return look(extensions)
+
+        light.foresight._decoder = SimpleNamespace(look=broken, room=light._decoder.room)
+        assert [answer.token_ids for answer in ask_all(controller, requests())] == reference
+        assert failed and slots_are_back(controller)
 
 
 def test_siblings_save_passes_as_in_one_process(family: Path) -> None:
