@@ -65,9 +65,11 @@ class Links:
         """
         if self._listener is None:
             raise ChannelError(f"stage {self._recipe.stages[self._index].name} listens nowhere")
-        channel = self._listener.accept(timeout_s)
-        self._listener.close()
-        self._listener = None
+        listener = self._listener
+        channel = listener.accept(timeout_s)
+        listener.close()
+        if self._listener is listener:  # `listen` may have been called meanwhile
+            self._listener = None
         return Neighbour(self._recipe.stages[self._index + 1].name, channel, Verdict, self._tracer)
 
     def drop(self, neighbour: Neighbour[Any] | None) -> None:

@@ -99,7 +99,7 @@ class Growing(Along):
 
     def _foreseen(self, one: ActiveRow) -> Tree | None:
         tree = self.foresight.came_true(one.handle, one.standing.prefix)
-        return None if tree is None else tree.shallower(_deepest(one))
+        return None if tree is None or one.row.poisoned else tree.shallower(_deepest(one))
 
 
 def _deepest(one: ActiveRow) -> int:

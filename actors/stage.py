@@ -106,7 +106,7 @@ class LanguageStage(StageLoop[ActiveRow]):
             self._command(lambda: self.links.renew(self.scheduler, link, upstream=True))
 
     def join_downstream(self, timeout_s: float) -> None:
-        """The same with the next stage, which comes to the address that `listen` gave."""
+        """Link to the next stage anew, which comes to the address that `listen` gave. Raises as `Links.accept`."""
         link = self.links.accept(timeout_s)
         self._command(lambda: self.links.renew(self.scheduler, link, upstream=False))
 
@@ -155,8 +155,9 @@ class LanguageStage(StageLoop[ActiveRow]):
         for one in self._news.of(self.rows, heard, everything=obeyed or bool(tasks), now_ns=start):
             self._publish(one)
         self._flush()
+        idle = not tasks and not self._foresee()
         self.clock.rest()
-        if not tasks and not self._foresee():
+        if idle:
             self._wait()
 
     def _foresee(self) -> bool:

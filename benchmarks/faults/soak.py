@@ -48,7 +48,8 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
     took = list[float]()
     for _ in range(args.warm // 1000):
         before = allocated_bytes(pids.values())
-        await short.many(1000, slots)
+        if (answered := await short.many(1000, slots)) < 1000:
+            raise SystemExit(f"warming: {answered} of 1000 requests were answered")
         took.append(round((allocated_bytes(pids.values()) - before) / 1e6, 1))
     rate = _LOAD * await load.capacity(slots, _PROBE_S)
     descriptors = open_descriptors()

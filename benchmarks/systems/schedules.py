@@ -26,7 +26,7 @@ def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest]
     with local_ray(), ExitStack() as stack:
         pipelines = {MEASURES: stack.enter_context(launch(recipes[MEASURES]))}
         ratio = _ratio(pipelines[MEASURES], requests)
-        print(f"\na pass of heavy takes {ratio:.1f} of light's: so much PEARL, DSI, SSD and DuoDecoding draft")
+        print(f"\na pass of heavy takes {ratio:.1f} of light's: so much PEARL and DSI draft, SSD and Duo at most 16")
         for name in recipes.keys() & {"pearl", "dsi_one_server", "ssd", "duodecoding"}:
             tokens = dsi_lookahead(ratio, 1) if name == "dsi_one_server" else round(ratio)
             recipes[name] = _block(recipes[name], max(2, tokens))

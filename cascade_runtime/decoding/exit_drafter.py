@@ -118,10 +118,12 @@ class ExitDrafter:
         chosen = self._choices(1, judged, rows, [*range(AHEAD + 1)] * len(lines))
         for number, (line, tokens) in enumerate(zip(lines, fed, strict=True)):
             own = chosen[number * (AHEAD + 1) : (number + 1) * (AHEAD + 1)]
+            if not all(math.isfinite(worth) for _, worth in own):
+                line.spoilt = True
+                mine = judged[number * (AHEAD + 1) : (number + 1) * (AHEAD + 1)]
+                line.row.poisoned = not bool(mine.isfinite().all())  # else it is the exits that are at fault
+                continue
             for drafted, (token, worth) in zip([*tokens[1:], None], own, strict=True):
-                if not math.isfinite(worth):
-                    line.spoilt = line.row.poisoned = True
-                    break
                 if len(line.tokens) == line.most:
                     break
                 line.tokens.append(token)

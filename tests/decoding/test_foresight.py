@@ -109,7 +109,9 @@ def test_outcomes_are_shared_out_as_theorem_12_says(language) -> None:
     foresight._kept = 95.0
     assert foresight.fan_out(3)[3] > 2 * foresight.fan_out(3)[0]
     one = drafter(language, replace(CHAIN, outcomes=1))[2]
-    assert one.fan_out(3) == [0, 0, 0, 1]
+    assert all(one.fan_out(drafted) == [0] * drafted + [1] for drafted in (3, 8, 16))
+    one._learn([1, 2, 3], [1])  # the verdict came before the tree: the second draft was not tested
+    assert one._kept / one._tested > 0.8
     for said, share in (([1, 2, 3, 9], 1.0), ([1, 7], 0.5), ([7], 0.0)):
         before = one._kept / one._tested
         one._learn([1, 2, 3], said)
@@ -135,6 +137,23 @@ def test_what_was_not_foreseen_is_not_there(language) -> None:
     foresight.planted(1, row, [3], tree, 9)
     decoder.release(row)
     assert not foresight.pass_ahead()
+
+
+def test_what_has_hardly_begun_is_not_taken(language) -> None:
+    config = TreeConfig(kind="static", widths=[1], depth=6, nodes=6, outcomes=1)
+    lengths = []
+    for passes in range(1, 8):
+        decoder, grower, foresight = drafter(language, config)
+        row = decoder.admit(toy_prompt(3), GREEDY)
+        (tree,) = grower.grow([row], [[3]], [30])
+        foresight.planted(1, row, [3], tree, 30)
+        for _ in range(passes):
+            foresight.pass_ahead()
+        (outcome,) = foresight._waiting[1].outcomes
+        said = foresight._waiting[1].big.tree.tokens[outcome.root]
+        found = foresight.came_true(1, [3, *tree.tokens, said])
+        lengths.append(0 if found is None else len(found))
+    assert lengths == [0, 0, 0, 3, 4, 5, 6]
 
 
 def test_foresight_ends_where_the_slot_or_the_answer_does(language) -> None:

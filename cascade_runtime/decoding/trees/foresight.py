@@ -4,7 +4,8 @@
     an outcome (k, t): x1 .. xk are kept, and the verifier's own next token is t
         look along x1 .. xK once            the likeliest t after each k, but for x_k+1 itself
         then a pass per layer               for every outcome, the tree that it would be given, all in one pass
-    the verdict comes: what it says is one of them, and its tree is there at once; or it is not, and one is drafted
+    the verdict comes: what it says is one of them, and its tree is there, as far as time was; or it is not, and one is
+    drafted
 
 SSD, also called Saguaro: how many t are foreseen after each k follows its theorem 12. With one outcome it is drafting
 ahead of a verification that accepts everything, as PEARL and DuoDecoding do. What is foreseen is a proposal like any
@@ -89,6 +90,8 @@ class Foresight:
         big = one.big.tree
         node = branching.walk(big.tokens, big.parents, said) if said else None
         found = next((each for each in one.outcomes if each.root == node), None)
+        if found is not None and found.layer and 2 * found.depth < min(found.most, len(one.path)):
+            found = None  # hardly begun: another one is worth more than what there is of it
         tree = None if found is None else self._shape.kept(found.tree)
         self.hits, self.misses = self.hits + bool(tree), self.misses + (not tree)
         return tree or None
@@ -125,6 +128,8 @@ class Foresight:
 
     def fan_out(self, drafted: int) -> list[int]:
         """How many next tokens to foresee after 0, 1, .. drafts were kept (theorem 12, rounded to whole ones)."""
+        if self._most == 1:
+            return [0] * drafted + [1]
         share = min(_SUREST, self._kept / self._tested)
         weights = [share ** (k / (1 + _POWER)) for k in range(drafted + 1)]
         weights[-1] *= (1 - share) ** (-1 / (1 + _POWER))
@@ -159,4 +164,4 @@ class Foresight:
         while kept < min(len(path), len(said)) and path[kept] == said[kept]:
             kept += 1
         self._kept = _FORGET * self._kept + kept
-        self._tested = _FORGET * self._tested + min(len(path), kept + 1)
+        self._tested = _FORGET * self._tested + (kept if kept == len(said) else min(len(path), kept + 1))
