@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cascade_runtime.errors import ConfigError
-from cascade_runtime.models.head_folder import check_settings, check_target, fill, read_settings, save_head
+from cascade_runtime.models.head_folder import check_settings, load_plain, save_head
 from cascade_runtime.models.language import LanguageModel
 from cascade_runtime.models.library import library_class
 
@@ -78,11 +78,7 @@ def save_exits(exits: ExitHeads, path: str | Path) -> None:
 
 def load_exits(path: str | Path, language: LanguageModel) -> ExitHeads:
     """Exits of this target. Raises ConfigError naming what is wrong with the folder, or where they do not fit."""
-    settings = read_settings(path, ("exits",))
-    check_settings(settings, _LIMITS)
-    check_target(settings, language)
-    if settings["middle_layers"] >= language.num_layers:
-        raise ConfigError("middle_layers", settings["middle_layers"], f"fewer than the target's {language.num_layers}")
-    with torch.device("meta"):  # nothing is allocated for a size that only config.json claims
-        exits = ExitHeads(**settings)
-    return fill(exits, path, language)
+    exits: ExitHeads = load_plain(path, "exits", _LIMITS, ExitHeads, language)
+    if exits.layers[1] >= language.num_layers:
+        raise ConfigError("middle_layers", exits.layers[1], f"fewer than the target's {language.num_layers}")
+    return exits

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cascade_runtime.config.checks import integer
@@ -77,6 +78,16 @@ def check_target(settings: dict[str, Any], language: LanguageModel) -> None:
     for name in ("hidden_size", "vocab_size"):
         if settings[name] != getattr(language, name):
             raise ConfigError(f"head's {name}", settings[name], f"{getattr(language, name)}, the target's")
+
+
+def load_plain(path: str | Path, kind: str, limits: dict[str, int], make: Any, language: LanguageModel) -> Any:
+    """A head that is `make(**fields of config.json)`, for this target. Raises ConfigError as the checks do."""
+    settings = read_settings(path, (kind,))
+    check_settings(settings, limits)
+    check_target(settings, language)
+    with torch.device("meta"):  # nothing is allocated for a size that only config.json claims
+        module = make(**settings)
+    return fill(module, path, language)
 
 
 def fill(module: Any, path: str | Path, language: LanguageModel) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cascade_runtime.models.head_folder import check_settings, check_target, fill, read_settings, save_head
+from cascade_runtime.models.head_folder import check_settings, load_plain, save_head
 from cascade_runtime.models.language import LanguageModel
 
 _LIMITS = {"hidden_size": 65536, "vocab_size": 1 << 20, "heads": 16}
@@ -45,9 +45,4 @@ def save_medusa(heads: MedusaHeads, path: str | Path) -> None:
 
 def load_medusa(path: str | Path, language: LanguageModel) -> MedusaHeads:
     """Heads for this target. Raises ConfigError naming what is wrong with the folder, or where they do not fit."""
-    settings = read_settings(path, ("medusa",))
-    check_settings(settings, _LIMITS)
-    check_target(settings, language)
-    with torch.device("meta"):  # nothing is allocated for a size that only config.json claims
-        heads = MedusaHeads(**settings)
-    return fill(heads, path, language)
+    return load_plain(path, "medusa", _LIMITS, MedusaHeads, language)
