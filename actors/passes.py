@@ -18,7 +18,7 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.decoding.beside import Heads
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.decoding.level import Level
-from cascade_runtime.decoding.trees import Foresight, Grower, Tree, shape_of
+from cascade_runtime.decoding.trees import Foresight, Grower, grower, shape_of
 from cascade_runtime.scheduling.stage_scheduler import Task
 from cascade_runtime.scheduling.work import Grown, Settled, Work
 from cascade_runtime.tracing import Share
@@ -58,9 +58,8 @@ class Growing(Along):
     def __init__(self, level: Level, recipe: Recipe) -> None:
         super().__init__(level)
         assert recipe.tree is not None  # or nobody asks for this
-        shape = shape_of(recipe.tree)
-        self._grower = Grower(level.decoder, shape, level.ends)
-        self.foresight = Foresight(self._grower, level.decoder, shape, recipe.tree.outcomes)
+        self._grower = Grower(level.decoder, shape_of(recipe.tree), level.ends)
+        self.foresight = Foresight(self._grower, level.decoder, recipe.tree.outcomes)
         self._foresees = recipe.tree.outcomes > 0
 
     def run(self, rows: Sequence[ActiveRow], tasks: Sequence[Task]) -> tuple[list[Task], Sequence[Chosen]]:
@@ -70,12 +69,8 @@ class Growing(Along):
         if feeding:
             self._extend([one for one, _ in feeding], [task for _, task in feeding])
         wanting = [one for one, task in pairs if not task.unfinished]
-        trees = {one.handle: self._foreseen(one) for one in wanting}
-        growing = [one for one in wanting if trees[one.handle] is None]
-        most, prefixes = [_deepest(one) for one in growing], [one.standing.prefix for one in growing]
-        if growing:
-            grown = self._grower.grow([one.row for one in growing], prefixes, most)
-            trees |= {one.handle: tree for one, tree in zip(growing, grown, strict=True)}
+        grown = self._grower.finish([self._begun(one) for one in wanting])
+        trees = {one.handle: tree for one, tree in zip(wanting, grown, strict=True)}
         chosen: list[Chosen] = []
         for one, _ in pairs:
             tree = trees.get(one.handle)
@@ -97,9 +92,9 @@ class Growing(Along):
         """A layer of the trees that may follow those that are verified now."""
         return self.foresight.pass_ahead()
 
-    def _foreseen(self, one: ActiveRow) -> Tree | None:
-        tree = self.foresight.came_true(one.handle, one.standing.prefix)
-        return None if tree is None or one.row.poisoned else tree.shallower(_deepest(one))
+    def _begun(self, one: ActiveRow) -> grower.Growing:
+        prefix, deepest = one.standing.prefix, _deepest(one)
+        return self.foresight.came_true(one.handle, prefix, deepest) or grower.Growing(one.row, prefix, deepest)
 
 
 def _deepest(one: ActiveRow) -> int:

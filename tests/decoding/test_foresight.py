@@ -11,6 +11,7 @@ from toy_heads import END, GREEDY, new_decoder, toy_prompt, toy_target
 from cascade_runtime.config import SamplingParams, TreeConfig
 from cascade_runtime.decoding.row import Extension
 from cascade_runtime.decoding.trees import Duo, Foresight, Grower, Tree, shape_of
+from cascade_runtime.decoding.trees.grower import Growing
 from cascade_runtime.errors import ConfigError
 
 SAMPLED = SamplingParams(temperature=0.9, seed=4, max_tokens=60)
@@ -26,9 +27,8 @@ def language():
 
 def drafter(language, config: TreeConfig):
     decoder = new_decoder(language)
-    shape = shape_of(config)
-    grower = Grower(decoder, shape, (END,))
-    return decoder, grower, Foresight(grower, decoder, shape, config.outcomes)
+    grower = Grower(decoder, shape_of(config), (END,))
+    return decoder, grower, Foresight(grower, decoder, config.outcomes)
 
 
 def all_of(foresight: Foresight) -> int:
@@ -67,7 +67,10 @@ def test_a_foreseen_tree_is_the_one_that_would_be_grown(language, config, sampli
             prefix += [*path[:kept], own]
             if own == END or END in path[:kept]:
                 prefix.remove(END)
-            trees[at] = foresight.came_true(at, prefix)
+            begun = foresight.came_true(at, prefix, 9)
+            fed = decoder.tokens_fed
+            trees[at] = None if begun is None else grower.finish([begun])[0]
+            assert decoder.tokens_fed == fed  # nothing was left to do
             hits, misses = hits + (trees[at] is not None), misses + (trees[at] is None)
             lengths.add(kept)
             if len(prefix) > 50:
@@ -123,14 +126,14 @@ def test_what_was_not_foreseen_is_not_there(language) -> None:
     row = decoder.admit(toy_prompt(0), GREEDY)
     (tree,) = grower.grow([row], [[3]], [9])
     foresight.planted(1, row, [3], tree, 9)
-    assert foresight.came_true(1, [3, *tree.tokens, 2]) is None  # nobody has had time to look
-    assert foresight.came_true(1, [3, *tree.tokens, 2]) is None and not foresight.pass_ahead()
+    assert foresight.came_true(1, [3, *tree.tokens, 2], 9) is None  # nobody has had time to look
+    assert foresight.came_true(1, [3, *tree.tokens, 2], 9) is None and not foresight.pass_ahead()
     foresight.planted(1, row, [3], tree, 9)
     all_of(foresight)
-    assert foresight.came_true(1, [4, *tree.tokens, 2]) is None  # another answer
+    assert foresight.came_true(1, [4, *tree.tokens, 2], 9) is None  # another answer
     foresight.planted(1, row, [3], tree, 9)
     all_of(foresight)
-    assert foresight.came_true(1, [3]) is None  # no more than before
+    assert foresight.came_true(1, [3], 9) is None  # no more than before
     foresight.planted(1, row, [3], tree, 9)
     foresight.forget(1)
     assert not foresight.pass_ahead()
@@ -139,21 +142,47 @@ def test_what_was_not_foreseen_is_not_there(language) -> None:
     assert not foresight.pass_ahead()
 
 
-def test_what_has_hardly_begun_is_not_taken(language) -> None:
-    config = TreeConfig(kind="static", widths=[1], depth=6, nodes=6, outcomes=1)
-    lengths = []
-    for passes in range(1, 8):
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("config", [replace(CHAIN, depth=6, nodes=6), DUO, WIDE], ids=lambda config: config.kind)
+def test_what_has_begun_grows_on_from_there(language, config, sampling) -> None:
+    fed = list[int]()
+    for passes in range(1, 9):
         decoder, grower, foresight = drafter(language, config)
-        row = decoder.admit(toy_prompt(3), GREEDY)
+        row = decoder.admit(toy_prompt(3), sampling)
         (tree,) = grower.grow([row], [[3]], [30])
         foresight.planted(1, row, [3], tree, 30)
         for _ in range(passes):
             foresight.pass_ahead()
-        (outcome,) = foresight._waiting[1].outcomes
-        said = foresight._waiting[1].big.tree.tokens[outcome.root]
-        found = foresight.came_true(1, [3, *tree.tokens, said])
-        lengths.append(0 if found is None else len(found))
-    assert lengths == [0, 0, 0, 3, 4, 5, 6]
+        path, big = foresight._waiting[1].path, foresight._waiting[1].big.tree
+        said = next(
+            big.tokens[each.root] for each in foresight._waiting[1].outcomes if big.depths[each.root] == len(path)
+        )
+        prefix = [3, *path, said]
+        begun, before = foresight.came_true(1, prefix, 30), decoder.tokens_fed
+        assert (begun is None) == (passes == 1)
+        (found,) = grower.finish([begun]) if begun else grower.grow([row], [prefix], [30])
+        fed.append(decoder.tokens_fed - before)
+        plain, other, _ = drafter(language, config)
+        (wanted,) = other.grow([plain.admit(toy_prompt(3), sampling)], [prefix], [30])
+        assert (found.tokens, found.parents) == (wanted.tokens, wanted.parents)
+        (shorter,) = grower.finish([Growing(row, prefix, 1, found, (), config.depth)])
+        assert max(shorter.depths) == 0
+    assert fed[0] > fed[1] > fed[-1] == 0 and sorted(fed, reverse=True) == fed
+
+
+def test_an_outcome_for_which_a_slot_has_no_room_waits(language) -> None:
+    decoder, grower, foresight = drafter(language, replace(CHAIN, outcomes=30))
+    row = decoder.admit(toy_prompt(0), GREEDY)
+    prefix = [1 + i % 20 for i in range(decoder.cache.max_len - len(row.prompt) - 8)]
+    (tree,) = grower.grow([row], [prefix], [9])
+    foresight.planted(1, row, prefix, tree, 9)
+    all_of(foresight)
+    outcomes = foresight._waiting[1].outcomes
+    assert any(each.tree.tokens for each in outcomes)
+    assert [each.layer for each in outcomes if not each.tree.tokens] == [[-1]] * sum(
+        not each.tree.tokens for each in outcomes
+    )
+    assert not foresight.pass_ahead() and row.held <= decoder.cache.max_len
 
 
 def test_foresight_ends_where_the_slot_or_the_answer_does(language) -> None:

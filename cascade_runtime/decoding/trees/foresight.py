@@ -4,8 +4,8 @@
     an outcome (k, t): x1 .. xk are kept, and the verifier's own next token is t
         look along x1 .. xK once            the likeliest t after each k, but for x_k+1 itself
         then a pass per layer               for every outcome, the tree that it would be given, all in one pass
-    the verdict comes: what it says is one of them, and its tree is there, as far as time was; or it is not, and one is
-    drafted
+    the verdict comes: what it says is one of them, and its tree is there, as far as time was, and grows on from there;
+    or it is not, and one is drafted
 
 SSD, also called Saguaro: how many t are foreseen after each k follows its theorem 12. With one outcome it is drafting
 ahead of a verification that accepts everything, as PEARL and DuoDecoding do. What is foreseen is a proposal like any
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from cascade_runtime.decoding.decoder import Decoder
 from cascade_runtime.decoding.row import Extension, Row
 from cascade_runtime.decoding.trees.grower import Grower, Growing
-from cascade_runtime.decoding.trees.shapes import Shape
 from cascade_runtime.decoding.trees.tree import Tree
 from cascade_runtime.scheduling import branching
 
@@ -60,8 +59,8 @@ class _Waiting:
 class Foresight:
     """For the rows of one drafter, by any key. most: outcomes of a tree that are foreseen."""
 
-    def __init__(self, grower: Grower, decoder: Decoder, shape: Shape, most: int) -> None:
-        self._grower, self._decoder, self._shape, self._most = grower, decoder, shape, most
+    def __init__(self, grower: Grower, decoder: Decoder, most: int) -> None:
+        self._grower, self._decoder, self._most = grower, decoder, most
         self._waiting: dict[int, _Waiting] = {}
         self._kept, self._tested = _FEW
         self.hits = self.misses = 0
@@ -80,8 +79,10 @@ class Foresight:
         """The row has ended, or is to begin anew."""
         self._waiting.pop(key, None)
 
-    def came_true(self, key: int, prefix: Sequence[int]) -> Tree | None:
-        """The tree for what the verdict made of the prefix, where that was foreseen; and forget what was not."""
+    def came_true(self, key: int, prefix: Sequence[int], deepest: int) -> Growing | None:
+        """The tree for what the verdict made of the prefix, as far as it has grown; None where it has not begun. What
+        was foreseen besides is forgotten. deepest: as for `planted`.
+        """
         one = self._waiting.pop(key, None)
         if one is None or list(prefix[: len(one.big.prefix)]) != one.big.prefix:
             return None
@@ -90,11 +91,11 @@ class Foresight:
         big = one.big.tree
         node = branching.walk(big.tokens, big.parents, said) if said else None
         found = next((each for each in one.outcomes if each.root == node), None)
-        if found is not None and found.layer and 2 * found.depth < min(found.most, len(one.path)):
-            found = None  # hardly begun: another one is worth more than what there is of it
-        tree = None if found is None else self._shape.kept(found.tree)
-        self.hits, self.misses = self.hits + bool(tree), self.misses + (not tree)
-        return tree or None
+        begun = found is not None and len(found.tree) > 0
+        self.hits, self.misses = self.hits + begun, self.misses + (not begun)
+        if found is None or not begun:
+            return None
+        return Growing(one.big.row, prefix, deepest, found.tree, found.layer, found.depth)
 
     def pass_ahead(self) -> list[int]:
         """One pass for all rows of which more can be foreseen; their keys, none where there is nothing left to do."""
@@ -146,15 +147,16 @@ class Foresight:
         return Extension(one.big.row, one.big.prefix, one.path, parents=parents)
 
     def _layer(self, one: _Waiting) -> list[tuple[_Outcome, int, int]]:
-        """Per outcome the nodes that grow now, and how many children each gets; as far as the slot has room."""
+        """Per outcome the nodes that grow now, and how many children each gets. One for which the slot has no room
+        waits: when it has come true there will be.
+        """
         room = self._decoder.room(one.big.row, len(one.big.prefix)) - len(one.big.fed)
         found: list[tuple[_Outcome, int, int]] = []
         for each in one.outcomes:
-            if each.layer and each.depth < each.most:
-                for node, width in self._shape.grows(each.tree, each.layer, each.depth):
-                    if len(found) < room and not self._grower.ended(one.big.tree, each.place[node]):
-                        found.append((each, node, width))
-            each.layer, each.depth = [], each.depth + 1
+            grows = self._grower.grows(each.tree, each.layer, each.depth, each.most)
+            if len(found) + len(grows) <= room:
+                found += [(each, node, width) for node, width in grows]
+                each.layer, each.depth = [], each.depth + 1
         return found
 
     def _learn(self, path: list[int], said: list[int]) -> None:

@@ -21,11 +21,18 @@ from cascade_runtime.decoding.trees.tree import Tree
 
 
 class Growing:
-    """One row's tree while it grows. fed: the nodes that the drafter has looked at, in the order of its cache."""
+    """One row's tree while it grows beyond a prefix, by `room` tokens at most. layer: the nodes that may grow next, at
+    this depth; of a tree that has begun, its own. fed: the nodes that the drafter has looked at, in the order of its
+    cache.
+    """
 
-    def __init__(self, row: Row, prefix: Sequence[int], room: int) -> None:
+    def __init__(
+        self, row: Row, prefix: Sequence[int], room: int, tree: Tree | None = None, layer: Sequence[int] = (-1,),
+        depth: int = 0,
+    ) -> None:  # fmt: skip
         self.row, self.prefix, self.room = row, prefix, room
-        self.tree, self.fed, self.layer = Tree(), list[int](), [-1]
+        self.tree, self.layer, self.depth = tree or Tree(), list(layer), depth
+        self.fed = sorted(set(self.tree.parents) - {-1})
 
     def extension(self, nodes: Sequence[int]) -> Extension:
         """Look at these nodes too."""
@@ -47,37 +54,37 @@ class Grower:
         """One tree per row beyond its prefix, none deeper than most[i]. A row whose numbers are not finite gives an
         empty one.
         """
-        growing = [
-            Growing(row, prefix, deep)
-            for row, prefix, deep in zip(rows, prefixes, most, strict=True)
-        ]  # fmt: skip
-        depth = 0
+        return self.finish([Growing(*each) for each in zip(rows, prefixes, most, strict=True)])
+
+    def finish(self, growing: Sequence[Growing]) -> list[Tree]:
+        """Let these grow to their ends, a pass per layer for all that still do."""
         while True:
             asked: list[tuple[Growing, list[tuple[int, int]]]] = []
             for one in growing:
-                grows = self._shape.grows(one.tree, one.layer, depth) if one.layer and depth < one.room else []
-                grows = [(node, width) for node, width in grows if node < 0 or not self.ended(one.tree, node)]
                 room = self._decoder.room(one.row, len(one.prefix)) - len(one.fed)
-                one.layer = []
-                if grows[:room]:
-                    asked.append((one, grows[:room]))
+                grows = self.grows(one.tree, one.layer, one.depth, one.room)[:room]
+                one.layer, one.depth = [], one.depth + 1
+                if grows:
+                    asked.append((one, grows))
             if not asked:
-                return [self._shape.kept(one.tree) for one in growing]
+                return [self._shape.kept(one.tree).shallower(one.room) for one in growing]
             looked = self._decoder.look([one.extension([node for node, _ in grows]) for one, grows in asked])
             for (one, grows), logits in zip(asked, looked, strict=True):
                 for (node, width), line in zip(grows, logits, strict=True):
                     for token, step in self.children(line, one, node, width):
                         one.layer.append(one.tree.add(token, node, step))
-            depth += 1
+
+    def grows(self, tree: Tree, layer: list[int], depth: int, most: int) -> list[tuple[int, int]]:
+        """The nodes of a tree's last layer that get children, and how many. most: how deep it may become."""
+        if not layer or depth >= most:
+            return []
+        grows = self._shape.grows(tree, layer, depth)
+        return [(node, width) for node, width in grows if node < 0 or tree.tokens[node] not in self._ends]
 
     def children(self, logits_V: torch.Tensor, one: Growing, node: int, width: int) -> list[tuple[int, float]]:
         """Up to `width` tokens after a node, and the log-probability of each. logits: the drafter's there."""
         position = len(one.prefix) + (one.tree.depths[node] + 1 if node >= 0 else 0)
         return likeliest(logits_V, one.row.sampling, position, width)
-
-    def ended(self, tree: Tree, node: int) -> bool:
-        """Whether nothing can follow this node."""
-        return tree.tokens[node] in self._ends
 
 
 def likeliest(
