@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,38 +15,41 @@ from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, load_recipe
 from cluster.launch import Pipeline, launch
 
-MEASURES = "pipespec_two_levels"  # goes first, and tells what a step of each model takes
+MEASURES = "pipespec_two_levels"  # tells what a step of each model takes
 _DEADLINE_S = 600.0
 
 
 def compare_schedules(paths: Sequence[Path], requests: Sequence[GenerateRequest], rounds: int) -> dict[str, Any]:
-    """Every schedule's row, one stream. All pipelines are there at the same time and answer in turn."""
+    """Every schedule's row, one stream. One pipeline is there at a time, and its target alone answers in turn with it:
+    the weights of nine beside each other would crowd a machine that runs one.
+    """
     recipes = {path.stem: load_recipe(path) for path in paths}
-    with local_ray(), ExitStack() as stack:
-        pipelines = {MEASURES: stack.enter_context(launch(recipes[MEASURES]))}
-        ratio = _ratio(pipelines[MEASURES], requests)
-        print(f"\na pass of heavy takes {ratio:.1f} of light's: so much PEARL and DSI draft, SSD and Duo at most 16")
-        for name in recipes.keys() & {"pearl", "dsi_one_server", "ssd", "duodecoding"}:
-            tokens = dsi_lookahead(ratio, 1) if name == "dsi_one_server" else round(ratio)
-            recipes[name] = _block(recipes[name], max(2, tokens))
+    with local_ray():
+        with launch(recipes[MEASURES]) as pipeline:
+            ratio = _ratio(pipeline, requests)
+        head(f"actors on Ray, one stream, temperature 0, {len(requests)} questions, {rounds} rounds")
+        print(f"a pass of heavy takes {ratio:.1f} of light's: so much PEARL and DSI draft, SSD and Duo at most 16")
+        rows: dict[str, Any] = {}
         for name, recipe in recipes.items():
-            if name != MEASURES:
-                pipelines[name] = stack.enter_context(launch(recipe))
-        quiet = [replace(request, speculate=False) for request in requests]
-        told, ratios = dict[str, list[Answer]](), {name: list[float]() for name in pipelines}
-        for round_ in range(rounds + 1):  # the first to warm up
-            alone, alone_s = _ask(pipelines[MEASURES], quiet)
-            for name, pipeline in pipelines.items():
-                told[name], seconds = _ask(pipeline, requests)
-                _check_whole(pipeline)
-                if round_:
-                    ratios[name].append(alone_s / seconds)
-    head(f"actors on Ray, one stream, temperature 0, {len(requests)} questions, {rounds} rounds")
-    rows: dict[str, Any] = {}
-    for name in recipes:
-        rows[name] = figures(told[name], alone, ratios[name]) | {"promised": "exact"}
-        show(name, rows[name])
+            if name in {"pearl", "dsi_one_server", "ssd", "duodecoding"}:
+                tokens = dsi_lookahead(ratio, 1) if name == "dsi_one_server" else round(ratio)
+                recipe = _block(recipe, max(2, tokens))
+            rows[name] = _row(recipe, requests, rounds)
+            show(name, rows[name])
     return rows
+
+
+def _row(recipe: Recipe, requests: Sequence[GenerateRequest], rounds: int) -> dict[str, Any]:
+    quiet = [replace(request, speculate=False) for request in requests]
+    told, alone, ratios = list[Answer](), list[Answer](), list[float]()
+    with launch(recipe) as pipeline:
+        for round_ in range(rounds + 1):  # the first to warm up
+            alone, alone_s = _ask(pipeline, quiet)
+            told, seconds = _ask(pipeline, requests)
+            _check_whole(pipeline)
+            if round_:
+                ratios.append(alone_s / seconds)
+    return figures(told, alone, ratios) | {"promised": "exact"}
 
 
 def _check_whole(pipeline: Pipeline) -> None:
