@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.faults.recipe import recipe, rows
 from benchmarks.faults.survival import SEED, taken_slots
 from cluster.chaos.load import Load, kinds_of_request
-from cluster.chaos.outcome import count_answers
+from cluster.chaos.outcome import Tally
 from cluster.chaos.run import chaos_pipeline
 from cluster.chaos.vital_signs import allocated_bytes, open_descriptors, slope_per_hour
 from cluster.ray_transport import RayTransport
@@ -51,13 +51,16 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
         if (answered := await short.many(1000, slots)) < 1000:
             raise SystemExit(f"warming: {answered} of 1000 requests were answered")
         took.append(round((allocated_bytes(pids.values()) - before) / 1e6, 1))
+        print(f"warming: {1000 * len(took)} of {args.warm}, {took[-1]:+.1f} MB", flush=True)
+    print(f"capacity over {_PROBE_S:.0f} s, then {args.minutes:g} minutes", flush=True)
     rate = _LOAD * await load.capacity(slots, _PROBE_S)
     descriptors = open_descriptors()
     samples = {name: (array("d"), array("d")) for name in pids}  # seconds, bytes
     watching = asyncio.create_task(_watch(pids, samples))
     seconds = 60 * args.minutes
     began = time.monotonic()
-    sent = await load.steady(rate, seconds)
+    tally = Tally(clean)
+    await load.steady(rate, seconds, tally.add)  # no list of thousands of requests: it would be what grows
     watching.cancel()
     warm = began + _WARM * seconds
     slopes = {
@@ -68,7 +71,7 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
         "mb_per_1000_short": took,
         "minutes": args.minutes,
         "rate_per_s": round(rate, 2),
-        **count_answers(sent, clean),
+        **tally.told(),
         "restarts": len(pipeline.supervisor.recoveries),
         "slope_mb_per_h": round(sum(slopes.values()), 2),
         "slopes_mb_per_h": slopes,

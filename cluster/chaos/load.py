@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -101,14 +101,21 @@ class Load:
         await asyncio.gather(*(ask() for _ in range(streams)))
         return answered
 
-    async def steady(self, rate: float, seconds: float) -> list[Sent]:
-        """So many requests a second at random times, whatever becomes of those before; then all their ends."""
-        began, tasks = time.monotonic(), list[asyncio.Task[Sent]]()
+    async def steady(self, rate: float, seconds: float, ended: Callable[[Sent], None]) -> None:
+        """So many requests a second at random times, whatever becomes of those before. ended: is given each one as it
+        ends, and nothing is kept of it here.
+        """
+        began, running = time.monotonic(), set[asyncio.Task[None]]()
         at = began
+
+        async def ask(kind: int) -> None:
+            ended(await self._send(kind))
+
         while (at := at + self._rng.expovariate(rate)) < began + seconds:
             await asyncio.sleep(max(0.0, at - time.monotonic()))
-            tasks.append(asyncio.create_task(self._send(self._kind())))
-        return list(await asyncio.gather(*tasks))
+            running = {task for task in running if not task.done() or task.exception() is not None}
+            running.add(asyncio.create_task(ask(self._kind())))
+        await asyncio.gather(*running)
 
     async def until(self, over: asyncio.Event, streams: int) -> list[Sent]:
         """So many ask one request after the other until it is over; then the ends of those that still run."""

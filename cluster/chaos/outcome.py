@@ -81,22 +81,45 @@ class Outcome:
         return "\n".join(f"{name:<22} {said}" for name, said in rows.items())
 
 
+class Tally:
+    """The part of an outcome that compares requests with their clean answers, one by one."""
+
+    def __init__(self, clean: Sequence[Heard]) -> None:
+        self._clean = clean
+        self._sent = self._ok = self._identical = self._lost = self._duplicated = 0
+        self._errors = Counter[str]()
+
+    def add(self, sent: Sent) -> None:
+        """One that has ended, or will not."""
+        self._sent += 1
+        self._lost += not sent.outcomes
+        self._duplicated += len(sent.outcomes) > 1
+        if sent.answer is not None:
+            self._ok += 1
+            self._identical += sent.answer.token_ids == self._clean[sent.kind].token_ids
+        elif sent.outcomes:
+            self._errors[type(sent.outcomes[0]).__name__] += 1
+
+    def told(self) -> dict[str, object]:
+        """The sums."""
+        return {
+            "sent": self._sent,
+            "ok": self._ok,
+            "identical": self._identical,
+            "changed": self._ok - self._identical,
+            "lost": self._lost,
+            "duplicated": self._duplicated,
+            "client_visible_errors": sum(self._errors.values()),
+            "errors": dict(self._errors),
+        }
+
+
 def count_answers(sent: Sequence[Sent], clean: Sequence[Heard]) -> dict[str, object]:
-    """The part of an outcome that compares requests with their clean answers."""
-    ended = [each for each in sent if each.outcomes]
-    answered = [(each.kind, each.answer) for each in ended if each.answer is not None]
-    identical = sum(answer.token_ids == clean[kind].token_ids for kind, answer in answered)
-    errors = Counter(type(each.outcomes[0]).__name__ for each in ended if each.answer is None)
-    return {
-        "sent": len(sent),
-        "ok": len(answered),
-        "identical": identical,
-        "changed": len(answered) - identical,
-        "lost": len(sent) - len(ended),
-        "duplicated": sum(len(each.outcomes) > 1 for each in sent),
-        "client_visible_errors": sum(errors.values()),
-        "errors": dict(errors),
-    }
+    """The tally of all of them."""
+    tally = Tally(clean)
+    for each in sent:
+        tally.add(each)
+    return tally.told()
 
 
 def recoveries_of(

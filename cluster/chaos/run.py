@@ -107,14 +107,15 @@ class _Run:
         capacity = await self._load.capacity(self._recipe.cascade.slots, config.probe_s)
         rate = config.load * capacity
         self._say(f"capacity {capacity:.2f} answers/s; from now on {rate:.2f}/s")
-        calm = await self._load.steady(rate, config.probe_s)
+        calm, sent = list[Sent](), list[Sent]()
+        await self._load.steady(rate, config.probe_s, calm.append)
         self._say(f"{len(calm)} requests without faults")
         objects, descriptors = await asyncio.to_thread(stored_objects), open_descriptors()
         faults = draw_faults(config.seed, seconds, tuple(self._pipeline.stages), config.kinds, config.every_s)
         began = time.monotonic()
         watching = asyncio.create_task(self._watch(began, seconds))
         injecting = asyncio.create_task(self._injection.run(faults, began))
-        sent = await self._load.steady(rate, seconds)
+        await self._load.steady(rate, seconds, sent.append)
         await injecting
         await self._whole()
         watching.cancel()

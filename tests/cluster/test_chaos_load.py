@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from toy_family import toy_events
 
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams
-from cluster.chaos.load import Load
+from cascade_runtime.errors import StageError
+from cluster.chaos.load import Heard, Load, Sent
+from cluster.chaos.outcome import count_answers
 
 STREAMS = 16
 
@@ -58,3 +62,39 @@ def test_every_answer_of_every_stream_counts() -> None:
     assert transport.most_inside == STREAMS and transport.answered >= 2 * STREAMS
     assert rate * seconds >= transport.answered  # over the time that `capacity` saw, which is the shorter one
     assert rate * seconds < 1.5 * transport.answered
+
+
+def test_a_steady_load_tells_of_each_request_as_it_ends_and_keeps_none() -> None:
+    transport = Answering()
+    kind = GenerateRequest(events=toy_events(0), question="?", sampling=SamplingParams(max_tokens=2))
+    load = Load(transport, [kind], seed=1)  # type: ignore[arg-type]
+    ended, alive = list[weakref.ref[Any]](), list[int]()
+
+    class Gone(Exception):
+        pass
+
+    def over(sent: Any) -> None:
+        alive.append(sum(each() is not None for each in ended))
+        ended.append(weakref.ref(asyncio.current_task()))
+        assert sent.answer is not None and sent.answer.token_ids == (1, 2)
+        if len(ended) == 150:
+            raise Gone
+
+    with pytest.raises(Gone):  # what goes wrong is not lost with its task
+        asyncio.run(load.steady(200.0, 1.0, over))
+    assert 120 < transport.answered == len(ended) < 300
+    assert max(alive) < 50  # tasks in flight and just ended, of more than a hundred
+
+
+def test_a_tally_knows_every_fate() -> None:
+    clean = [Heard((1, 2), 1.0, 2.0), Heard((3,), 1.0, 2.0)]
+    fates: list[tuple[int, list[Any]]] = [
+        (0, [Heard((1, 2), 5.0, 9.0)]),
+        (1, [Heard((1, 2), 5.0, 9.0)]),
+        (1, []),
+        (0, [Heard((1, 2), 5.0, 9.0), Heard((1, 2), 5.0, 9.0)]),
+        (0, [StageError("light", "r", "gone")]),
+    ]
+    told = count_answers([Sent(kind, 0.0, outcomes) for kind, outcomes in fates], clean)
+    counts = {"sent": 5, "ok": 3, "identical": 2, "changed": 1, "lost": 1, "duplicated": 1, "client_visible_errors": 1}
+    assert told == counts | {"errors": {"StageError": 1}}
