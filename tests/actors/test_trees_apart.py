@@ -113,6 +113,38 @@ def test_what_is_foreseen_comes_true_and_costs_no_pass_of_the_target(
     assert abs(passes[0] - passes[tree.outcomes]) <= 0.1 * passes[0]
 
 
+@pytest.mark.parametrize("tree", [SSD, DUO], ids=["ssd", "duodecoding"])
+def test_a_drafter_that_learns_what_it_saw_was_wrong_foresees_anew(family: Path, tree: TreeConfig) -> None:
+    """What was foreseen on features that the gate refuses must not be drafts on those that it sends instead."""
+    gate = {"policy": "full", "accept": 1.0, "reject": -1.0}  # refused, all of them
+    recipe = with_tree(family, ["noisy"], tree, gate=gate, cascade={"mode": "aligned"})
+    expected = [each.token_ids for each in Engine.load(recipe).generate(requests(6))]  # type: ignore[union-attr]
+    with threaded_pipeline(recipe) as controller:
+        light, adapter = controller.language[0], controller.stages.adapter.stage
+        foresight, decide, revise, waited = (
+            light.passes.foresight,
+            adapter.decide,
+            light._revise,
+            list[tuple[bool, bool]](),
+        )
+
+        def late(*args: Any) -> Any:
+            until(lambda: len(foresight._waiting) > 0, 0.3)  # the drafter is well ahead by then
+            return decide(*args)
+
+        def revised(handle: int, features: Any) -> None:
+            before = handle in foresight._waiting
+            revise(handle, features)
+            waited.append((before, handle in foresight._waiting))
+
+        adapter.decide, light._revise = late, revised
+        answers = ask_all(controller, requests(6))
+        assert [answer.token_ids for answer in answers] == expected
+        assert all(set(answer.gate["verdicts"]) == {"dense"} for answer in answers)
+        assert (True, False) in waited and not any(after for _, after in waited) and len(waited) == 6
+        assert slots_are_back(controller)
+
+
 def when_foreseen(light: Any, run: Any) -> Any:
     """A target that is slow: its pass begins when all that is worth foreseeing has been foreseen."""
     planted, foresee, idle = light.foresight.planted, light.foresee, threading.Event()
