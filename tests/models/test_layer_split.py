@@ -5,6 +5,7 @@ which has shapes and refuses to be mixed with it: whatever were left on the wron
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,31 @@ def test_every_pass_crosses_once_and_nothing_stays_behind(monkeypatch: pytest.Mo
         assert kept[1][index].device == device
         if device == CPU:
             assert torch.equal(kept[1][index], kept[0][index])
+
+
+def test_blocks_a_part_at_a_time_cross_where_the_model_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = load_checkpoint(family_path("heavy"), parts=("language",), layer_devices=("cpu", "meta")).language
+    assert split is not None
+    here = sum(block.device == CPU for block in split.blocks)
+    crossings: list[tuple[torch.device, torch.device]] = []
+
+    def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if tensor.device == device:
+            return tensor
+        crossings.append((tensor.device, device))
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device == META else tensor.to(device)
+
+    monkeypatch.setattr(language_module, "moved", moved)
+    where: dict[str, Any] = {"slots": [1], "starts": [0], "counts": [2], "positions": torch.tensor([0, 1])}
+    states, cache = torch.randn(2, split.hidden_size), split.new_cache(2, 8)
+    for blocks, expected in (
+        (range(here), []),
+        (range(here - 1, here + 1), [(CPU, META), (CPU, META), (META, CPU)]),
+        (range(here, len(split.blocks)), [(CPU, META), (CPU, META), (META, CPU)]),
+    ):
+        crossings.clear()
+        assert split.through(states, blocks, cache=cache, **where).device == CPU
+        assert crossings == expected, blocks
 
 
 def test_rows_move_and_are_copied_on_every_device() -> None:

@@ -290,3 +290,21 @@ def test_bytes_are_those_of_the_tensors(pair):
     cache = language.new_cache(3, 31)
     assert cache.nbytes == 3 * 31 * language.kv_bytes_per_token
     assert language.weight_bytes == pair[0].weight_bytes["language"]
+
+
+def test_all_blocks_a_part_at_a_time_are_a_whole_pass(pair) -> None:
+    """Of every family, M-RoPE's three positions a token among them."""
+    language = pair[0].language
+    torch.manual_seed(3)
+    at = torch.tensor([0, 1, 2, 3, 0, 1])
+    if language.position_axes > 1:
+        at = torch.stack([at, at * 2, at + 1])
+    where = {"slots": [2, 0], "starts": [0, 0], "counts": [4, 2], "positions": at}
+    embeds, depth = torch.randn(6, language.hidden_size), len(language.blocks)
+    assert depth > 1
+    whole = language.forward(embeds, cache=language.new_cache(3, 16), **where)
+    cache = language.new_cache(3, 16)
+    middle = language.through(embeds, range(1), cache=cache, **where)
+    assert not torch.allclose(middle, embeds)
+    rest = language.through(middle, range(1, depth), cache=cache, **where)
+    torch.testing.assert_close(language.norm(rest), whole, rtol=1e-5, atol=1e-5)
