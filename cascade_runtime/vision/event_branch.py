@@ -6,7 +6,7 @@ has done a part: what it left is done here, and what it did is checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from cascade_runtime.events.facts import patch_occupancy
 from cascade_runtime.events.representations.window import frame_numbers, render, seen_window, source_hash
 from cascade_runtime.models.event_encoder import load_event_encoder
 from cascade_runtime.models.stage_source import checkpoint_path, load_front, pick_device
-from cascade_runtime.vision.features import VisualFeatures
+from cascade_runtime.vision.features import MAX_FEATURE_BYTES, VisualFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,18 @@ class EventView:
     features: VisualFeatures | None
     density: np.ndarray | None = None
     aligned: VisualFeatures | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4 or 0 in self.frames.shape or self.frames.nbytes > MAX_FEATURE_BYTES:
+            allowed = f"four sizes, none of them 0, {MAX_FEATURE_BYTES} bytes at most"
+            raise FeatureSpaceError("view.frames", self.frames.shape, allowed)
+        if self.frames.dtype not in (np.uint8, np.float32, np.float64):
+            raise FeatureSpaceError("view.frames", str(self.frames.dtype), "uint8, float32 or float64")
+        if self.density is not None and (self.density.ndim != 3 or self.density.dtype != np.float32):
+            raise FeatureSpaceError("view.density", self.density.shape, "(frames, cells, cells) float32")
+
+    def __reduce__(self) -> tuple[object, ...]:  # whoever gets one looks again
+        return (type(self), tuple(getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)

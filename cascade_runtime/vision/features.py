@@ -7,7 +7,7 @@ hash of the recording it came from. It is what travels between stages: plain num
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ class VisualFeatures:
             raise FeatureSpaceError("features.nbytes", self.data.nbytes, f"at most {MAX_FEATURE_BYTES}")
         if self.density is not None and (self.density.ndim != 3 or self.density.dtype != np.float32):
             raise FeatureSpaceError("features.density", self.density.shape, "(frames, cells, cells) float32")
+
+    def __reduce__(self) -> tuple[object, ...]:  # whoever gets one looks again
+        return (type(self), tuple(getattr(self, field.name) for field in fields(self)))
 
     @classmethod
     def from_tensor(

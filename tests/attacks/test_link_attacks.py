@@ -8,6 +8,7 @@ A link lets in only who knows its secret, its epoch and its name, and is cut by 
 
 from __future__ import annotations
 
+import pickle
 import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from cascade_runtime.channels import ChannelSpec, connect, framing, listen
 from cascade_runtime.errors import ChannelClosed, ChannelError, DeadlineExceeded, FeatureSpaceError
 from cascade_runtime.messages import DraftBlock, Verdict, decode, encode
 from cascade_runtime.scheduling.standing import Standing
+from cascade_runtime.vision.event_branch import EventView
 from cascade_runtime.vision.features import VisualFeatures
 
 
@@ -44,6 +46,38 @@ def test_features_are_looked_at_again_by_the_stage_that_gets_them() -> None:
     ):
         with at_most(16), pytest.raises(FeatureSpaceError) as caught:
             wrong()
+        assert caught.value.field == field
+
+
+def forged(packet: Any, **fields: Any) -> bytes:
+    """What a stage that does not look itself would send."""
+    false = object.__new__(type(packet))
+    for name, value in (vars(packet) | fields).items():
+        object.__setattr__(false, name, value)
+    return pickle.dumps(false, protocol=5)
+
+
+def test_a_packet_that_was_never_looked_at_does_not_arrive() -> None:
+    good = features(np.ones((2, 4, 8), np.float32), grid=(2, 2, 2), occupancy=0.5, density=np.ones((2, 3, 3), "f4"))
+    view = EventView(np.zeros((2, 6, 6, 3), np.uint8), "abc", good)
+    for packet in (good, view):
+        arrived = pickle.loads(pickle.dumps(packet, protocol=5))
+        for name, value in vars(packet).items():
+            if value is not good:
+                np.testing.assert_equal(vars(arrived)[name], value)
+    assert pickle.loads(pickle.dumps(view)).features.occupancy == 0.5
+    for packet, wrong, field in (
+        (good, {"data": np.zeros((2, 4, 8), np.int64)}, "features.dtype"),
+        (good, {"data": np.zeros((2, 0, 8), np.float32)}, "features.shape"),
+        (good, {"density": np.zeros((2, 3, 3))}, "features.density"),
+        (good, {"bfloat16": True}, "features.dtype"),
+        (view, {"frames": np.zeros((6, 6, 3), np.uint8)}, "view.frames"),
+        (view, {"frames": np.array([[[[{}]]]], dtype=object)}, "view.frames"),
+        (view, {"density": np.zeros((2, 9), np.float32)}, "view.density"),
+    ):
+        sent = forged(packet, **wrong)
+        with pytest.raises(FeatureSpaceError) as caught:
+            pickle.loads(sent)
         assert caught.value.field == field
 
 
