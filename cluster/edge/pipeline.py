@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from actors.handles import StageHandle
 from cascade_runtime.config import Recipe
+from cascade_runtime.errors import ConfigError
 from cascade_runtime.transports import Transport, open_transport
 
 
@@ -14,6 +15,10 @@ def open_pipeline(target: str, recipe: Recipe) -> tuple[Transport, StageHandle |
     light = recipe.stages[0]
     if light.drafter != "edge":
         return open_transport(target, recipe), None
+    if recipe.cascade.replicas > 1:
+        raise ConfigError(
+            "cascade.replicas", recipe.cascade.replicas, "1 where an edge drafts: it drafts for one relay"
+        )
     if target == "in-process":
         from cluster.threaded import ThreadedTransport
 
@@ -21,5 +26,6 @@ def open_pipeline(target: str, recipe: Recipe) -> tuple[Transport, StageHandle |
         return threaded, threaded.stages[light.name]
     from cluster.ray_transport import RayTransport
 
-    on_ray = RayTransport(recipe)
+    on_ray = open_transport(target, recipe)
+    assert isinstance(on_ray, RayTransport)  # of one replica
     return on_ray, on_ray.pipeline.stages[light.name]
