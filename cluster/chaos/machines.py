@@ -15,7 +15,8 @@ from cluster.launch import FOREGROUND
 
 _STORE_BYTES = 200_000_000
 _HEAD_CPUS = 1  # room for the controller; Ray takes whole ones only
-_QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+# Ray's own notice a silent node after 15 s; the manifests set these as well
+QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 class Machines:
@@ -25,7 +26,7 @@ class Machines:
         places = [*recipe.stages, *filter(None, (recipe.encoder, recipe.adapter))]
         self._cpus = -(-int(sum(place.num_cpus for place in places) + 1) // (count - 1)) + 1
         self._rng = random.Random(seed)
-        head = {"num_cpus": _HEAD_CPUS, "object_store_memory": _STORE_BYTES, "_system_config": {**FOREGROUND, **_QUICK}}
+        head = {"num_cpus": _HEAD_CPUS, "object_store_memory": _STORE_BYTES, "_system_config": {**FOREGROUND, **QUICK}}
         # its hooks at exit may only be set in the main thread, and nodes join in others: see `close`
         self._cluster: Any = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
         self._nodes = [self._add() for _ in range(count)]

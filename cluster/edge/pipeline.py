@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from actors.handles import StageHandle
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import ConfigError
 from cascade_runtime.transports import Transport, open_transport
 
 
@@ -15,10 +14,6 @@ def open_pipeline(target: str, recipe: Recipe) -> tuple[Transport, StageHandle |
     light = recipe.stages[0]
     if light.drafter != "edge":
         return open_transport(target, recipe), None
-    if recipe.cascade.replicas > 1:
-        raise ConfigError(
-            "cascade.replicas", recipe.cascade.replicas, "1 where an edge drafts: it drafts for one relay"
-        )
     if target == "in-process":
         from cluster.threaded import ThreadedTransport
 
@@ -27,5 +22,5 @@ def open_pipeline(target: str, recipe: Recipe) -> tuple[Transport, StageHandle |
     from cluster.ray_transport import RayTransport
 
     on_ray = open_transport(target, recipe)
-    assert isinstance(on_ray, RayTransport)  # of one replica
+    assert isinstance(on_ray, RayTransport)  # of one replica: a recipe has no more where edges draft
     return on_ray, on_ray.pipeline.stages[light.name]

@@ -5,7 +5,9 @@ use. Its whole resource definitions are a megabyte and not part of Ray: `tests/a
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,34 @@ def test_kuberay_manifests_have_the_fields_of_its_api_and_ask_for_a_token(name: 
     )
     with pytest.raises(jsonschema.ValidationError):
         check(open_door)
+
+
+def environment(pod: dict[str, Any]) -> dict[str, str]:
+    (container,) = pod["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def test_every_node_has_the_limits_that_an_operator_must_set() -> None:
+    from cluster.chaos.machines import QUICK
+    from cluster.serving.proxy_limits import CALLBACK
+
+    serve = {CALLBACK: "cluster.serving.proxy_limits.proxy_limits"}
+    malloc, health = {"MALLOC_ARENA_MAX": "2"}, {f"RAY_{name}": str(value) for name, value in QUICK.items()}
+    service, job = read("rayservice.yaml")["spec"]["rayClusterConfig"], read("rayjob.yaml")["spec"]["rayClusterSpec"]
+    for cluster, wanted in ((service, serve | malloc), (job, malloc)):
+        head = environment(cluster["headGroupSpec"]["template"])
+        assert head.items() >= (wanted | health).items()
+        assert len(cluster["workerGroupSpecs"]) >= 1
+        for group in cluster["workerGroupSpecs"]:
+            assert environment(group["template"]).items() >= wanted.items()
+    module, _, name = serve[CALLBACK].rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+    for kind, wanted in (("head", serve | malloc | health), ("worker", serve | malloc)):
+        (command,) = [each for each in read("ray_up.yaml")[f"{kind}_start_ray_commands"] if "ray start" in each]
+        before = command.partition("ulimit")[0]  # what the shell has exported by the time that Ray is started
+        told = subprocess.run(["sh", "-c", f"{before} env"], env={}, capture_output=True, text=True, check=True)
+        exported = dict(line.split("=", 1) for line in told.stdout.splitlines())
+        assert exported.items() >= ({"RAY_AUTH_MODE": "token"} | wanted).items()
 
 
 def test_rays_version_is_the_one_that_is_pinned() -> None:

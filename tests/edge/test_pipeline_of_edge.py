@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from toy_family import edge_recipe, write_toy_family
 
-from cascade_runtime.errors import ConfigError
 from cluster import replicated
 from cluster.edge.pipeline import open_pipeline
 from cluster.ray_transport import RayTransport
@@ -30,13 +28,6 @@ def test_a_relay_runs_on_the_ray_that_was_named(
             self.pipeline = SimpleNamespace(stages={"level0": "the relay", "target": "a stage"})  # type: ignore[assignment]
 
     monkeypatch.setattr(replicated, "RayTransport", Started)
-    transport, relay = open_pipeline(target, edge_recipe(write_toy_family(tmp_path), ["identical"]))
+    transport, relay = open_pipeline(target, edge_recipe(write_toy_family(tmp_path), ["identical"], {}))
     assert isinstance(transport, Started) and relay == "the relay"
     assert asked == [address]
-
-
-@pytest.mark.parametrize("target", ["in-process", "ray", "ray://auto"])
-def test_one_relay_cannot_serve_several_pipelines(target: str, tmp_path: Path) -> None:
-    recipe = edge_recipe(write_toy_family(tmp_path), ["identical"])
-    with pytest.raises(ConfigError, match="cascade.replicas.*1 where an edge drafts"):
-        open_pipeline(target, replace(recipe, cascade=replace(recipe.cascade, replicas=2)))
