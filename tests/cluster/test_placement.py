@@ -32,7 +32,7 @@ def table(**stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def gpu_node(accelerator: str, gpus: float = 1, **labels: str) -> RayNode:
-    return RayNode("n", "192.0.2.9", 8, gpus, accelerator, 64 * GB, GB, labels)
+    return RayNode(accelerator, "192.0.2.9", 8, gpus, accelerator, 64 * GB, GB, labels)
 
 
 # -- bundles ---------------------------------------------------------------------------------------------------------
@@ -96,6 +96,31 @@ def test_a_cpu_node_is_held_to_its_memory() -> None:
     recipe = load_recipe("setups/1x4090", ["stages.heavy.num_gpus=0"])
     with pytest.raises(ConfigError, match="of float32 weights"):
         check_memory(recipe, [RayNode("n", "192.0.2.9", 8, 0, "", 16 * GB, GB, {})])
+
+
+def test_stages_that_may_only_go_to_the_same_nodes_must_fit_beside_each_other() -> None:
+    seven = {"checkpoint": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "dtype": "bfloat16", "num_gpus": 0.5}
+    halves = recipe_from_dict(table(mid=seven, heavy=seven))
+    with pytest.raises(ConfigError, match=r"mid 1.* and heavy|heavy 1.*mid|mid 1.*heavy") as refused:
+        check_memory(halves, [gpu_node("GeForce-RTX-4090")])
+    assert "at most 23.2 GB, nine tenths of 1 x rtx4090 of 192.0.2.9" in str(refused.value)
+    check_memory(halves, [gpu_node("GeForce-RTX-4090", 2)])
+    other = replace(gpu_node("GeForce-RTX-4090"), node_id="m", address="192.0.2.10")
+    check_memory(halves, [gpu_node("GeForce-RTX-4090"), other])
+    check_memory(halves, [gpu_node("GeForce-RTX-4090"), replace(other, accelerator="Nova-9")])  # who knows
+    edge = recipe_from_dict(table(mid=seven | {"labels": {"tier": "edge"}}, heavy=seven | {"labels": {"tier": "core"}}))
+    apart = [gpu_node("GeForce-RTX-4090", tier="edge"), replace(other, labels={"tier": "core"})]
+    check_memory(edge, apart)
+    cores = recipe_from_dict(table(mid=seven | {"num_gpus": 0}, heavy=seven | {"num_gpus": 0}))
+    with pytest.raises(ConfigError, match="what Ray has for workers"):
+        check_memory(cores, [RayNode("n", "192.0.2.9", 16, 0, "", 30 * GB, GB, {})])
+    check_memory(cores, [RayNode("n", "192.0.2.9", 16, 0, "", 96 * GB, GB, {})])
+
+
+def test_an_accelerator_of_two_sizes_is_refused_where_the_larger_is_too_small() -> None:
+    check_memory(load_recipe("setups/1xa100"), [gpu_node("A100")])
+    with pytest.raises(ConfigError, match="a100_80"):
+        check_memory(load_recipe("setups/1xa100", ["cascade.slots=400"]), [gpu_node("A100")])
 
 
 @pytest.mark.parametrize("name", setup_names())
