@@ -165,10 +165,8 @@ def _cut(link: SlowLink, seconds: float) -> None:
     link.cut = False
 
 
-def measured(
-    setting: Setting, cut: str, lines: list[Any], here: dict[int, list[int]], seconds: float
-) -> dict[str, Any]:
-    """One row; where the link is cut, per second until the last answer."""
+def measured(setting: Setting, cut: str, lines: list[Any], here: dict[int, list[int]]) -> dict[str, Any]:
+    """One row; per second until the last answer."""
     *replies, counts = lines
     answered = [reply for reply in replies if reply["is"] == "answered"]
     latency_ms = sorted(reply["latency_ms"]["arrived"] for reply in answered)
@@ -180,7 +178,7 @@ def measured(
         "cut": cut,
         "windows": counts["windows"] - counts["empty"],
         "answered": len(answered),
-        "windows_per_s": round(len(answered) / (took_s if setting.cut_s else seconds), 2),
+        "windows_per_s": round(len(answered) / took_s, 2),
         "kb_per_window": round(statistics.fmean(reply["payload_bytes"] for reply in answered) / 1000, 1),
         "core_p50_ms": round(statistics.median(reply["latency_ms"]["received"] for reply in answered), 1),
         "latency_p50_ms": round(float(np.percentile(latency_ms, 50)), 1),
@@ -264,9 +262,7 @@ def main() -> None:
             if args.only and args.only not in setting.name:
                 continue
             for cut in (cut for cut in setting.cuts if cut in args.cuts):
-                row = measured(
-                    setting, cut, run_edge(link, setting, cut, file, token, args.max_tokens), here, args.seconds
-                )
+                row = measured(setting, cut, run_edge(link, setting, cut, file, token, args.max_tokens), here)
                 rows.append(row)
                 print(
                     f"{row['link']:<18}{row['cut']:<10}{row['answered']:>9}{row['windows_per_s']:>7.1f}"
@@ -280,6 +276,7 @@ def main() -> None:
     told = ", ".join(f"{name} {count}" for name, count in summary.items())
     print(f"\n{told}; load at the end {os.getloadavg()[0]:.1f}")
     print(json.dumps({"benchmark": "edge", **summary, "load": round(busy, 1), "rows": rows}))
+    sys.exit(1 if any(summary.values()) else 0)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cascade_runtime.config import SamplingParams, load_recipe, recipe_names
 from cascade_runtime.errors import AccessError, ConfigError, RemoteError
+from cluster.edge import PORT
 
 if TYPE_CHECKING:
     from cascade_runtime.events import Events
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     Read = Callable[[Path], Events]
 
-PORT = 8100
 _STATUS_S = 10.0
 
 
@@ -32,7 +32,7 @@ def add_edge(commands: Any, read: Read) -> None:
     """The parsers of `edge` and `edge-server`. read: how a recording is read."""
     edge = commands.add_parser("edge", help="ask a core about every window of a recording, as it is replayed")
     edge.add_argument("file", type=Path, nargs="?", metavar="FILE")
-    edge.add_argument("--server", required=True, metavar="HOST:PORT", help="of `cascade edge-server`")
+    edge.add_argument("--server", required=True, metavar="HOST[:PORT]", help=f"of `cascade edge-server`; port {PORT}")
     edge.add_argument("-q", "--question")
     edge.add_argument("--cut", default="raw", help="what crosses: raw, frames, features or drafts (default: raw)")
     edge.add_argument("--recipe", metavar="NAME|FILE.toml", help="what runs here (features, drafts)")

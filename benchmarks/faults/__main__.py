@@ -15,7 +15,8 @@ links, supervision and Ray are real:
 Goals: 0 answers lost, duplicated or changed and 0 errors seen by clients; 95 % of recoveries, without the start of a
 process and the loading of its model, within 3 s; without a drafter no more than 3 % slower than the target alone; all
 that a flooded server takes is answered, the rest refused within 100 ms with Retry-After; memory grows by less than 5 MB
-an hour, and no slot stays taken. One JSON line last.
+an hour, and no slot stays taken. One JSON line last; the exit status is 1 where an answer was lost, doubled or changed,
+a client saw an error or a slot stayed taken.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.faults.drafters import dead_drafters
@@ -32,6 +34,7 @@ from benchmarks.faults.soak import soak
 from benchmarks.faults.survival import nodes, stages
 from cluster.arenas import keep_few_arenas
 
+WRONG = {"lost", "duplicated", "changed", "client_visible_errors", "leaked_slots"}
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "stages": stages,
     "nodes": nodes,
@@ -62,6 +65,15 @@ def main() -> None:
         print(f"{part}", flush=True)
         told[part] = PARTS[part](args)
     print(json.dumps(told))
+    sys.exit(1 if any(wrong(told)) else 0)
+
+
+def wrong(told: Any) -> Iterator[int]:
+    """Every count in what was told that has to be 0."""
+    for name, value in told.items() if isinstance(told, dict) else ():
+        yield from wrong(value)
+        if name in WRONG:
+            yield value
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ class Outcome:
     lost: neither an answer nor an error came. duplicated: more than one last word came. changed: answers whose tokens
     are not the clean ones. client_visible_errors: what the client was told instead of an answer. retried: requests
     that the transport asked again. recovery: from a fault until its stage was whole again, links included; without
-    load: but for what starting a process and loading its model took. gap: between one answer and the next.
+    load: but for what starting a process and loading its model took. gap: between one answer and the next. leaked_fds:
+    of this process, whose stages' are new with every fault.
     """
 
     recipe: str
@@ -55,8 +56,9 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether nobody outside has noticed anything but time."""
-        return not (self.lost or self.duplicated or self.changed or self.client_visible_errors or self.leaked_slots)
+        """Whether nobody outside has noticed anything but time, and nothing is left behind."""
+        wrong = self.lost or self.duplicated or self.changed or self.client_visible_errors
+        return not (wrong or self.leaked_slots or self.leaked_refs or self.leaked_fds)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""

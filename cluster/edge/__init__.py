@@ -13,3 +13,5 @@
 
 What passes is `cascade_runtime/edge/`.
 """
+
+PORT = 8100  # of a core, unless somebody says another

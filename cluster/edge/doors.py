@@ -15,6 +15,7 @@ import grpc
 
 from cascade_runtime.edge.cut import MAX_BATCH_BYTES
 from cascade_runtime.errors import ConfigError
+from cluster.edge import PORT
 from cluster.serving.api_keys import caller_of
 from cluster.serving.settings import is_loopback
 
@@ -73,7 +74,7 @@ class CoreDoor:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeDoor:
-    """Of the edge. server: HOST:PORT of the core. authority: PEM file of who signed its certificate; without, and with
+    """Of the edge. server: HOST or HOST:PORT of the core. authority: PEM file of who signed its certificate; without, and with
     `tls`, the system's.
     """
 
@@ -84,9 +85,12 @@ class EdgeDoor:
     plaintext: bool = False
 
     def __post_init__(self) -> None:
-        host, _, port = self.server.rpartition(":")
+        host, colon, port = self.server.rpartition(":")
+        if self.server and not colon:
+            host, port = self.server, str(PORT)
+            object.__setattr__(self, "server", f"{host}:{port}")
         if not host or not port.isdecimal() or not 1 <= int(port[:6]) <= 65_535:
-            raise ConfigError("server", self.server, "HOST:PORT")
+            raise ConfigError("server", self.server, f"HOST, or HOST:PORT where it is not {PORT}")
         if self.token and not self.encrypted and not self.plaintext and not is_loopback(host):
             raise ConfigError("server", self.server, "with a token: TLS, this machine, or --plaintext")
 

@@ -75,7 +75,9 @@ def test_status_needs_the_token_and_tells_of_sessions(tmp_path: Path, capsys: py
     ("options", "code", "why"),
     [
         (["--server", "h:1"], 2, "--question"),
-        (["--server", "h"], 2, "HOST:PORT"),
+        (["--server", "h:0"], 2, "HOST:PORT"),
+        (["--server", ""], 2, "HOST:PORT"),
+        (["--server", "h"], 2, "--question"),
         (["--server", "h:1", "-q", "x", "--cut", "tokens"], 2, "raw, frames, features"),
         (["--server", "h:1", "-q", "x", "--cut", "features"], 2, "with the recipe"),
         (["--server", "h:1", "-q", "x", "--cut", "drafts", "--recipe", "light_heavy"], 2, 'drafter = "edge"'),
