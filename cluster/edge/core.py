@@ -28,10 +28,11 @@ from cluster.edge.counters import EdgeMetrics
 from cluster.edge.doors import END_OF_STREAM, OPTIONS, CoreDoor
 from cluster.edge.exchange import DraftExchange
 from cluster.edge.session import Session, SessionLimits
+from cluster.serving.api_keys import ANYBODY
 
 PULSE_S = 1.0
 SILENCE_S = 5.0
-MAX_SESSIONS = 64
+MAX_SESSIONS, MAX_OF_TOKEN = 64, 16
 _STOP_S = 2.0
 
 
@@ -131,6 +132,8 @@ class EdgeCore(edge_pb2_grpc.EdgeLinkServicer):
             return session, True
         if len(self._sessions) >= MAX_SESSIONS:
             raise CapacityError(f"{MAX_SESSIONS} sessions are remembered")
+        if owner != ANYBODY and sum(each.owner == owner for each in self._sessions.values()) >= MAX_OF_TOKEN:
+            raise CapacityError(f"{MAX_OF_TOKEN} sessions of this token are remembered")
         session = Session(hello, owner, self._seeing, self._transport, self._limits, self.metrics, self._exchange)
         self._sessions[hello.session] = session
         self.metrics.sessions.set(len(self._sessions))

@@ -74,8 +74,8 @@ class CoreDoor:
 
 @dataclass(frozen=True, kw_only=True)
 class EdgeDoor:
-    """Of the edge. server: HOST or HOST:PORT of the core. authority: PEM file of who signed its certificate; without, and with
-    `tls`, the system's.
+    """Of the edge. server: HOST or HOST:PORT of the core. authority: PEM file of who signed its certificate; without,
+    and with `tls`, the system's.
     """
 
     server: str

@@ -22,6 +22,7 @@ from cascade_runtime.edge.ingest import windows_of
 from cascade_runtime.edge.packing import RawPacker, bodies_of, checksum
 from cascade_runtime.errors import AccessError, ConfigError, DeadlineExceeded, RemoteError
 from cascade_runtime.proto import edge_pb2, edge_pb2_grpc
+from cluster.edge import PORT
 from cluster.edge.doors import CoreDoor, EdgeDoor
 from cluster.edge.session import SessionLimits
 from cluster.serving.api_keys import digest
@@ -170,6 +171,34 @@ def test_what_an_edge_may_not_say_ends_the_call_and_reaches_no_pipeline(message:
                 assert (await outcome_of(again)).answer.text == expected(recording())[0][1]
 
     run(test)
+
+
+def test_one_token_cannot_take_all_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.edge.core.MAX_OF_TOKEN", 2)
+    monkeypatch.setattr("cluster.edge.core.MAX_SESSIONS", 3)
+    other = "another-token-of-more-than-16"
+
+    async def begin(port: int, number: int, token: str) -> tuple[str, str]:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            asking = (("authorization", f"Bearer {token}"),) if token else ()
+            call = edge_pb2_grpc.EdgeLinkStub(channel).Link(timeout=20, metadata=asking)
+            await call.write(hello(session=b"%016d" % number))
+            try:
+                return (await call.read()).WhichOneof("said"), ""
+            except grpc.aio.AioRpcError as error:
+                return error.code().name, error.details() or ""
+
+    async def test() -> None:
+        async with core(key_digests=(digest(TOKEN), digest(other))) as (_, port):
+            assert [(await begin(port, k, TOKEN))[0] for k in (1, 2)] == ["welcome"] * 2
+            assert await begin(port, 3, TOKEN) == ("RESOURCE_EXHAUSTED", "2 sessions of this token are remembered")
+            assert (await begin(port, 1, TOKEN))[0] == "welcome"  # its own goes on
+            assert (await begin(port, 4, other))[0] == "welcome"
+            assert await begin(port, 5, other) == ("RESOURCE_EXHAUSTED", "3 sessions are remembered")
+        async with core() as (_, port):  # without tokens nobody can be told apart
+            assert [(await begin(port, k, ""))[0] for k in (1, 2, 3)] == ["welcome"] * 3
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize(
@@ -346,7 +375,7 @@ def test_over_tls_only_the_core_that_holds_the_certificate_is_spoken_to(tmp_path
         (lambda: CoreDoor(host="127.0.0.1", port=1, key=Path("key.pem")), "both, or none"),
         (lambda: CoreDoor(host="127.0.0.1", port=70_000), "0 to 65535"),
         (lambda: EdgeDoor(server="core.example:8100", token=TOKEN), "TLS, this machine"),
-        (lambda: EdgeDoor(server="core.example"), "HOST:PORT"),
+        (lambda: EdgeDoor(server="core.example:"), "HOST:PORT"),
         (lambda: EdgeDoor(server="h:99999999"), "HOST:PORT"),
     ],
 )
@@ -374,3 +403,8 @@ def test_a_replay_keeps_the_sensors_time() -> None:
         assert all(reply.latency_ms["packed"] >= 0 and math.isfinite(reply.latency_ms["arrived"]) for reply in replies)
 
     run(test)
+
+
+def test_a_core_is_at_the_usual_port_unless_somebody_says_another() -> None:
+    assert EdgeDoor(server="core.example").server == f"core.example:{PORT}"
+    assert EdgeDoor(server="core.example:81").server == "core.example:81"
