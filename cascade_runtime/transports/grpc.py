@@ -36,6 +36,7 @@ from cascade_runtime.transports.base import DEFAULT_TIMEOUT_S, MAX_CONCURRENCY, 
 from cascade_runtime.transports.retries import wait_before_retry
 from cascade_runtime.transports.session import SessionTerms, Window
 from cascade_runtime.transports.side_by_side import Tell, side_by_side
+from cascade_runtime.transports.told import Told
 from cascade_runtime.transports.windows import NewestWindows
 
 DEFAULT_PORT = 9000
@@ -99,14 +100,7 @@ class GrpcTransport:
         limit_s = DEFAULT_TIMEOUT_S if timeout_s is None else timeout_s
         deadline = loop.time() + limit_s
         message = await asyncio.to_thread(grpc_wire.question, request)
-        told = False
-
-        async def tell_once(piece: Any) -> None:
-            nonlocal told
-            told = True
-            await tell(piece)
-
-        tries = 0
+        told, tries = Told(), 0
         while True:
             tries += 1
             left_s = deadline - loop.time()
@@ -114,13 +108,13 @@ class GrpcTransport:
                 if left_s <= 0:
                     raise DeadlineExceeded(f"request {request.request_id}: no answer in {limit_s:g} s")
                 if stream:
-                    return await self._stream(message, left_s, tell_once)
+                    return await self._stream(message, left_s, told.filtered(tell))
                 reply = await self._stub().Generate(message, timeout=left_s, metadata=self._metadata)
                 return grpc_wire.read_answer(reply)
             except grpc.aio.AioRpcError as failed:
                 error, asked_s = grpc_wire.error_of_call(failed, request.request_id)
                 wait_s = None
-                if not told and (asked_s is not None or failed.code() is grpc.StatusCode.UNAVAILABLE):
+                if asked_s is not None or failed.code() is grpc.StatusCode.UNAVAILABLE:
                     left_s = deadline - loop.time()
                     wait_s = wait_before_retry(tries, self.remote.max_retries, asked_s, left_s, self._chance)
                 if wait_s is None:

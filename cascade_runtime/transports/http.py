@@ -5,9 +5,9 @@
     trace(request_id)   GET /v1/cascade/requests/{id}/trace
 
 One request: every try carries the same X-Request-Id and Idempotency-Key, so that the server answers it once however
-often it is asked; retries.py says when it is asked again. The deadline spans all tries. A caller who stops reading
-closes the connection, and the server stops working for it. Nothing is followed to another address, and of what a
-server sends no more is kept than an answer can be long.
+often it is asked; retries.py says when it is asked again, a stream that broke off too: it goes on where it was. The
+deadline spans all tries. A caller who stops reading closes the connection, and the server stops working for it. Nothing
+is followed to another address, and of what a server sends no more is kept than an answer can be long.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from cascade_runtime.transports.fields import Fields
 from cascade_runtime.transports.refusal import error_of
 from cascade_runtime.transports.retries import retry_after_s, wait_before_retry
 from cascade_runtime.transports.side_by_side import Tell, side_by_side
+from cascade_runtime.transports.told import Told
 
 _CONNECT_S = 10.0
 _CONTROL_S = 30.0  # for all that is not an answer
 _MAX_BYTES = 64 * 2**20  # of one response
 _MAX_EVENT_BYTES = 16 * 2**20  # of one server-sent event
 _MAX_MODELS = 1024
-_AGAIN = (429, 502, 503)  # the server refused: it has not begun; others of 500 and more where it says when to come back
+# The server refused: it has not begun; others of 500 and more where it says when to come back, or is not what answered.
+_AGAIN = (429, 502, 503)
 
 
 class _Again(Exception):
@@ -89,11 +91,11 @@ class HttpTransport:
             "Idempotency-Key": request.request_id,
         }
         send = partial(self._http.build_request, "POST", "v1/chat/completions", content=body, headers=headers)
-        read = partial(self._read_stream, tell=tell) if stream else self._read_answer
-        tries = 0
+        told, tries = Told(), 0
         while True:
             tries += 1
             try:
+                read = partial(self._read_stream, tell=told.filtered(tell)) if stream else self._read_answer
                 async with asyncio.timeout_at(deadline):
                     return await self._try(send(), read, request.request_id)
             except TimeoutError:
@@ -109,8 +111,10 @@ class HttpTransport:
         async with self._responding(sent) as response:
             if response.status_code != 200:
                 asked_s = retry_after_s(response.headers.get("retry-after"))
-                error = error_of(response.status_code, await _json(response, lenient=True), request_id, asked_s)
-                if response.status_code in _AGAIN or (response.status_code >= 500 and asked_s is not None):
+                said = await _json(response, lenient=True)
+                error = error_of(response.status_code, said, request_id, asked_s)
+                proxys = not (isinstance(said, dict) and "error" in said)  # whose replica has died, say
+                if response.status_code in _AGAIN or (response.status_code >= 500 and (asked_s is not None or proxys)):
                     raise _Again(error, asked_s)
                 raise error
             return await read(response, request_id)
@@ -144,7 +148,7 @@ class HttpTransport:
             raise RemoteError(f"{self.remote.url}: not an answer: {error}", response.status_code) from error
 
     async def _read_stream(self, response: httpx.Response, request_id: str, *, tell: Tell) -> Answer:
-        told, reader = False, ChunkReader()
+        reader = ChunkReader()
         answer: Answer | None = None
         try:
             async for data in _events(response):
@@ -154,7 +158,6 @@ class HttpTransport:
                 if isinstance(update, Answer):
                     answer = update
                 elif update is not None:
-                    told = True
                     await tell(update)
         except InputError as error:
             if error.request_id:  # the server's own
@@ -164,10 +167,10 @@ class HttpTransport:
             raise RemoteError(f"{self.remote.url}: not a stream of an answer: {_short(error)}", 200) from error
         except httpx.HTTPError as error:
             broken = RemoteError(f"{self.remote.url}: the stream broke off: {_short(error)}", 200, retryable=True)
-            raise broken if told else _Again(broken) from error
+            raise _Again(broken) from error
         if answer is None:
             broken = RemoteError(f"{self.remote.url}: the stream ended before the answer did", 200, retryable=True)
-            raise broken if told else _Again(broken)
+            raise _Again(broken)
         return answer
 
     # -- what it says of itself --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """`wait_before_retry`: when and how soon to ask a server again. Pure: no clock, no I/O.
 
 Asking again is safe, since an answer is a function of the request and every try carries the same idempotency key: a
-server that has the answer, or is at it, does not begin anew. It is of use only before the first piece of an answer was
-passed on: a stream that broke off later is the caller's to repeat.
+server that has the answer, or is at it, does not begin anew. Of a stream that broke off, what was passed on is not told
+again (`told.py`).
 """
 
 from __future__ import annotations

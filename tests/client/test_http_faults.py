@@ -111,6 +111,7 @@ def test_an_address_where_nobody_listens_is_tried_again_and_then_an_error() -> N
         refusal("429 Too Many Requests", "rate_limit_exceeded", "Retry-After: 0"),
         refusal("500 Internal Server Error", "stage_failed", "Retry-After: 0"),
         response("502 Bad Gateway", b"<html>", "text/html"),
+        response("500 Internal Server Error", b"The actor died unexpectedly", "text/plain"),
         resets,
         b"",
         response("200 OK", json.dumps(COMPLETION).encode())[:-20],
@@ -151,14 +152,35 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
     assert len(handler.requests) == 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("end", [resets, lambda connection: None])
-def test_a_stream_that_breaks_off_after_a_piece_is_an_error_and_not_asked_again(end: Any) -> None:
+def breaks_off(*pieces: dict[str, Any], end: Callable[[socket.socket], None]) -> tuple[Any, threading.Event]:
+    """A stream that ends so after these pieces, once they were read."""
+
     def begins(connection: socket.socket) -> None:
-        connection.sendall(events_head() + event(PIECE))
+        connection.sendall(events_head() + b"".join(map(event, pieces)))
         taken.wait(10)
         end(connection)
 
     taken = threading.Event()
+    return begins, taken
+
+
+@pytest.mark.parametrize("end", [resets, lambda connection: None])
+def test_a_stream_that_breaks_off_goes_on_where_it_was(end: Any) -> None:
+    begins, taken = breaks_off(PIECE, end=end)
+    next_one = {"choices": [{"index": 0, "delta": {"content": " car"}}]}
+    last = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "metrics": METRICS, "cascade": CASCADE}
+    handler = sends(begins, begins, events_head() + b"".join(map(event, (PIECE, next_one, last, "[DONE]"))))
+    with scripted_server(handler) as address, CascadeClient(address) as client:
+        stream = client.stream(toy_events(), "What?")
+        assert next(stream) == "a"
+        taken.set()
+        *pieces, answer = stream
+        assert pieces == [" car"] and isinstance(answer, Answer) and answer.text == "a car"
+    assert len(handler.requests) == 3 and len(set(handler.requests)) == 1  # type: ignore[attr-defined]
+
+
+def test_a_stream_that_always_breaks_off_is_an_error_in_the_end() -> None:
+    begins, taken = breaks_off(PIECE, end=resets)
     handler = sends(begins)
     with scripted_server(handler) as address, CascadeClient(address) as client:
         stream = client.stream(toy_events(), "What?")
@@ -166,7 +188,19 @@ def test_a_stream_that_breaks_off_after_a_piece_is_an_error_and_not_asked_again(
         taken.set()
         with pytest.raises(RemoteError, match="stream") as failed:
             list(stream)
-    assert failed.value.retryable and len(handler.requests) == 1  # type: ignore[attr-defined]
+    assert failed.value.retryable and len(handler.requests) == 3  # type: ignore[attr-defined]
+
+
+def test_nobody_is_told_the_halves_of_two_answers() -> None:
+    begins, taken = breaks_off({"choices": [{"index": 0, "delta": {"content": "the"}}]}, end=resets)
+    handler = sends(begins, events_head() + STREAM)
+    with scripted_server(handler) as address, CascadeClient(address) as client:
+        stream = client.stream(toy_events(), "What?")
+        assert next(stream) == "the"
+        taken.set()
+        with pytest.raises(RemoteError, match="another one"):
+            list(stream)
+    assert len(handler.requests) == 2  # type: ignore[attr-defined]
 
 
 def test_an_error_within_a_stream_is_the_error_it_is() -> None:

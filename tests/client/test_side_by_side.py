@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from toy_family import toy_requests
 
 from cascade_runtime.api import Answer, GenerateRequest, Piece
-from cascade_runtime.errors import CapacityError, StageError
+from cascade_runtime.errors import CapacityError, RemoteError, StageError
 from cascade_runtime.transports import Tell, Told, side_by_side
 
 
@@ -35,6 +36,29 @@ def test_a_stream_that_begins_anew_says_nothing_twice() -> None:
         ("d", (4,), ("d",)),
         ("", (5,), ("",)),
     ]
+
+
+def test_another_answer_is_refused_as_soon_as_it_is_one() -> None:
+    async def hear(piece: Piece) -> None:
+        pass
+
+    async def speak(*pieces: Piece) -> None:
+        told = Told()
+        tell = told.filtered(hear)
+        await tell(Piece("ab", (1, 2), (1, 1), ("a", "b")))
+        tell = told.filtered(hear)
+        for piece in pieces:
+            await tell(piece)
+
+    asyncio.run(speak(Piece("a", (1,)), Piece("bc", (2, 3))))
+    for wrong in (
+        [Piece("a", (1,)), Piece("x", (9,))],
+        [Piece("a", (1,)), Piece("b", (9,))],
+        [Piece("ax", (1, 2))],
+        [Piece("abc", (2, 1, 3))],
+    ):
+        with pytest.raises(RemoteError, match="another one"):
+            asyncio.run(speak(*wrong))
 
 
 def test_whatever_goes_wrong_with_one_request_ends_that_one_and_carries_its_id() -> None:
