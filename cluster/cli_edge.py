@@ -30,8 +30,10 @@ _STATUS_S = 10.0
 
 def add_edge(commands: Any, read: Read) -> None:
     """The parsers of `edge` and `edge-server`. read: how a recording is read."""
-    edge = commands.add_parser("edge", help="ask a core about every window of a recording, as it is replayed")
-    edge.add_argument("file", type=Path, nargs="?", metavar="FILE")
+    edge = commands.add_parser("edge", help="ask a core about every window of a camera or a recording")
+    edge.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="a recording, which is replayed; -: a camera's Arrow stream"
+    )
     edge.add_argument("--server", required=True, metavar="HOST[:PORT]", help=f"of `cascade edge-server`; port {PORT}")
     edge.add_argument("-q", "--question")
     edge.add_argument("--cut", default="raw", help="what crosses: raw, frames, features or drafts (default: raw)")
@@ -104,10 +106,15 @@ def _edge(args: argparse.Namespace, read: Read) -> int:
         give_up_s=args.give_up_s,
         recipe=load_recipe(args.recipe, args.set) if args.recipe else None,
     )
-    events = read(args.file)
+    if str(args.file) == "-":
+        from cluster.edge.sensor import arrow_sensor
+
+        source: Any = arrow_sensor(sys.stdin.buffer, settings.window_us)
+    else:
+        source = read(args.file)
 
     async def run() -> EdgeBox:
-        box = EdgeBox(settings, door, events)
+        box = EdgeBox(settings, door, source)
         await box.run(lambda reply: print(_json(reply) if args.json else _line(reply), flush=True))
         return box
 

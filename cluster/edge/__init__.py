@@ -1,6 +1,7 @@
 """The two ends of the link between an edge box and the core, over gRPC (`proto/edge.proto`).
 
-    box.py       the edge: replays a recording, packs windows, keeps what is unanswered, connects again after a cut
+    sensor.py    the edge: a camera's windows, out of a pipe
+    box.py       the edge: takes those or replays a recording, packs, keeps what is unanswered, connects again
     core.py      the core's server: who may speak, sessions that outlive connections, status
     session.py   one edge's standing question: batches into windows, windows into requests, outcomes back
     seeing.py    how a recipe looks at a window, which the edge is told

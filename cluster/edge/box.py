@@ -1,6 +1,7 @@
-"""`EdgeBox`: the edge's end. A recording is replayed as a sensor would give it, and every window ends in a `Reply`.
+"""`EdgeBox`: the edge's end. A camera's windows, or a recording's as a camera would give them; each ends in a `Reply`.
 
-    replay  -> Ingest          a window closes when its time has come, whether or not there is a link
+    listen  -> Ingest          a window has closed, whether or not there is a link
+    replay  -> Ingest          the same of a recording, when the window's time has come
     pack    Ingest -> ledger   the next window, when it could be sent at once: what is never sent is never packed
     link    ledger <-> core    see `link.py`
     draft   packed windows     with the cut "drafts", see `drafter.py`
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import math
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,6 +32,7 @@ from cascade_runtime.proto import edge_pb2
 from cluster.edge.doors import EdgeDoor
 from cluster.edge.latency import core_ms
 from cluster.edge.link import EdgeLink
+from cluster.edge.sensor import Sensor
 
 if TYPE_CHECKING:
     from cluster.edge.drafter import EdgeDrafter
@@ -101,10 +104,14 @@ class _Sent:
 
 
 class EdgeBox:
-    """One recording, one question, one session."""
+    """One source, one question, one session. A recording can wait, where `keep` is "all", and for the first link; a
+    sensor can not.
+    """
 
-    def __init__(self, settings: EdgeSettings, door: EdgeDoor, events: Events) -> None:
-        self.settings, self.events = settings, events
+    def __init__(self, settings: EdgeSettings, door: EdgeDoor, source: Events | Sensor) -> None:
+        if isinstance(source, Sensor) and (settings.keep == "all" or settings.speed != 1.0):
+            raise ConfigError("keep, speed", (settings.keep, settings.speed), "newest or join, 1: a sensor cannot wait")
+        self.settings, self.source = settings, source
         self.ingest = Ingest(settings.keep, settings.waiting, settings.max_events)
         self.link = EdgeLink(door, self._hello(), self)
         self.drafter: EdgeDrafter | None = None
@@ -122,7 +129,9 @@ class EdgeBox:
         self._report = report
         self._models = await asyncio.to_thread(self._load_models)
         linked = asyncio.create_task(self.link.run(self.settings.give_up_s))
-        work = [asyncio.create_task(each) for each in (self._replay(), self._pack())]
+        source = self.source
+        sensing = self._listen(source) if isinstance(source, Sensor) else self._replay(source)
+        work = [asyncio.create_task(each) for each in (sensing, self._pack())]
         try:
             waiting = {linked, *work}
             while not linked.done():
@@ -189,11 +198,35 @@ class EdgeBox:
 
     # -- the sensor --------------------------------------------------------------------------------------------------
 
-    async def _replay(self) -> None:
+    async def _listen(self, sensor: Sensor) -> None:
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+
+        async def offer(window: Window) -> None:
+            self.ingest.offer(window)
+            self._news.set()
+
+        def take() -> None:
+            error: Exception | None = None
+            try:
+                for window in sensor.windows:
+                    asyncio.run_coroutine_threadsafe(offer(window), loop).result()
+            except Exception as failed:  # noqa: BLE001  whoever waits is told
+                error = failed
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_end, over, error)
+
+        threading.Thread(target=take, name="sensor", daemon=True).start()  # may be blocked in a pipe for ever
+        await over
+        self.ingest.counts.events_dropped += sensor.events_dropped
+        self._replayed = True
+        self.link.wake()
+
+    async def _replay(self, events: Events) -> None:
         await self._welcomed.wait()  # a recording can wait for the first link; a sensor could not
         start_ns, paced = time.monotonic_ns(), math.isfinite(self.settings.speed)
         begin_us: int | None = None
-        for window in windows_of(self.events, self.settings.window_us):
+        for window in windows_of(events, self.settings.window_us):
             begin_us = window.begin_us if begin_us is None else begin_us
             closed_ns = time.monotonic_ns()
             if paced:
@@ -244,8 +277,8 @@ class EdgeBox:
             cut=settings.cut,
             question=settings.question,
             newest=settings.keep == "newest",
-            width=self.events.width,
-            height=self.events.height,
+            width=self.source.width,
+            height=self.source.height,
             sampling=edge_pb2.Sampling(
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
@@ -287,6 +320,11 @@ class EdgeBox:
         loop = asyncio.get_running_loop()
         drafter.wake = lambda: _wake(loop, self.link)
         return DraftingPacker(packer, drafter, self.settings.question, self.settings.sampling)
+
+
+def _end(over: asyncio.Future[None], error: Exception | None) -> None:
+    if not over.done():
+        over.set_result(None) if error is None else over.set_exception(error)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, link: EdgeLink) -> None:

@@ -4,11 +4,14 @@ people ask, `serve status`, `serve shutdown`, and `serve run`, on a cluster that
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import http.client
 import itertools
 import json
 import os
+import re
+import signal
 import socket
 import threading
 import time
@@ -164,6 +167,68 @@ def test_with_room_for_two_nobody_waits_and_grpc_goes_on(head: RayHead, port: in
     print(f"\nthe new pipeline first: longest time without an answer, s: {gaps}", end="")
     assert not asking.failures
     assert all(tokens == expected for *_, tokens in asking.answers)
+
+
+RESTART = """
+import ray
+from ray import serve
+
+ray.init("auto", logging_level="ERROR")
+handle = serve.get_deployment_handle("Cascade", "cascade")
+print(sum(seconds > 0 for seconds in handle.restart.remote("light", "heavy").result(timeout_s=200)))
+"""
+
+
+def test_stages_are_started_anew_one_by_one_without_a_failed_request(head: RayHead, port: int) -> None:
+    """As an operator who holds the deployment's handle would."""
+    server = Served(port)
+    before = stage_processes(head)
+    expected = server.chat(BODY)[1]["cascade"]["token_ids"]
+    with Asking(server, None) as asking:
+        asking.more(5)
+        told = head.run("python", "-c", RESTART)
+        asking.more(5)
+    assert told.split()[-1] == "2"
+    assert not asking.failures
+    assert all(tokens == expected for *_, tokens in asking.answers)
+    after = stage_processes(head)
+    assert {name for name in before if before[name] != after[name]} == {"Drafter", "Target"}
+
+
+def test_a_replica_that_dies_costs_its_clients_a_reconnect(head: RayHead, port: int) -> None:
+    """One streams and one waits for the whole answer: both get it from the replica that Serve starts in its place."""
+    events = simulate_scene(seed=9).events
+    asked: dict[str, Any] = {"max_tokens": 96, "speculate": False}
+    with CascadeClient(f"http://127.0.0.1:{port}", max_retries=5, timeout=PATIENCE_S) as client:
+        expected = client.generate(events, QUESTION, **asked)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            stream = client.stream(events, QUESTION, **asked)
+            pieces = [next(stream)]
+            whole = pool.submit(client.generate, events, QUESTION, **asked)
+            time.sleep(0.3)
+            (replica,) = [pid for pid, name in processes_of(head) if name.startswith("ServeReplica:cascade:Cascade")]
+            os.kill(replica, signal.SIGKILL)
+            *rest, answer = stream
+        again = whole.result()
+    assert "".join([*pieces, *rest]) == answer.text == expected.text
+    assert answer.token_ids == again.token_ids == expected.token_ids
+    assert replica not in [pid for pid, _ in processes_of(head)]
+
+
+def processes_of(head: RayHead) -> list[tuple[int, str]]:
+    """Ray's workers of this cluster: process and what it is, without "ray::"."""
+    found: list[tuple[int, str]] = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (named := (entry / "cmdline").read_bytes()).startswith(b"ray::"):
+                ours = head.env["RAY_AUTH_TOKEN"].encode() in (entry / "environ").read_bytes()
+                found += [(int(entry.name), named[5:].split(b"\0")[0].decode())] if ours else []
+    return found
+
+
+def stage_processes(head: RayHead) -> dict[str, int]:
+    """By class; a name goes on with what the process is at."""
+    return {re.split(r"[.:]", name)[0]: pid for pid, name in processes_of(head)}
 
 
 def test_a_wrong_recipe_leaves_the_reason_to_be_read(head: RayHead, port: int, tmp_path: Path) -> None:
