@@ -61,7 +61,7 @@ from cascade_runtime.errors import (
     StageError,
 )
 from cascade_runtime.tracing import Trace
-from cluster.arenas import few_arenas_of_children
+from cluster.arenas import lean_malloc_of_children
 from cluster.memory_check import check_memory
 from cluster.nodes import read_nodes
 from cluster.placement import CONTROLLER, Reserved, bundles, edge_between, places, reserve
@@ -249,7 +249,7 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
         refuse_open_ray()
         asked = sum(bundle.resources.get("CPU", 0.0) for bundle in bundles(recipe))
         cpus = max(os.cpu_count() or 1, round(pipelines * asked + 1))
-        with few_arenas_of_children():
+        with lean_malloc_of_children():
             ray.init(
                 address="local",
                 num_cpus=cpus,  # bookkeeping only: threads per stage are the recipe's

@@ -133,11 +133,13 @@ def environment(pod: dict[str, Any]) -> dict[str, str]:
 
 
 def test_every_node_has_the_limits_that_an_operator_must_set() -> None:
+    from cluster.arenas import ARENAS, NO_CACHES, TUNABLES, VARIABLE
     from cluster.chaos.machines import QUICK
     from cluster.serving.proxy_limits import CALLBACK
 
     serve = {CALLBACK: "cluster.serving.proxy_limits.proxy_limits"}
-    malloc, health = {"MALLOC_ARENA_MAX": "2"}, {f"RAY_{name}": str(value) for name, value in QUICK.items()}
+    malloc = {VARIABLE: str(ARENAS), TUNABLES: NO_CACHES}
+    health = {f"RAY_{name}": str(value) for name, value in QUICK.items()}
     service, job = read("rayservice.yaml")["spec"]["rayClusterConfig"], read("rayjob.yaml")["spec"]["rayClusterSpec"]
     for cluster, wanted in ((service, serve | malloc), (job, malloc)):
         head = environment(cluster["headGroupSpec"]["template"])
