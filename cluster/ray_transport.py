@@ -19,7 +19,9 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError, DeadlineExceeded, InputError
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Tell, Told, Update, side_by_side
 from cluster.launch import Pipeline, Report, launch, plain_error
+from cluster.ray_auth import tell_open_ray
 
+log = logging.getLogger(__name__)
 _CONNECT_S = 5.0
 _CANCEL_S = 5.0  # that a request may take to end, before nobody waits for it any more
 _PAUSE_S = 0.1  # between looks for another controller
@@ -42,6 +44,7 @@ def join(address: str) -> bool:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
         raise ConfigError("address", address, f"{allowed} ({' '.join(str(error).split())[:200]})") from error
+    tell_open_ray(address, log.warning)
     return True
 
 

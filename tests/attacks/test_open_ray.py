@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
 from cascade_runtime.errors import ConfigError
+from cluster import ray_transport
 from cluster.ray_auth import refuse_open_ray, tell_open_ray
 
 
@@ -22,3 +24,14 @@ def test_a_ray_without_a_token_is_not_started_and_one_that_is_joined_is_named(mo
     monkeypatch.delenv("RAY_AUTH_MODE")
     refuse_open_ray()
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(("mode", "told"), [("token", False), ("", True)])
+def test_a_client_that_joins_one_is_told(
+    mode: str, told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    assert ray_transport.join("auto")
+    assert ("asks for no token" in caplog.text) == told
