@@ -16,7 +16,7 @@
 
 The cluster must have the CPUs and GPUs that the recipe asks for (`num_cpus` of its stages, 1 each unless it says less).
 Serve only starts, places, watches and stops replicas, and takes requests to them. It does not batch: the stages do. A
-request whose replica dies is lost, and its client may ask again. Requests are refused by the gateway's own bounded
+request whose replica dies is lost; `CascadeClient` asks again, and waits for the next one. Requests are refused by the gateway's own bounded
 queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON. On a cluster of your own the nodes'
 environment must hold what `cluster/serving/proxy_limits.py` says, or a stranger's endless header ends a proxy.
 
