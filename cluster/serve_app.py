@@ -16,9 +16,10 @@
 
 The cluster must have the CPUs and GPUs that the recipe asks for (`num_cpus` of its stages, 1 each unless it says less).
 Serve only starts, places, watches and stops replicas, and takes requests to them. It does not batch: the stages do. A
-request whose replica dies is lost; `CascadeClient` asks again, and waits for the next one. Requests are refused by the gateway's own bounded
-queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON. On a cluster of your own the nodes'
-environment must hold what `cluster/serving/proxy_limits.py` says, or a stranger's endless header ends a proxy.
+request whose replica dies is lost; `CascadeClient` asks again, and waits for the next one. Requests are refused by the
+gateway's own bounded queue; Serve's limits lie above it, so that a full server answers in OpenAI's JSON. The nodes of a
+cluster of your own must have in their environment what `cluster/serving/proxy_limits.py` says, or a stranger's endless
+header ends a proxy.
 
 A file that is deployed again with other `args` replaces the replicas, and no HTTP request fails: those inside are
 answered by the old one, those that come wait in the proxy (64 of them) until the new one has loaded. gRPC calls are
