@@ -94,7 +94,8 @@ class Growing(Along):
 
     def _begun(self, one: ActiveRow) -> grower.Growing:
         prefix, deepest = one.standing.prefix, _deepest(one)
-        return self.foresight.came_true(one.handle, prefix, deepest) or grower.Growing(one.row, prefix, deepest)
+        begun = self.foresight.came_true(one.handle, prefix, deepest)
+        return grower.Growing(one.row, prefix, deepest) if begun is None or one.row.poisoned else begun
 
 
 def _deepest(one: ActiveRow) -> int:

@@ -107,9 +107,10 @@ def _edge(args: argparse.Namespace, read: Read) -> int:
         recipe=load_recipe(args.recipe, args.set) if args.recipe else None,
     )
     if str(args.file) == "-":
-        from cluster.edge.sensor import arrow_sensor
+        from cluster.edge.sensor import Pipe, arrow_sensor
 
-        source: Any = arrow_sensor(sys.stdin.buffer, settings.window_us)
+        settings.check_sensor()
+        source: Any = arrow_sensor(Pipe(sys.stdin.fileno()), settings.window_us)
     else:
         source = read(args.file)
 

@@ -69,9 +69,10 @@ def _verdict(recipe: Recipe, bundle: Bundle, node: RayNode) -> _Verdict | None:
 
 def _together(recipe: Recipe, held: Sequence[Bundle], there: Sequence[RayNode], on_gpus: bool) -> _Verdict | None:
     """Whether bundles that may go nowhere else fit all of these nodes, however they are dealt out."""
+    there = [node for node in there if node.gpus or not on_gpus]
     kinds = [_kind(node, on_gpus) for node in there]
     known = [kind for kind in kinds if kind is not None]
-    if len(held) < 2 or len(known) < len(there):
+    if len(held) < 2 or not known or len(known) < len(there):
         return None
     asked: list[Need] = []
     for bundle in held:

@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from actors.controller import MAX_WAITING
 from cascade_runtime.api import Answer, GenerateRequest, Health, ServedModel
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import ConfigError, DeadlineExceeded, InputError
+from cascade_runtime.errors import ConfigError, DeadlineExceeded, InputError, RemoteError
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Tell, Told, Update, side_by_side
 from cluster.launch import Pipeline, Report, launch, plain_error
 from cluster.ray_auth import tell_open_ray
@@ -96,7 +96,7 @@ class RayTransport:
                 raise DeadlineExceeded(f"request {request.request_id}: the controller is silent") from None
             except RayError as error:
                 raise plain_error(error, "controller") from None
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, RemoteError):  # nobody listens, or to another answer than was begun
                 await self._cancel(request.request_id)
                 raise
         self._recent.keep(answer)
@@ -114,7 +114,7 @@ class RayTransport:
         while True:
             controller: Any = self.pipeline.controller.actor
             try:
-                return await self._ask_once(controller, request, timeout_s, stream, told.filtered(tell))
+                return told.checked(await self._ask_once(controller, request, timeout_s, stream, told.filtered(tell)))
             except RayActorError as error:
                 unreachable = isinstance(error, ActorUnavailableError)
                 if isinstance(error, RayTaskError) or not await self._other_controller(controller, unreachable):

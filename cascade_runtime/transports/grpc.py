@@ -56,6 +56,14 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+class _Ended(Exception):
+    """A stream that ended well, but too early."""
+
+    def __init__(self, error: RemoteError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class GrpcTransport:
     """The client's side of one server. Raises `ConfigError` for an address with a path or certificates unread."""
 
@@ -108,15 +116,17 @@ class GrpcTransport:
                 if left_s <= 0:
                     raise DeadlineExceeded(f"request {request.request_id}: no answer in {limit_s:g} s")
                 if stream:
-                    return await self._stream(message, left_s, told.filtered(tell))
+                    return told.checked(await self._stream(message, left_s, told.filtered(tell)))
                 reply = await self._stub().Generate(message, timeout=left_s, metadata=self._metadata)
                 return grpc_wire.read_answer(reply)
-            except grpc.aio.AioRpcError as failed:
-                error, asked_s = grpc_wire.error_of_call(failed, request.request_id)
-                wait_s = None
-                if asked_s is not None or failed.code() is grpc.StatusCode.UNAVAILABLE:
-                    left_s = deadline - loop.time()
-                    wait_s = wait_before_retry(tries, self.remote.max_retries, asked_s, left_s, self._chance)
+            except (grpc.aio.AioRpcError, _Ended) as failed:
+                if isinstance(failed, _Ended):
+                    error, asked_s, again = failed.error, None, True
+                else:
+                    error, asked_s = grpc_wire.error_of_call(failed, request.request_id)
+                    again = asked_s is not None or failed.code() is grpc.StatusCode.UNAVAILABLE
+                left_s, most = deadline - loop.time(), self.remote.max_retries if again else 0
+                wait_s = wait_before_retry(tries, most, asked_s, left_s, self._chance)
                 if wait_s is None:
                     raise error from failed
                 await asyncio.sleep(wait_s)
@@ -137,7 +147,7 @@ class GrpcTransport:
                     return grpc_wire.read_answer(update.answer)
         finally:
             call.cancel()
-        raise RemoteError(f"{self.remote.url}: the stream ended before the answer did", retryable=True)
+        raise _Ended(RemoteError(f"{self.remote.url}: the stream ended before the answer did", retryable=True))
 
     async def session(
         self, windows: NewestWindows[Window], terms: SessionTerms, timeout_s: float | None, waiting: int

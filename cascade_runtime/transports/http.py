@@ -97,7 +97,7 @@ class HttpTransport:
             try:
                 read = partial(self._read_stream, tell=told.filtered(tell)) if stream else self._read_answer
                 async with asyncio.timeout_at(deadline):
-                    return await self._try(send(), read, request.request_id)
+                    return told.checked(await self._try(send(), read, request.request_id))
             except TimeoutError:
                 raise DeadlineExceeded(f"request {request.request_id}: no answer in {limit_s:g} s") from None
             except _Again as failed:
@@ -111,7 +111,10 @@ class HttpTransport:
         async with self._responding(sent) as response:
             if response.status_code != 200:
                 asked_s = retry_after_s(response.headers.get("retry-after"))
-                said = await _json(response, lenient=True)
+                try:
+                    said = await _json(response, lenient=True)
+                except httpx.HTTPError as error:
+                    raise _Again(self._broken(error), asked_s) from error
                 error = error_of(response.status_code, said, request_id, asked_s)
                 proxys = not (isinstance(said, dict) and "error" in said)  # whose replica has died, say
                 if response.status_code in _AGAIN or (response.status_code >= 500 and (asked_s is not None or proxys)):
@@ -137,11 +140,14 @@ class HttpTransport:
         finally:
             await response.aclose()
 
+    def _broken(self, error: Exception) -> RemoteError:
+        return RemoteError(f"{self.remote.url}: broke off: {_short(error)}", retryable=True)
+
     async def _read_answer(self, response: httpx.Response, request_id: str) -> Answer:
         try:
             data = await _json(response)
         except httpx.HTTPError as error:  # nothing was passed on yet: the server still has the answer
-            raise _Again(RemoteError(f"{self.remote.url}: broke off: {_short(error)}", retryable=True)) from error
+            raise _Again(self._broken(error)) from error
         try:
             return read_completion(data)
         except InputError as error:

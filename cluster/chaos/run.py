@@ -192,8 +192,8 @@ class _Run:
             stats = await asyncio.to_thread(self._pipeline.stats)
             slots = sum(stats[name].get("slots", 0) - stats[name].get("free_slots", 0) for name in levels)
             refs = await asyncio.to_thread(stored_objects) - objects
-            if (not slots and refs <= 0) or time.monotonic() > end:
-                fds = max(0, open_descriptors() - descriptors)
+            fds = max(0, open_descriptors() - descriptors)
+            if (not slots and refs <= 0 and not fds) or time.monotonic() > end:
                 return {"leaked_slots": slots, "leaked_refs": max(0, refs), "leaked_fds": fds}
             await asyncio.sleep(0.5)
 

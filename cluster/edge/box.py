@@ -79,6 +79,11 @@ class EdgeSettings:
         if not self.speed > 0:
             raise ConfigError("speed", self.speed, "above 0; inf: as quickly as windows are taken")
 
+    def check_sensor(self) -> None:
+        """Raise `ConfigError` where a source would have to wait."""
+        if self.keep == "all" or self.speed != 1.0:
+            raise ConfigError("keep, speed", (self.keep, self.speed), "newest or join, 1: a sensor cannot wait")
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -109,8 +114,8 @@ class EdgeBox:
     """
 
     def __init__(self, settings: EdgeSettings, door: EdgeDoor, source: Events | Sensor) -> None:
-        if isinstance(source, Sensor) and (settings.keep == "all" or settings.speed != 1.0):
-            raise ConfigError("keep, speed", (settings.keep, settings.speed), "newest or join, 1: a sensor cannot wait")
+        if isinstance(source, Sensor):
+            settings.check_sensor()
         self.settings, self.source = settings, source
         self.ingest = Ingest(settings.keep, settings.waiting, settings.max_events)
         self.link = EdgeLink(door, self._hello(), self)
@@ -120,6 +125,7 @@ class EdgeBox:
         self._sent: dict[int, _Sent] = {}  # by the number of the window's last batch
         self._welcomed, self._news = asyncio.Event(), asyncio.Event()
         self._replayed = self._packing = False
+        self._over = threading.Event()
         self._report: Callable[[Reply], None] = lambda reply: None
 
     async def run(self, report: Callable[[Reply], None]) -> None:
@@ -127,21 +133,23 @@ class EdgeBox:
         `FeatureSpaceError` for a cut that the core does not take.
         """
         self._report = report
-        self._models = await asyncio.to_thread(self._load_models)
-        linked = asyncio.create_task(self.link.run(self.settings.give_up_s))
         source = self.source
         sensing = self._listen(source) if isinstance(source, Sensor) else self._replay(source)
         work = [asyncio.create_task(each) for each in (sensing, self._pack())]
         try:
-            waiting = {linked, *work}
+            self._models = await asyncio.to_thread(self._load_models)
+            linked = asyncio.create_task(self.link.run(self.settings.give_up_s))
+            work.append(linked)
+            waiting = set(work)
             while not linked.done():
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
         finally:
-            for task in (linked, *work):
+            self._over.set()
+            for task in work:
                 task.cancel()
-            await asyncio.gather(linked, *work, return_exceptions=True)
+            await asyncio.gather(*work, return_exceptions=True)
             if self.drafter is not None:
                 await asyncio.to_thread(self.drafter.close)
 
@@ -201,15 +209,21 @@ class EdgeBox:
     async def _listen(self, sensor: Sensor) -> None:
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
+        dropped = 0
 
         async def offer(window: Window) -> None:
+            nonlocal dropped
             self.ingest.offer(window)
+            self.ingest.counts.events_dropped += sensor.events_dropped - dropped
+            dropped = sensor.events_dropped
             self._news.set()
 
         def take() -> None:
             error: Exception | None = None
             try:
                 for window in sensor.windows:
+                    if self._over.is_set():
+                        return
                     asyncio.run_coroutine_threadsafe(offer(window), loop).result()
             except Exception as failed:  # noqa: BLE001  whoever waits is told
                 error = failed
@@ -218,7 +232,6 @@ class EdgeBox:
 
         threading.Thread(target=take, name="sensor", daemon=True).start()  # may be blocked in a pipe for ever
         await over
-        self.ingest.counts.events_dropped += sensor.events_dropped
         self._replayed = True
         self.link.wake()
 

@@ -2,13 +2,16 @@
 
     camera's program --- Arrow IPC stream: batches as of `Events.to_record_batch` --->  windows of the sensor's time
 
-A window has closed when an event of a later one comes: a camera that sees nothing has nothing to ask about. Stretches
+All batches of a stream share its schema, and with it the sensor's size and one `t_offset_us`: times count from there. A
+window has closed when an event of a later one comes: a camera that sees nothing has nothing to ask about, and stretches
 without any event give no window. How late a batch is, is told by the batches that were least so: what the sensor's own
-times and this machine's clock differ by there counts as the offset between the two.
+times and this machine's clock differed by there, in the last minute, counts as the offset between the two.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,12 +26,14 @@ from cascade_runtime.errors import InputError
 from cascade_runtime.events import Events
 
 MAX_BATCH_EVENTS = MAX_WINDOW_EVENTS
+_HALF_NS = 30_000_000_000  # clocks drift apart: an offset is forgotten after one of these or two
+_NEVER_US = 2**62
 
 
 @dataclass(eq=False)
 class Sensor:
     """windows: the next one blocks until it has closed, and raises `InputError` for events that cannot be meant.
-    events_dropped: the oldest of windows beyond what any may hold.
+    events_dropped: the oldest of windows beyond what any may hold, until now.
     """
 
     width: int
@@ -37,7 +42,29 @@ class Sensor:
     events_dropped: int = 0
 
 
-def arrow_sensor(stream: BinaryIO, window_us: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> Sensor:
+class Pipe(io.RawIOBase):
+    """A descriptor, read to the full size that is asked for. Nothing is buffered and nobody waits for a lock of it: a
+    thread that is blocked here does not keep a process from ending.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """So many bytes, fewer at the end."""
+        parts, left = list[bytes](), size
+        while left and (part := os.read(self._descriptor, left if 0 < left < 1 << 20 else 1 << 20)):
+            parts.append(part)
+            left -= len(part) if size > 0 else 0
+        return b"".join(parts)
+
+
+def arrow_sensor(stream: BinaryIO | Pipe, window_us: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> Sensor:
     """The windows of a stream. Blocks until its first batch is there: that has the sensor's size. Raises `InputError`.
 
     Each batch has at most `MAX_BATCH_EVENTS` events, none earlier than those of the batch before.
@@ -51,7 +78,7 @@ def arrow_sensor(stream: BinaryIO, window_us: int, clock_ns: Callable[[], int] =
     return sensor
 
 
-def _parts(stream: BinaryIO) -> Iterator[Events]:
+def _parts(stream: BinaryIO | Pipe) -> Iterator[Events]:
     try:
         for batch in pa.ipc.open_stream(stream):
             if batch.num_rows > MAX_BATCH_EVENTS:
@@ -64,10 +91,63 @@ def _parts(stream: BinaryIO) -> Iterator[Events]:
         raise InputError("stream", str(error)[:200], "an Arrow IPC stream of events") from error
 
 
+class _Offset:
+    """This machine's clock minus the sensor's, by the batch that came soonest after its last event."""
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns, self._since_ns = clock_ns, 0
+        self._before: int | None = None
+        self._now: int | None = None
+
+    def heard(self, last_us: int) -> None:
+        """A batch is there."""
+        now_ns = self._clock_ns()
+        if self._now is None or now_ns - self._since_ns > _HALF_NS:
+            self._before, self._now, self._since_ns = self._now, None, now_ns
+        late = now_ns - 1000 * last_us
+        self._now = late if self._now is None else min(self._now, late)
+
+    def here_ns(self, sensor_us: int) -> int:
+        """A time of the sensor's by the clock here; what is still to come is now."""
+        assert self._now is not None
+        offset_ns = self._now if self._before is None else min(self._before, self._now)
+        return min(self._clock_ns(), 1000 * sensor_us + offset_ns)
+
+
+class _Held:
+    """Events of the window that is open, the newest of them where they are too many."""
+
+    def __init__(self, sensor: Sensor) -> None:
+        self._sensor, self._parts, self._count = sensor, list[Events](), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, part: Events) -> None:
+        """The next ones."""
+        if len(part):
+            self._parts.append(part)
+            self._count += len(part)
+        while self._count - len(self._parts[0]) >= MAX_WINDOW_EVENTS:
+            oldest = self._parts.pop(0)
+            self._count -= len(oldest)
+            self._sensor.events_dropped += len(oldest)
+
+    def taken(self) -> Events:
+        """All, once."""
+        events, self._parts, self._count = Events.concat(self._parts), [], 0
+        return events
+
+
 def _windows(
     sensor: Sensor, parts: Iterator[Events], window_us: int, clock_ns: Callable[[], int]
 ) -> Iterator[Window]:  # fmt: skip
-    held, number, begin_us, seen_us, offset_ns = list[Events](), 0, 0, -(2**62), 2**62
+    held, offset, number, begin_us, seen_us = _Held(sensor), _Offset(clock_ns), 0, 0, -_NEVER_US
+
+    def closed() -> Window:
+        end_us = begin_us + window_us
+        return Window(number, begin_us, end_us, held.taken(), closed_ns=offset.here_ns(end_us))
+
     for part in parts:
         if (part.width, part.height) != (sensor.width, sensor.height):
             raise InputError("batch", (part.width, part.height), f"one sensor size, {(sensor.width, sensor.height)}")
@@ -76,21 +156,19 @@ def _windows(
         first_us, last_us = (part.t_offset_us + int(part.t[at]) for at in (0, -1))
         if first_us < seen_us:
             raise InputError("batch", f"an event at {first_us} us", f"none before {seen_us} us, which were there")
-        seen_us, offset_ns = last_us, min(offset_ns, clock_ns() - 1000 * last_us)
-        if not held:
-            begin_us += (first_us - begin_us) // window_us * window_us if number else first_us
+        offset.heard(last_us)
+        if seen_us == -_NEVER_US:
+            begin_us = first_us
+        seen_us = last_us
         while last_us >= begin_us + window_us:
-            end_us = begin_us + window_us
-            held.append(part.window(-(2**62), end_us - part.t_offset_us))
-            if any(map(len, held)):
-                yield Window(number, begin_us, end_us, Events.concat(held), closed_ns=1000 * end_us + offset_ns)
+            edge_us = begin_us + window_us - part.t_offset_us
+            head, part = part.window(-_NEVER_US, edge_us), part.window(edge_us, _NEVER_US)
+            if len(head) or len(held):
+                held.add(head)
+                yield closed()
                 number += 1
-            part, held = part.window(end_us - part.t_offset_us, 2**62), []
             first_us = part.t_offset_us + int(part.t[0])
-            begin_us += (first_us - begin_us) // window_us * window_us
-        held.append(part)
-        while sum(map(len, held)) - len(held[0]) >= MAX_WINDOW_EVENTS:
-            sensor.events_dropped += len(held.pop(0))
-    if any(map(len, held)):
-        end_us = begin_us + window_us
-        yield Window(number, begin_us, end_us, Events.concat(held), closed_ns=1000 * end_us + offset_ns)
+            begin_us += max(1, (first_us - begin_us) // window_us) * window_us
+        held.add(part)
+    if len(held):
+        yield closed()

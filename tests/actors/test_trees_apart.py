@@ -166,6 +166,26 @@ def when_foreseen(light: Any, run: Any) -> Any:
     return wait_and_run
 
 
+def test_what_was_foreseen_with_numbers_that_are_not_finite_is_not_drafted(family: Path) -> None:
+    asked = [replace(each, sampling=replace(each.sampling, stop=(), max_tokens=24)) for each in requests(4)]
+    with threaded_pipeline(with_tree(family, ["identical"], DUO, upstream_s=5.0)) as controller:
+        light, verifies = controller.language[0], controller.language[-1].passes
+        verifies.run = when_foreseen(light.passes, verifies.run)
+        came_true, spoilt = light.passes.foresight.came_true, list[int]()
+
+        def spoils(*args: Any) -> Any:
+            begun = came_true(*args)
+            if begun is not None and not spoilt:
+                spoilt.append(1)
+                begun.row.poisoned = True  # as a pass ahead would that ended in infinities
+            return begun
+
+        light.passes.foresight.came_true = spoils
+        answers = ask_all(controller, asked)
+        assert spoilt and not any(answer.notes for answer in answers)
+        assert [len(answer.token_ids) for answer in answers] == [24] * 4
+
+
 def test_a_failure_while_drafting_ahead_ends_nothing(family: Path, reference: list[tuple[int, ...]]) -> None:
     with threaded_pipeline(with_tree(family, ["noisy"], SSD)) as controller:
         light, failed = controller.language[0].passes, list[int]()

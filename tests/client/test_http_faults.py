@@ -112,6 +112,7 @@ def test_an_address_where_nobody_listens_is_tried_again_and_then_an_error() -> N
         refusal("500 Internal Server Error", "stage_failed", "Retry-After: 0"),
         response("502 Bad Gateway", b"<html>", "text/html"),
         response("500 Internal Server Error", b"The actor died unexpectedly", "text/plain"),
+        refusal("503 Service Unavailable", "overloaded", "Retry-After: 0")[:-20],
         resets,
         b"",
         response("200 OK", json.dumps(COMPLETION).encode())[:-20],
@@ -191,12 +192,13 @@ def test_a_stream_that_always_breaks_off_is_an_error_in_the_end() -> None:
     assert failed.value.retryable and len(handler.requests) == 3  # type: ignore[attr-defined]
 
 
-def test_nobody_is_told_the_halves_of_two_answers() -> None:
-    begins, taken = breaks_off({"choices": [{"index": 0, "delta": {"content": "the"}}]}, end=resets)
+@pytest.mark.parametrize("first", ["the", "a car moves"])  # another, and one that goes on where the second ends
+def test_nobody_is_told_the_halves_of_two_answers(first: str) -> None:
+    begins, taken = breaks_off({"choices": [{"index": 0, "delta": {"content": first}}]}, end=resets)
     handler = sends(begins, events_head() + STREAM)
     with scripted_server(handler) as address, CascadeClient(address) as client:
         stream = client.stream(toy_events(), "What?")
-        assert next(stream) == "the"
+        assert next(stream) == first
         taken.set()
         with pytest.raises(RemoteError, match="another one"):
             list(stream)

@@ -61,6 +61,21 @@ def test_another_answer_is_refused_as_soon_as_it_is_one() -> None:
             asyncio.run(speak(*wrong))
 
 
+def test_an_answer_that_ends_before_what_was_told_is_another() -> None:
+    async def hear(piece: Piece) -> None:
+        pass
+
+    told, answer = Told(), object.__new__(Answer)
+    asyncio.run(told.filtered(hear)(Piece("a car", (1, 2))))
+    for text, same in (("a car", True), ("a car moves", True), ("a", False), ("the car", False)):
+        object.__setattr__(answer, "text", text)
+        if same:
+            assert told.checked(answer) is answer
+            continue
+        with pytest.raises(RemoteError, match="another one"):
+            told.checked(answer)
+
+
 def test_whatever_goes_wrong_with_one_request_ends_that_one_and_carries_its_id() -> None:
     async def ask(request: GenerateRequest, tell: Tell) -> Answer:
         await tell(Piece("x", (1,), (1,), ("x",)))

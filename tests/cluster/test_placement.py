@@ -104,6 +104,9 @@ def test_stages_that_may_only_go_to_the_same_nodes_must_fit_beside_each_other() 
     with pytest.raises(ConfigError, match=r"mid 1.* and heavy|heavy 1.*mid|mid 1.*heavy") as refused:
         check_memory(halves, [gpu_node("GeForce-RTX-4090")])
     assert "at most 23.2 GB, nine tenths of 1 x rtx4090 of 192.0.2.9" in str(refused.value)
+    cpus = RayNode("head", "192.0.2.8", 8, 0, "", 64 * GB, GB, {})
+    with pytest.raises(ConfigError, match="1 x rtx4090"):  # a head without one has no part in it
+        check_memory(halves, [cpus, gpu_node("GeForce-RTX-4090")])
     check_memory(halves, [gpu_node("GeForce-RTX-4090", 2)])
     other = replace(gpu_node("GeForce-RTX-4090"), node_id="m", address="192.0.2.10")
     check_memory(halves, [gpu_node("GeForce-RTX-4090"), other])

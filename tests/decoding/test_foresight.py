@@ -144,13 +144,15 @@ def test_what_was_not_foreseen_is_not_there(language) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("config", [replace(CHAIN, depth=6, nodes=6), DUO, WIDE], ids=lambda config: config.kind)
-def test_what_has_begun_grows_on_from_there(language, config, sampling) -> None:
+@pytest.mark.parametrize("window", [None, 2], ids=["free", "tight"])
+def test_what_has_begun_grows_on_from_there(language, config, sampling, window) -> None:
+    """Also where the drafter was not allowed to look further ahead: by a verdict it is."""
     fed = list[int]()
     for passes in range(1, 9):
         decoder, grower, foresight = drafter(language, config)
         row = decoder.admit(toy_prompt(3), sampling)
         (tree,) = grower.grow([row], [[3]], [30])
-        foresight.planted(1, row, [3], tree, 30)
+        foresight.planted(1, row, [3], tree, 30 if window is None else 1 + max(tree.depths) + 1 + window)
         for _ in range(passes):
             foresight.pass_ahead()
         path, big = foresight._waiting[1].path, foresight._waiting[1].big.tree
@@ -167,7 +169,8 @@ def test_what_has_begun_grows_on_from_there(language, config, sampling) -> None:
         assert (found.tokens, found.parents) == (wanted.tokens, wanted.parents)
         (shorter,) = grower.finish([Growing(row, prefix, 1, found, (), config.depth)])
         assert max(shorter.depths) == 0
-    assert fed[0] > fed[1] > fed[-1] == 0 and sorted(fed, reverse=True) == fed
+    assert fed[0] > fed[1] and sorted(fed, reverse=True) == fed
+    assert (fed[-1] == 0) == (window is None or window >= config.depth)
 
 
 def test_an_outcome_for_which_a_slot_has_no_room_waits(language) -> None:

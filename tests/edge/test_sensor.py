@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cascade_runtime.edge.ingest import Window
-from cascade_runtime.errors import ConfigError, InputError
+from cascade_runtime.errors import ConfigError, DeadlineExceeded, InputError
 from cascade_runtime.events import Events
 from cluster.edge import sensor as sensor_module
 from cluster.edge.box import EdgeBox
@@ -30,6 +31,11 @@ from cluster.edge.doors import EdgeDoor
 from cluster.edge.sensor import Sensor, arrow_sensor
 
 WINDOW_US = 50_000
+COMMAND = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main(sys.argv[1:]))"]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def stream_of(parts: Iterable[Events]) -> io.BytesIO:
@@ -71,16 +77,39 @@ def test_windows_are_those_of_the_whole_recording_however_it_comes(sizes: list[i
     assert [each.number for each in found] == list(range(len(found)))
 
 
-def test_a_window_closed_when_the_sensor_says_so_by_the_clock_here() -> None:
-    """Batches come 7, 2 and 30 ms after their last event; 2 ms is how far the clocks are apart at most."""
-    events = recording(3)
-    parts = list(events.windows_by_time(WINDOW_US))
-    last_us = [int(part.t[-1]) + part.t_offset_us for part in parts]
-    arrivals = iter(
-        [1000 * last + late for last, late in zip(last_us, (7_000_000, 2_000_000, 30_000_000), strict=True)]
-    )
-    windows = list(arrow_sensor(stream_of(parts), WINDOW_US, clock_ns=lambda: next(arrivals)).windows)
-    assert [each.closed_ns - 1000 * each.end_us for each in windows] == [2_000_000] * 3
+def heard_late(
+    monkeypatch: pytest.MonkeyPatch, parts: list[Events], late_ms: list[float], drift: float = 0.0
+) -> list[float]:
+    """By how many ms after its end, by the sensor's own time, each window counts as closed, where its batches come so
+    late and this machine's clock is quicker by `drift`.
+    """
+    now, last_us = [0], [part.t_offset_us + int(part.t[-1]) for part in parts]
+
+    def arriving(stream: Any) -> Any:
+        for part, at_us, late in zip(parts, last_us, late_ms, strict=True):
+            now[0] = int(1000 * at_us + drift * 1000 * (at_us - last_us[0]) + 1e6 * late)
+            yield part
+
+    monkeypatch.setattr(sensor_module, "_parts", arriving)
+    windows = list(arrow_sensor(io.BytesIO(), WINDOW_US, clock_ns=lambda: now[0]).windows)
+    return [(each.closed_ns - 1000 * each.end_us) / 1e6 for each in windows]
+
+
+def test_a_window_closed_when_the_sensor_says_so_by_the_clock_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = list(recording(4).windows_by_time(WINDOW_US))
+    first, second, third, last = heard_late(monkeypatch, parts, [7.0, 2.0, 30.0, 1.0])
+    assert (first, second, third) == (2.0, 2.0, 1.0)  # as late as the least so far
+    assert -50.0 < last <= 1.0  # which ended the stream: no time that is still to come
+
+
+def test_a_clock_that_drifts_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sensor's clock that is slow by a thousandth, over four minutes: .24 s, of which a minute's is believed."""
+    t = np.arange(0, 240_000_000, 25_000)
+    events = Events(t, t % 32, t % 24, t % 2, width=32, height=24)
+    parts = list(events.windows_by_time(1_000_000))
+    told = heard_late(monkeypatch, parts, [5.0] * len(parts), drift=0.001)
+    truly = [5.0 + 0.001 * each / 1000 for each in range(0, 240_000_000, WINDOW_US)][: len(told)]
+    assert max(abs(a - b) for a, b in zip(told, truly, strict=True)) < 70.0
 
 
 @pytest.mark.parametrize(
@@ -124,14 +153,16 @@ def test_of_a_window_beyond_all_bounds_the_newest_are_kept(monkeypatch: pytest.M
 def live(parts: list[Events], go_on: threading.Event | None = None) -> Sensor:
     """A sensor that gives one window, and the others when told."""
     whole = arrow_sensor(stream_of(parts), WINDOW_US)
+    closed = whole.windows
 
     def windows() -> Any:
-        for number, window in enumerate(whole.windows):
+        for number, window in enumerate(closed):
             if number == 1 and go_on is not None:
                 assert go_on.wait(20)
             yield window
 
-    return Sensor(whole.width, whole.height, windows())
+    whole.windows = windows()
+    return whole
 
 
 def box_of(port: int, sensor: Sensor, **changes: Any) -> EdgeBox:
@@ -157,6 +188,26 @@ def test_every_window_of_a_camera_is_answered_as_it_comes() -> None:
     asyncio.run(test())
     assert [reply.outcome.answer.text for reply in replies] == [hash_of(part) for part in parts]
     assert all(reply.latency_ms["arrived"] > 0 for reply in replies)
+
+
+def test_a_run_that_fails_takes_no_more_from_its_camera() -> None:
+    taken = list[int]()
+
+    def windows() -> Any:
+        whole = list(arrow_sensor(stream_of([recording(3)]), WINDOW_US).windows)
+        for number in range(10_000):
+            taken.append(number)
+            yield replace(whole[number % 3], number=number)
+
+    async def test() -> None:
+        edge = box_of(1, Sensor(32, 24, windows()), keep="newest", give_up_s=0.2)
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(edge.run(lambda reply: None), 30)
+        at_end = len(taken)
+        await asyncio.sleep(0.2)
+        assert len(taken) <= at_end + 1 < 10_000
+
+    asyncio.run(test())
 
 
 def test_what_a_camera_sees_while_nobody_listens_is_dropped_and_counted() -> None:
@@ -195,22 +246,57 @@ def test_a_camera_that_breaks_ends_the_run_with_its_error() -> None:
     asyncio.run(test())
 
 
+def test_what_a_window_could_not_hold_is_counted_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensor_module, "MAX_WINDOW_EVENTS", 10)
+    go_on = threading.Event()
+    counted = list[int]()
+
+    async def test() -> None:
+        async with core(HashTransport()) as (_, port):
+            parts = [piece for part in recording(3).windows_by_time(WINDOW_US) for piece in pieces(part, [8] * 4)]
+            edge = box_of(port, live(parts, go_on))
+
+            def hear(reply: Any) -> None:
+                counted.append(edge.ingest.counts.events_dropped)
+                go_on.set()
+
+            await asyncio.wait_for(edge.run(hear), 30)
+
+    asyncio.run(test())
+    assert counted[0] == 24 and counted[-1] == 72  # of 40 events a window the last 16 stay, two pieces of 8
+
+
 @pytest.mark.parametrize("change", [{"keep": "all"}, {"speed": 2.0}])
 def test_a_camera_cannot_be_told_to_wait(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="a sensor cannot wait"):
         box_of(1, live([recording(1)]), **change)
 
 
+def test_the_command_says_why_it_gives_up_while_the_pipe_is_open() -> None:
+    options = ["edge", "-", "--server", "127.0.0.1:1", "-q", "What moves?", "--give-up-s", "0.2"]
+    edge = subprocess.Popen([*COMMAND, *options], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert edge.stdin is not None and edge.stderr is not None
+    try:
+        batch = recording(2).to_record_batch()
+        writer = pa.ipc.new_stream(edge.stdin, batch.schema)
+        writer.write_batch(batch)
+        edge.stdin.flush()
+        assert edge.wait(30) == 1
+        assert b"127.0.0.1:1" in edge.stderr.read()
+    finally:
+        edge.kill()
+
+
 def test_the_command_reads_a_pipe_and_answers_before_it_ends(tmp_path: Path) -> None:
     parts = list(recording(4).windows_by_time(WINDOW_US))
-    command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main(sys.argv[1:]))"]
     lines: list[Any] = []
 
     async def test() -> None:
         async with core(HashTransport()) as (_, port):
             options = ["edge", "-", "--server", f"127.0.0.1:{port}", "-q", "What moves?", "--json", "--keep", "join"]
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            edge = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+            edge = subprocess.Popen(
+                [*COMMAND, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+            )
             assert edge.stdin is not None and edge.stdout is not None
             try:
                 writer = pa.ipc.new_stream(edge.stdin, parts[0].to_record_batch().schema)

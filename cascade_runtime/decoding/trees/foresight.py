@@ -147,12 +147,12 @@ class Foresight:
         return Extension(one.big.row, one.big.prefix, one.path, parents=parents)
 
     def _layer(self, one: _Waiting) -> list[tuple[_Outcome, int, int]]:
-        """Per outcome the nodes that grow now, and how many children each gets. One for which the slot has no room
-        waits: when it has come true there will be.
+        """Per outcome the nodes that grow now, and how many children each gets. One for which the slot or the drafter's
+        window has no room waits: when it has come true there will be.
         """
         room = self._decoder.room(one.big.row, len(one.big.prefix)) - len(one.big.fed)
         found: list[tuple[_Outcome, int, int]] = []
-        for each in one.outcomes:
+        for each in (each for each in one.outcomes if each.depth < each.most):
             grows = self._grower.grows(each.tree, each.layer, each.depth, each.most)
             if len(found) + len(grows) <= room:
                 found += [(each, node, width) for node, width in grows]
