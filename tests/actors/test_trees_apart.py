@@ -182,8 +182,8 @@ def test_what_was_foreseen_with_numbers_that_are_not_finite_is_not_drafted(famil
 
         light.passes.foresight.came_true = spoils
         answers = ask_all(controller, asked)
-        assert spoilt and not any(answer.notes for answer in answers)
-        assert [len(answer.token_ids) for answer in answers] == [24] * 4
+        assert spoilt and [len(answer.token_ids) for answer in answers] == [24] * 4
+        assert min(answer.edges[0].num_accepted_tokens for answer in answers) > 10  # the row goes on with its drafter
 
 
 def test_a_failure_while_drafting_ahead_ends_nothing(family: Path, reference: list[tuple[int, ...]]) -> None:
