@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=8, help="who ask all the time")
     parser.add_argument("--rounds", type=int, default=3, help="turn about, of `drafters`")
     parser.add_argument("--seconds", type=float, default=20.0, help="of flood")
-    parser.add_argument("--warm", type=int, default=1000, help="short requests before `soak`, by the thousand")
+    parser.add_argument("--warm", type=int, default=3000, help="requests before `soak`, by the thousand")
     parser.add_argument("--minutes", type=float, default=30.0, help="of `soak`")
     parser.add_argument("--max-tokens", type=int, default=32)
     args = parser.parse_args()

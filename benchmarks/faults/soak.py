@@ -1,7 +1,7 @@
 """Load for half an hour, no fault: what grows?
 
-Before it, thousands of short requests (`--warm`): memories that are bounded fill, and malloc's and Python's heaps
-settle, by requests and not by minutes. What each thousand of them took is told.
+Before it, thousands of the same requests as fast as they are answered (`--warm`): memories that are bounded fill, and
+malloc's and Python's heaps settle, by requests and not by minutes. What each thousand of them took is told.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from cluster.ray_transport import RayTransport
 _LOAD = 0.7
 _PROBE_S = 20.0
 _SAMPLE_S = 5.0
-_SHORT = 2  # tokens of a request that warms
 _WARM = 0.5  # of the time, in which bounded memories fill: not looked at
 
 
@@ -44,11 +43,10 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
     load = Load(transport, kinds_of_request(SEED, args.max_tokens), SEED)
     clean = await load.once_each()
     pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"client": os.getpid()}
-    slots, short = pipeline.recipe.cascade.slots, Load(transport, kinds_of_request(SEED, _SHORT), SEED)
-    took = list[float]()
+    slots, took = pipeline.recipe.cascade.slots, list[float]()
     for _ in range(args.warm // 1000):
         before = allocated_bytes(pids.values())
-        if (answered := await short.many(1000, slots)) < 1000:
+        if (answered := await load.many(1000, slots)) < 1000:
             raise SystemExit(f"warming: {answered} of 1000 requests were answered")
         took.append(round((allocated_bytes(pids.values()) - before) / 1e6, 1))
         print(f"warming: {1000 * len(took)} of {args.warm}, {took[-1]:+.1f} MB", flush=True)
@@ -68,7 +66,7 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
         for name, seen in samples.items()
     }
     return {
-        "mb_per_1000_short": took,
+        "mb_per_1000_before": took,
         "minutes": args.minutes,
         "rate_per_s": round(rate, 2),
         **tally.told(),
