@@ -125,7 +125,7 @@ class Trace:
 
 
 class Tracer:
-    """What one stage did last: `capacity` shares of passes, half as many messages, of notes one for 64. Any
+    """What one stage did last: `capacity` shares of passes, half as many messages, of notes one for 256. Any
     thread may record. All memory but that of notes is taken at the start: 64 bytes a share, 48 a message.
     """
 
@@ -135,7 +135,7 @@ class Tracer:
         self.stage = stage
         self._shares = _Ring(capacity, width=8)
         self._messages = _Ring(max(1, capacity // 2), width=6)
-        self._notes: deque[Note] = deque(maxlen=max(1, capacity // 64))
+        self._notes: deque[Note] = deque(maxlen=max(1, capacity // 256))
         self._noted = self._spans = 0
         self._names: dict[Any, int] = {}  # of what is done, and of ways that messages go
         self._numbers: Counter[tuple[str, str]] = Counter()
