@@ -60,7 +60,6 @@ def main() -> None:
 def _idle(seconds: float) -> dict[str, float]:
     watch.PERIOD_S = PERIOD_S
     with launch(recipe()) as pipeline:
-        time.sleep(5.0)
         return _gained(pipeline, max(2, round(seconds / TURN_S)), lambda: time.sleep(TURN_S))
 
 
@@ -81,6 +80,7 @@ def _loaded(requests: int) -> dict[str, float]:
 
 def _gained(pipeline: Pipeline, turns: int, turn: Callable[[], None]) -> dict[str, float]:
     assert pipeline.supervisor is not None
+    time.sleep(5.0)  # until every process has told who it is
     pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()} | {"driver": os.getpid()}
     first = last = {name: allocated_bytes([pid]) for name, pid in pids.items()}
     for number in range(turns):
