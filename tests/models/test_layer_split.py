@@ -33,6 +33,20 @@ def test_the_first_device_has_fewer_layers_for_what_else_it_holds(
     assert shares(layers, devices, ends) == expected
 
 
+def crossings_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.device, torch.device]]:
+    """From which device to which tensors move from now on; what comes back from "meta" is zeros."""
+    crossings: list[tuple[torch.device, torch.device]] = []
+
+    def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if tensor.device == device:
+            return tensor
+        crossings.append((tensor.device, device))
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device == META else tensor.to(device)
+
+    monkeypatch.setattr(language_module, "moved", moved)
+    return crossings
+
+
 def test_every_pass_crosses_once_and_nothing_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     path = family_path("heavy")
     whole = load_checkpoint(path, parts=("language",)).language
@@ -43,15 +57,7 @@ def test_every_pass_crosses_once_and_nothing_stays_behind(monkeypatch: pytest.Mo
     held = split.new_cache(3, 32).held
     assert [each.device for each in held] == [block.device for block in split.blocks]
 
-    crossings: list[tuple[torch.device, torch.device]] = []
-
-    def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if tensor.device == device:
-            return tensor
-        crossings.append((tensor.device, device))
-        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device == META else tensor.to(device)
-
-    monkeypatch.setattr(language_module, "moved", moved)
+    crossings = crossings_of(monkeypatch)
     inside: list[tuple[torch.device, torch.device]] = []
     plain = Block.__call__
 
@@ -80,15 +86,7 @@ def test_blocks_a_part_at_a_time_cross_where_the_model_is_split(monkeypatch: pyt
     split = load_checkpoint(family_path("heavy"), parts=("language",), layer_devices=("cpu", "meta")).language
     assert split is not None
     here = sum(block.device == CPU for block in split.blocks)
-    crossings: list[tuple[torch.device, torch.device]] = []
-
-    def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        if tensor.device == device:
-            return tensor
-        crossings.append((tensor.device, device))
-        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.device == META else tensor.to(device)
-
-    monkeypatch.setattr(language_module, "moved", moved)
+    crossings = crossings_of(monkeypatch)
     where: dict[str, Any] = {"slots": [1], "starts": [0], "counts": [2], "positions": torch.tensor([0, 1])}
     states, cache = torch.randn(2, split.hidden_size), split.new_cache(2, 8)
     for blocks, expected in (
