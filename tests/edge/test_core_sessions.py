@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import pytest
@@ -20,23 +21,27 @@ def test_one_token_cannot_take_all_sessions(monkeypatch: pytest.MonkeyPatch) -> 
     other = "another-token-of-more-than-16"
 
     async def begin(port: int, number: int, token: str) -> tuple[str, str]:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            asking = (("authorization", f"Bearer {token}"),) if token else ()
-            call = edge_pb2_grpc.EdgeLinkStub(channel).Link(timeout=20, metadata=asking)
-            await call.write(hello(session=b"%016d" % number))
-            try:
-                return (await call.read()).WhichOneof("said"), ""
-            except grpc.aio.AioRpcError as error:
-                return error.code().name, error.details() or ""
+        """What the core says first. The link stays open: one that ends with nothing owed is forgotten."""
+        channel = await links.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        asking = (("authorization", f"Bearer {token}"),) if token else ()
+        call = edge_pb2_grpc.EdgeLinkStub(channel).Link(timeout=20, metadata=asking)
+        links.callback(call.cancel)  # and holds it: a call that nobody holds is cancelled
+        await call.write(hello(session=b"%016d" % number))
+        try:
+            return (await call.read()).WhichOneof("said"), ""
+        except grpc.aio.AioRpcError as error:
+            return error.code().name, error.details() or ""
+
+    links = contextlib.AsyncExitStack()
 
     async def test() -> None:
-        async with core(key_digests=(digest(TOKEN), digest(other))) as (_, port):
+        async with core(key_digests=(digest(TOKEN), digest(other))) as (_, port), links:
             assert [(await begin(port, k, TOKEN))[0] for k in (1, 2)] == ["welcome"] * 2
             assert await begin(port, 3, TOKEN) == ("RESOURCE_EXHAUSTED", "2 sessions of this token are remembered")
             assert (await begin(port, 1, TOKEN))[0] == "welcome"  # its own goes on
             assert (await begin(port, 4, other))[0] == "welcome"
             assert await begin(port, 5, other) == ("RESOURCE_EXHAUSTED", "3 sessions are remembered")
-        async with core() as (_, port):  # without tokens nobody can be told apart
+        async with core() as (_, port), links:  # without tokens nobody can be told apart
             assert [(await begin(port, k, ""))[0] for k in (1, 2, 3)] == ["welcome"] * 3
 
     asyncio.run(test())
