@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -89,10 +90,12 @@ class ThreadCrew:
     def kill(self, stage: str, pulse: object) -> None:
         self.handles[stage].kill()
 
-    def start(self, stage: str) -> None:
+    def start(self, stage: str) -> float:
+        begun_at = time.monotonic()
         self.handles[stage] = ThreadStage(make_stage(self.recipe, stage), stage)
         if stage in self.recipe.cascade.levels:
             self.handles[stage].stage.link(None, 1.0)
+        return begun_at
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
         self.controller.fell(stage, incarnation, ago_s)

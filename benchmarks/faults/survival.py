@@ -94,7 +94,7 @@ def _told(
     }
     for kind in dict.fromkeys(fault.kind for fault, _ in done):
         mine = recoveries_of(done, recoveries, kind)
-        without, whole = [all_s - load_s for all_s, load_s in mine], [all_s for all_s, _ in mine]
+        whole, without = [all_s for all_s, _ in mine], [rest_s for _, rest_s in mine]
         told |= {
             f"{kind}s": sum(fault.kind == kind for fault, _ in done),
             f"{kind}_recovery_p50_s": round(quantile(without, 0.5), 2),

@@ -127,20 +127,33 @@ def count_answers(sent: Sequence[Sent], clean: Sequence[Heard]) -> dict[str, obj
 def recoveries_of(
     done: Sequence[tuple[Fault, float]], recoveries: Sequence[Recovery], kind: str = ""
 ) -> list[tuple[float, float]]:
-    """For each fault (of this kind) that led to a restart: seconds from it until its stages were whole, and of these
-    the loading.
+    """For each fault (of this kind) that led to a restart: seconds from it until its stages were whole, and those of
+    them in which none of its stages was starting a process or loading a model.
     """
+    caused: list[list[Recovery]] = [[] for _ in done]
+    for each in recoveries:  # by the last fault before it that befell its stage
+        befell = [number for number, (fault, at) in enumerate(done) if at <= each.noticed_at and _befalls(fault, each)]
+        if befell and not (caused[befell[-1]] and done[befell[-1]][0].stage):
+            caused[befell[-1]].append(each)
     found: list[tuple[float, float]] = []
-    for number, (fault, at) in enumerate(done):
-        until = next((later for other, later in done[number + 1 :] if other.stage == fault.stage), float("inf"))
-        mine = [
-            each for each in recoveries if at <= each.noticed_at < until and each.stage == (fault.stage or each.stage)
-        ]
-        mine = mine if not fault.stage else mine[:1]
+    for (fault, at), mine in zip(done, caused, strict=True):
         if mine and fault.kind == (kind or fault.kind) != "pause":
-            last = max(mine, key=lambda each: each.up_at)
-            found.append((last.up_at - at, last.load_s))
+            up_at = max(each.up_at for each in mine)
+            found.append((up_at - at, up_at - at - _covered([(each.begun_at, each.loaded_at) for each in mine])))
     return found
+
+
+def _befalls(fault: Fault, recovery: Recovery) -> bool:
+    return fault.stage in ("", recovery.stage)
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds that are in one of these spans or more."""
+    covered, until = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return covered
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -134,7 +134,7 @@ class _Run:
         supervisor, done = self._pipeline.supervisor, self._injection.done
         assert supervisor is not None
         recovered = recoveries_of(done, supervisor.recoveries)
-        without, whole = [all_s - load_s for all_s, load_s in recovered], [all_s for all_s, _ in recovered]
+        whole, without = [all_s for all_s, _ in recovered], [rest_s for _, rest_s in recovered]
         counted: dict[str, Any] = count_answers(sent, clean)
         return Outcome(
             recipe=self._recipe.name,

@@ -15,7 +15,7 @@ import ray
 from actors.host import host
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
-from cascade_runtime.errors import CascadeError, StageDied
+from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageDied
 from cluster.placement import Reserved, edge_between
 
 _HANDLES = 1 << 32  # how many requests one controller numbers
@@ -51,7 +51,7 @@ class RayCrew:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pulse.pid, signal.SIGKILL)
 
-    def start(self, stage: str) -> None:
+    def start(self, stage: str) -> float:
         """In the same bundle of the placement group, which Ray moves to another node when its own is gone."""
         handle, start_s = self._handles[stage], self._recipe.deadlines.start_s
         if stage == "controller":
@@ -59,23 +59,29 @@ class RayCrew:
             self._controllers += 1
             self._evict(first)
             self._await_those_it_asks()
+            begun_at = time.monotonic()
             handle.actor = self._create_controller(first)
             handle.ask(start_s, "pulse")
-            return
+            return begun_at
+        begun_at = time.monotonic()
         handle.actor = self._create(stage)
         handle.ask(start_s, "info")
         if stage in self._recipe.cascade.levels:
             handle.ask(self._recipe.deadlines.control_s, "link", None, 1.0)
+        return begun_at
 
     def _await_those_it_asks(self) -> None:
-        """Until target and adapter are there, which a controller asks as it begins: it would die of their absence, and
-        with it what waits for it. Raises `StageDied` where one of them does not come.
+        """Until target and adapter are there or load, which a controller asks as it begins: it would die of their
+        absence, and with it what waits for it; while they load, it may do so too. Raises `StageDied` where one of them
+        does not come.
         """
         end = time.monotonic() + self._recipe.deadlines.start_s
         for stage in ("adapter", self._recipe.target.name):
             while True:
                 try:
-                    self._handles[stage].ask(max(0.1, end - time.monotonic()), "info")
+                    self._handles[stage].ask(_PAUSE_S, "info")
+                    break
+                except DeadlineExceeded:  # it is not dead
                     break
                 except StageDied:
                     if time.monotonic() >= end:

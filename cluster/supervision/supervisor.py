@@ -38,8 +38,10 @@ class Crew(Protocol):
         """End what there is of it. pulse: the last it gave, where its process may hang; None where that is gone."""
         ...
 
-    def start(self, stage: str) -> None:
-        """Start it anew where it was, behind the same handle; returns once it has loaded and runs."""
+    def start(self, stage: str) -> float:
+        """Start it anew where it was, behind the same handle; returns once it has loaded and runs. When its loading
+        began, after what else had to be done or waited for: `time.monotonic()` seconds.
+        """
         ...
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
@@ -61,15 +63,16 @@ class Crew(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """One restart. noticed_at, up_at: when it was found out, and when the stage was whole again, links included, in
-    seconds of the monotonic clock. load_s: of that, what starting a process and loading its model took.
+    """One restart, in seconds of the monotonic clock: when it was found out, when its new process was begun and when
+    that had loaded, and when the stage was whole again, links included.
     """
 
     stage: str
     reason: str
     planned: bool
     noticed_at: float
-    load_s: float = 0.0
+    begun_at: float = 0.0
+    loaded_at: float = 0.0
     up_at: float = 0.0
 
 
@@ -206,9 +209,8 @@ class Supervisor:
         stage, incarnation = order.stage, order.incarnation
         try:
             self._crew.kill(stage, None if order.died else self._pulses.get(stage))
-            begun = time.monotonic()
-            self._crew.start(stage)
-            load_s = time.monotonic() - begun
+            begun_at = self._crew.start(stage)
+            loaded_at = time.monotonic()
             self._crew.resume(stage, incarnation)
         except Exception as error:  # noqa: BLE001  whatever it is, the stage is not there
             log.warning("stage %s was not started: %s", stage, error)
@@ -218,7 +220,7 @@ class Supervisor:
 
         def up() -> None:
             self._watch.started(stage, incarnation, time.monotonic())
-            self._under_way[stage] = replace(self._under_way[stage], load_s=load_s)
+            self._under_way[stage] = replace(self._under_way[stage], begun_at=begun_at, loaded_at=loaded_at)
 
         self._events.put(up)
 

@@ -15,7 +15,9 @@ from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.errors import StageError
 from cluster.chaos.load import Heard, Load, Sent
-from cluster.chaos.outcome import count_answers
+from cluster.chaos.outcome import count_answers, recoveries_of
+from cluster.chaos.plan import Fault
+from cluster.supervision.supervisor import Recovery
 
 STREAMS = 16
 
@@ -98,3 +100,23 @@ def test_a_tally_knows_every_fate() -> None:
     told = count_answers([Sent(kind, 0.0, outcomes) for kind, outcomes in fates], clean)
     counts = {"sent": 5, "ok": 3, "identical": 2, "changed": 1, "lost": 1, "duplicated": 1, "client_visible_errors": 1}
     assert told == counts | {"errors": {"StageError": 1}}
+
+
+def restart(stage: str, noticed_at: float, begun_at: float, loaded_at: float, up_at: float) -> Recovery:
+    return Recovery(stage, "died", False, noticed_at, begun_at, loaded_at, up_at)
+
+
+def test_a_recovery_without_loads_leaves_out_the_seconds_in_which_any_of_its_stages_loaded() -> None:
+    done = [(Fault(0.0, "node"), 100.0), (Fault(0.0, "kill", "mid"), 200.0), (Fault(0.0, "kill", "mid"), 300.0)]
+    restarts = [
+        restart("heavy", 102.0, 102.5, 105.0, 109.0),
+        restart("controller", 102.0, 103.0, 108.0, 108.5),
+        restart("light", 102.0, 103.5, 104.0, 104.5),
+        restart("mid", 200.5, 201.0, 203.0, 203.25),
+        restart("mid", 301.0, 301.0, 302.0, 302.5),
+    ]
+    assert recoveries_of(done, restarts, "node") == [(9.0, 3.5)]  # 102.5 to 108 is loading
+    assert recoveries_of(done, restarts, "kill") == [(3.25, 1.25), (2.5, 1.5)]
+    apart = [restart("heavy", 101.0, 101.0, 102.0, 102.5), restart("mid", 101.0, 103.0, 105.0, 105.5)]
+    assert recoveries_of(done[:1], apart) == [(5.5, 2.5)]
+    assert recoveries_of(done[:1], []) == [] and recoveries_of([(Fault(0.0, "pause", "mid"), 0.0)], restarts) == []

@@ -80,7 +80,17 @@ def test_a_controller_is_made_once_those_it_asks_are_there() -> None:
         handles["adapter"].actor = "second"
         time.sleep(SLOW_S)
         assert not made
+        there_at = time.monotonic()
         handles["heavy"].actor = "second"
-        assert started.result(10) is None
+        assert started.result(10) >= there_at  # what it waited for is no loading
     assert len(made) == 1 and handles["controller"].actor == "second"
     assert [method for method, _ in itertools.groupby(handles["heavy"].asked)] == ["evict", "info"]
+
+
+def test_a_controller_loads_while_those_it_asks_do() -> None:
+    handles, made = all_handles(), list[int]()
+    handles["heavy"].there.clear()
+    crew = crew_of(handles, made)
+    began = time.monotonic()
+    assert crew.start("controller") >= began and handles["controller"].actor == "second"
+    assert len(made) == 1 and not handles["heavy"].there.is_set()
