@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import threading
@@ -13,8 +14,9 @@ import torch
 _GRADES = 4
 
 
+@functools.cache
 def host() -> str:
-    """The machine this process runs on: its name and the identity of its running kernel."""
+    """The machine this process runs on: its name and the identity of its running kernel. Pulses say it all the time."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()}/{boot.read_text().strip() if boot.exists() else ''}"
 
