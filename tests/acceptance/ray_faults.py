@@ -1,4 +1,5 @@
-"""A cascade on a Ray of its own whose calls are lost, as RAY_testing_rpc_failure in the environment says.
+"""A cascade on a Ray of its own whose calls are lost, as RAY_testing_rpc_failure in the environment says; with the
+argument `full`, one whose object store others have filled, and which may not spill.
 
 A program, with one line of JSON at the end.
 """
@@ -7,11 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import ray
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "emulation")]
 
@@ -22,9 +28,13 @@ from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, recipe_from_dict
 from cascade_runtime.engine import Engine
 from cascade_runtime.errors import CascadeError
+from cascade_runtime.events import Events
 from cluster.ray_transport import RayTransport
 
 REQUESTS = 24
+STORE_BYTES = 80_000_000  # about the least that Ray takes
+NO_SPILLING = {"automatic_object_spilling_enabled": False, "local_fs_capacity_threshold": 0.0001}
+EVENTS = 200_000  # a recording of this many goes through the object store, a short one in the call
 
 
 def recipe() -> Recipe:
@@ -85,6 +95,58 @@ def lost() -> dict[str, Any]:
         transport.pipeline.close()
 
 
+def full() -> dict[str, Any]:
+    """Answers before the store is full, while it is, with some room again, and after."""
+    ray.init(
+        num_cpus=4,
+        object_store_memory=STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _system_config=NO_SPILLING,
+    )
+    requests = [longer(request) for request in toy_requests(6, seed=5, max_tokens=8)]
+    expected, hog = clean(requests), list[Any]()
+    transport = RayTransport(recipe())
+
+    async def turns() -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        for turn, left in (("before", 0), ("full", 10**6), ("tight", 90), ("after", 0)):
+            fill(hog, left)
+            named = [replace(request, request_id=f"{turn}-{at}") for at, request in enumerate(requests)]
+            began = time.monotonic()
+            told[turn] = compared(await ask(transport, named), expected)
+            told[turn] |= {"seconds": round(time.monotonic() - began, 1), "slots": free_slots(transport)}
+        return told
+
+    try:
+        told = asyncio.run(turns())
+        supervisor = transport.pipeline.supervisor
+        assert supervisor is not None
+        return told | {"restarts": len(supervisor.recoveries)}
+    finally:
+        transport.pipeline.close()
+
+
+def fill(hog: list[Any], most: int) -> None:
+    """Half a megabyte in each of so many objects, or as many as there is room for."""
+    del hog[most:]
+    while len(hog) < most:
+        try:
+            hog.append(ray.put(np.zeros(500_000, np.uint8)))
+        except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError):
+            return
+
+
+def longer(request: GenerateRequest) -> GenerateRequest:
+    """The same scene, each event several times."""
+    events = request.events
+    assert isinstance(events, Events)
+    at = np.linspace(0, len(events.t) - 1, EVENTS).astype(int)
+    columns = (events.t[at], events.x[at], events.y[at], events.p[at])
+    return replace(request, events=Events(*columns, width=events.width, height=events.height))
+
+
 def free_slots(transport: RayTransport) -> list[int]:
     """Of every level, once all are free or ten seconds have passed."""
     levels, end = transport.pipeline.recipe.cascade.levels, time.monotonic() + 10
@@ -97,4 +159,4 @@ def free_slots(transport: RayTransport) -> list[int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(lost()))
+    print(json.dumps(full() if sys.argv[1:] == ["full"] else lost()))

@@ -1,4 +1,4 @@
-"""What Ray does to a cascade: calls that are lost, a node that goes, and noise about both.
+"""What Ray does to a cascade: calls that are lost, a full object store, a node that goes, and noise about all of it.
 
 Each in a process with a Ray of its own, half a minute and more, so that it is no part of `make test`.
 """
@@ -42,6 +42,18 @@ def test_lost_calls_change_no_answer_and_are_seen_by_nobody(failures: dict[str, 
     assert told["identical"] == told["sent"] == 24
     assert not told["changed"] and not told["duplicated"] and not told["errors"]
     assert told["slots"] == [4, 4, 4]
+
+
+def test_a_full_object_store_refuses_requests_and_no_more() -> None:
+    told, _ = run(PROGRAM, "full")
+    print(told)
+    turns = {turn: told[turn] for turn in ("before", "full", "tight", "after")}
+    for turn in turns.values():
+        assert not turn["changed"] and not turn["duplicated"] and turn["slots"] == [4, 4, 4]
+        assert turn["identical"] + turn["errors"].get("CapacityError", 0) == turn["sent"] == 6 and turn["retryable"]
+        assert all("object store is full" in said for said in turn["said"])
+    assert turns["before"]["identical"] == turns["after"]["identical"] == 6
+    assert not turns["full"]["identical"] and not told["restarts"]
 
 
 def test_a_lost_node_costs_no_answer() -> None:
