@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.heap import tidy_heap
 from actors.host import process
 
 
@@ -24,7 +25,8 @@ class Pulse:
 
     @staticmethod
     def here(busy_s: float = 0.0, upstream: int | None = None, downstream: int | None = None, rows: int = 0) -> Pulse:
-        """Of this process."""
+        """Of this process, whose heap is tidied on this occasion."""
+        tidy_heap()
         where = process("cpu")
         here = str(where["host"]), int(where["pid"]), int(where["peak_bytes"])
         return Pulse(*here, busy_s, upstream, downstream, rows)

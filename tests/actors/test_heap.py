@@ -1,16 +1,19 @@
-"""What a stage has loaded is left out of garbage collections."""
+"""What a stage has loaded is left out of garbage collections, and what it has done with is not kept."""
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from toy_family import edge_recipe, write_toy_family
 
+from actors import heap
 from actors.edge_relay import EdgeRelay
-from actors.heap import keep_heap
+from actors.heap import keep_heap, tidy_heap
+from actors.pulse import Pulse
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.errors import CascadeError
 
@@ -52,3 +55,40 @@ def test_a_stages_loop_keeps_what_it_starts_with(family: Path, thawed: None) -> 
     relay._start()
     relay.stop()
     assert not is_walked(loaded)
+
+
+def pile_up() -> int:
+    """Blocks of memory that the interpreter keeps after so many tuples of one length came and went."""
+    before = sys.getallocatedblocks()
+    for _ in range(1500):
+        tuple(number for number in range(13))
+    return sys.getallocatedblocks() - before
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="lists of freed tuples work otherwise since")
+def test_pulses_give_back_what_the_interpreter_keeps_of_freed_tuples(
+    thawed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    keep_heap()
+    monkeypatch.setattr(heap, "_tidied_at", float("-inf"))
+    assert pile_up() > 1400
+    before = sys.getallocatedblocks()
+    Pulse.here()
+    assert sys.getallocatedblocks() < before - 1400
+    assert pile_up() > 1400
+    before = sys.getallocatedblocks()
+    Pulse.here()  # not with each of them
+    assert sys.getallocatedblocks() > before - 100
+
+
+def test_a_heap_that_is_not_kept_is_not_walked_all_the_time(thawed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = list[int]()
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+    monkeypatch.setattr(heap, "_tidied_at", float("-inf"))
+    tidy_heap()
+    assert not collected
+    gc.freeze()
+    tidy_heap()
+    tidy_heap()
+    assert collected == [1]
