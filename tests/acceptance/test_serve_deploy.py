@@ -170,10 +170,12 @@ def test_with_room_for_two_nobody_waits_and_grpc_goes_on(head: RayHead, port: in
 
 
 RESTART = """
+import sys
+
 import ray
 from ray import serve
 
-ray.init("auto", logging_level="ERROR")
+ray.init(sys.argv[1], logging_level="ERROR")  # "auto" would be whichever Ray of this machine was started last
 handle = serve.get_deployment_handle("Cascade", "cascade")
 print(sum(seconds > 0 for seconds in handle.restart.remote("light", "heavy").result(timeout_s=200)))
 """
@@ -186,7 +188,7 @@ def test_stages_are_started_anew_one_by_one_without_a_failed_request(head: RayHe
     expected = server.chat(BODY)[1]["cascade"]["token_ids"]
     with Asking(server, None) as asking:
         asking.more(5)
-        told = head.run("python", "-c", RESTART)
+        told = head.run("python", "-c", RESTART, head.address)
         asking.more(5)
     assert told.split()[-1] == "2"
     assert not asking.failures
