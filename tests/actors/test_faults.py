@@ -109,11 +109,12 @@ def poison(controller: Any, name: str) -> list[str]:
 
         setattr(place, method, dying)
 
-    def started(stage: str) -> None:
-        start(stage)
+    def started(stage: str) -> float:
+        begun_at = start(stage)
         if stage == name:
             starts.append(stage)
             arm()
+        return begun_at
 
     controller.crew.start = started
     arm()

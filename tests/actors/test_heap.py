@@ -71,7 +71,7 @@ def test_pulses_give_back_what_the_interpreter_keeps_of_freed_tuples(
 ) -> None:
     gc.collect()
     keep_heap()
-    monkeypatch.setattr(heap, "_tidied_at", float("-inf"))
+    monkeypatch.setattr(heap, "_due_at", float("-inf"))
     assert pile_up() > 1400
     before = sys.getallocatedblocks()
     Pulse.here()
@@ -85,10 +85,28 @@ def test_pulses_give_back_what_the_interpreter_keeps_of_freed_tuples(
 def test_a_heap_that_is_not_kept_is_not_walked_all_the_time(thawed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     collected = list[int]()
     monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
-    monkeypatch.setattr(heap, "_tidied_at", float("-inf"))
+    monkeypatch.setattr(heap, "_due_at", float("-inf"))
     tidy_heap()
     assert not collected
     gc.freeze()
     tidy_heap()
     tidy_heap()
     assert collected == [1]
+
+
+def test_tidying_takes_a_thousandth_of_the_time_at_most(thawed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(heap.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(heap, "_due_at", 0.0)
+    collected = list[float]()
+
+    def slowly() -> None:
+        collected.append(now[0])
+        now[0] += 0.25
+
+    monkeypatch.setattr(gc, "collect", slowly)
+    gc.freeze()
+    for at in (100.0, 101.0, 349.0, 350.3):
+        now[0] = at
+        tidy_heap()
+    assert collected == [100.0, 350.3]

@@ -114,11 +114,12 @@ def test_a_target_goes_on_from_what_it_had_confirmed(family: Path, expected: dic
         fed: list[int] = []
         start = controller.crew.start
 
-        def start_watched(name: str) -> None:
-            start(name)
+        def start_watched(name: str) -> float:
+            begun_at = start(name)
             level = controller.crew.handles[name].stage.level
             admit = level.admit
             level.admit = lambda *args: fed.append(len(controller._inside)) or admit(*args)
+            return begun_at
 
         controller.crew.start = start_watched
         *rest, answer = stream
@@ -192,13 +193,18 @@ def test_what_hangs_is_replaced_and_when_it_wakes_nobody_listens(
 
 
 def test_a_loop_that_stands_still_is_found_though_its_process_answers(family: Path) -> None:
-    with supervised(recipe_of(family, stuck_s=0.4)) as controller:
+    with supervised(recipe_of(family, stuck_s=1.0)) as controller:
         stage, on = controller.crew.handles["level1"].stage, threading.Event()
         extend = stage.level.decoder.extend
         stage.level.decoder.extend = lambda extensions: on.wait(30) and extend(extensions)
         controller.generate(long_request())
-        assert until(lambda: [each.stage for each in controller.supervisor.recoveries] == ["level1"])
-        assert "at one thing" in controller.supervisor.recoveries[0].reason
+        reasons = dict[str, str]()
+
+        def found() -> bool:  # on a machine that is busy elsewhere, others may stand still for so long
+            reasons.update({each.stage: each.reason for each in controller.supervisor.recoveries})
+            return "level1" in reasons
+
+        assert until(found) and "at one thing" in reasons["level1"]
         on.set()
 
 
@@ -221,7 +227,7 @@ def test_a_request_that_kills_the_target_fails_alone(family: Path) -> None:
                 handle.stage.level.admit = dying
 
         starts: list[str] = []  # a target that dies again before it is linked is one recovery, but two starts
-        controller.crew.start = lambda name: (starts.append(name), arm(name), poisoned(name))
+        controller.crew.start = lambda name: (starts.append(name), arm(name), poisoned(name))[1]
         poisoned("target")
         poison = GenerateRequest(events=toy_events(), question="poison", request_id="poison")
         bad = pool.submit(controller.generate, poison)
