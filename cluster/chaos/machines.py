@@ -15,8 +15,8 @@ from cluster.launch import FOREGROUND
 
 _STORE_BYTES = 200_000_000
 _HEAD_CPUS = 1  # room for the controller; Ray takes whole ones only
-# A node whose Ray is gone is noticed after 0.9 s (Ray's own: 15), one that is silent after 7 (60). As in the manifests.
-# Beyond a second a call to an actor there is given up before its death is known, and asked again in vain.
+# A node whose Ray is gone is noticed after 0.9 s (Ray's own: 15), one that is silent after 7 (60); computed. As in the
+# manifests.
 QUICK = {
     "health_check_initial_delay_ms": 1000,
     "health_check_timeout_ms": 1000,
