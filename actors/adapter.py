@@ -25,17 +25,18 @@ class AdapterVerifierStage:
     for an adapter that learns.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, replica: int = 0) -> None:
+        self.name = recipe.members["adapter"][replica]
         if recipe.adapter is not None and recipe.adapter.threads:
             torch.set_num_threads(recipe.adapter.threads)
         self.verifier = load_verifier(recipe)
         self._updater, self._learning = updater_of(recipe, self.verifier.adapter), threading.Lock()
-        self.tracer = Tracer("adapter", capacity=1024)
+        self.tracer = Tracer(self.name, capacity=1024)
         keep_heap()
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
-        return {"name": "adapter", "space": self.verifier.space, "shared": self.verifier.shared}
+        return {"name": self.name, "space": self.verifier.space, "shared": self.verifier.shared}
 
     def align(self, handle: int, view: EventView) -> VisualFeatures:
         """Event features in the target tower's space."""

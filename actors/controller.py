@@ -9,6 +9,8 @@ through it.
     release everywhere                                      whatever happened
     fell(name), renew(name, stage)                          a stage died, and was started anew: it is told of every
                                                             request again, with its features and tokens confirmed
+    several replicas of a stage                             each request has one of them, see `Seating`; where that
+                                                            falls, or has many more than another, it moves to another
 
 Stages are reached through `StageHandle`, so that the same controller runs over Ray actors and over plain threads.
 """
@@ -21,16 +23,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Generator, Iterator, Mapping
 
+from actors.admissions import Admissions
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
-from actors.handles import StageHandle, Stages, ask
+from actors.handles import StageHandle, ask
 from actors.heap import keep_heap
-from actors.incarnations import Incarnations
 from actors.pulse import Pulse
-from actors.quarantine import Quarantine
 from actors.rows import RowReport
 from actors.target import Progress
 from cascade_runtime.api import Answer, GenerateRequest, Piece
@@ -44,7 +44,6 @@ from cascade_runtime.errors import (
     DeadlineExceeded,
     FeaturesLost,
     InputError,
-    Quarantined,
     StageDied,
     StageError,
 )
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 64
 _RECALLED = 1024  # ids remembered that were cancelled before their request came
 _TAKE_S = 1.0  # the tokens known here are at most so old: what a target that is started anew goes on from
-_GUILTY = "has crashed with this request in it, again and again"
 _PAUSE_S = 0.25  # between tries while a stage is down
 _PROBE = 8  # while the target decodes alone, one request in so many is still prepared for drafting
 
@@ -62,14 +60,13 @@ _PROBE = 8  # while the target decodes alone, one request in so many is still pr
 class Controller:
     """One pipeline's front. Threads call `generate` and `stream`; at most `slots` requests run, `MAX_WAITING` wait."""
 
-    def __init__(self, recipe: Recipe, stages: Stages, first_handle: int = 1) -> None:
+    def __init__(self, recipe: Recipe, stages: Mapping[str, StageHandle], first_handle: int = 1) -> None:
         recipe.check_runs_apart()
-        self.recipe, self.stages = recipe, stages
+        self.recipe = recipe
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
         start_s = recipe.deadlines.start_s  # they may be loading, too
-        self.ends: tuple[int, ...] = ask(stages.target, start_s, "info")["ends"]
-        self.shared: tuple[bool, ...] = ask(stages.adapter, start_s, "info")["shared"]
+        self.ends: tuple[int, ...] = ask(stages[self.names[-1]], start_s, "info")["ends"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows
@@ -78,13 +75,17 @@ class Controller:
         self._recalled: OrderedDict[str, None] = OrderedDict()
         self._cancelled = 0
         self._draining = False
-        self._incarnations = Incarnations(stages.named(self.names))
+        self._admissions = Admissions(recipe, stages, self._inside, self._changed)
         self._needed = ("encoder", "adapter", self.names[-1])  # without which there is no answer
-        self._quarantine = Quarantine()
         self._drafts = True  # the target had use for drafts when it was last heard
         # a drafter that learns from every answer, or drafts on the edge in any case: for next to nothing
         self._learns = len(recipe.stages) == 2 and recipe.stages[0].drafter != "model"
         keep_heap()
+
+    @property
+    def stages(self) -> Mapping[str, StageHandle]:
+        """By replica, see `Recipe.members`."""
+        return self._admissions.stages
 
     def generate(self, request: GenerateRequest, timeout_s: float | None = None) -> Answer:
         """Answer one request. Raises what is wrong with it, or `DeadlineExceeded`, `CapacityError`, `StageError`."""
@@ -111,46 +112,26 @@ class Controller:
             self._changed.notify_all()
             if not course.entered:  # it waits for a slot, and no stage knows it
                 return True
-        release, most_s = self.stages.target.start("release", course.handle), self.recipe.deadlines.control_s
-        with contextlib.suppress(CascadeError):
-            self.stages.target.result(release, most_s)  # wakes whoever waits in `take`
+            target = self.stages.get(course.target_at[0] or course.at.get(self.names[-1], ""))
+        most_s = self.recipe.deadlines.control_s
+        if target is not None:
+            with contextlib.suppress(CascadeError):
+                target.result(target.start("release", course.handle), most_s)  # wakes whoever waits in `take`
         with self._changed:
             self._changed.wait_for(lambda: self._inside.get(request_id) is not course, most_s)
         return True
 
     def fell(self, name: str, incarnation: int, ago_s: float) -> None:
-        """Stage `name` is dead or hangs, and this incarnation is to follow. It was well `ago_s` ago: who was told to it
-        later is not suspect.
-        """
-        with self._changed:
-            if not self._incarnations.fell(name, incarnation):
-                return
-            fallen, well_at = self._incarnations.present[name], time.monotonic() - ago_s
-            present = {
-                course.request.request_id: len(course.progress.tokens) if name == self.names[-1] else 0
-                for course in self._inside.values()
-                if not course.over and course.was_at(name, fallen, well_at)
-            }
-            self._quarantine.crashed(name, present)
-            self._changed.notify_all()
+        """See `Admissions.fell`."""
+        self._admissions.fell(name, incarnation, ago_s)
 
     def renew(self, name: str, stage: StageHandle, incarnation: int) -> None:
-        """Stage `name` was started anew, is behind this handle and knows of no request: tell it of those inside."""
-        with self._changed:
-            inside = [course for course in self._inside.values() if not course.over]
-            if not self._incarnations.renewed(name, incarnation):
-                return
-            self.stages = Stages.of({**self.stages.named(self.names), name: stage})
-            self._changed.notify_all()
-        for course in inside:
-            if name in self.names[:-1] and name in course.features:
-                self._admit_drafter(course, self.names.index(name))
+        """See `Admissions.renew`."""
+        self._admissions.renew(name, stage, incarnation)
 
     def give_up(self, name: str, problem: str) -> None:
-        """Stage `name` will not come back: whoever needs it fails, now and from now on."""
-        with self._changed:
-            self._incarnations.give_up(name, problem)
-            self._changed.notify_all()
+        """See `Admissions.give_up`."""
+        self._admissions.give_up(name, problem)
 
     def pulse(self) -> Pulse:
         """That it is alive."""
@@ -202,10 +183,11 @@ class Controller:
     def _leave(self, course: Course) -> None:
         with self._changed:
             del self._inside[course.request.request_id]
-            self._quarantine.left(course.request.request_id)
+            self._admissions.quarantine.left(course.request.request_id)
             if course.entered:
                 self._free += 1
             self._changed.notify_all()
+        self._admissions.spread(*self.names)
 
     def _enter(self, course: Course) -> None:
         """Wait for a slot; a request that is cancelled meanwhile leaves at once.
@@ -240,139 +222,47 @@ class Controller:
         """Admit a request and follow it to its end; again from where it stood when a stage it needs has died."""
         telling = Telling(Stopper(self.tokenizer, self.ends, course.request.sampling))
         while True:
-            renewals = dict(self._incarnations.present)
+            renewals = dict(self._admissions.incarnations.present)
             try:
                 if not course.prepared:
-                    self._permit(course, "encoder", "adapter")
-                    self._admit(course)
-                elif course.target_at != renewals[self.names[-1]]:
-                    self._admit_target(course, course.features[self.names[-1]])
-                return (yield from self._follow(course, telling, stream=stream))
+                    self._admissions.permit(course, "encoder", "adapter")
+                    self._admissions.admit(course)
+                elif course.target_at != ((seat := course.at[self.names[-1]]), renewals[seat]):
+                    self._admissions.admit_target(course, course.features[self.names[-1]])
+                progress = yield from self._follow(course, telling, stream=stream)
+                if progress is not None:
+                    return progress
             except FeaturesLost as error:
                 course.prepared = False
-                course.told.pop(self.names[-1], None)  # it has not got them
+                course.told.pop(course.at[self.names[-1]], None)  # it has not got them
                 self._await(course, error, renewals)
             except (StageDied, ChannelError, DeadlineExceeded) as error:  # or a call was lost on its way
                 self._await(course, error, renewals)
-
-    def _permit(self, course: Course, *stages: str) -> None:
-        """Wait until these stages are there and the request may enter. Raises `Quarantined` where it never will."""
-        request_id = course.request.request_id
-        with self._changed:
-
-            def decided() -> bool:
-                if any(self._quarantine.guilty(stage, request_id) for stage in stages):
-                    return True
-                if self._incarnations.down(*stages):
-                    return bool(self._incarnations.given_up(*stages))
-                return all(self._quarantine.admits(stage, request_id) for stage in stages)
-
-            self._changed.wait_for(lambda: course.cancelled or decided(), course.left_s)
-            for stage in stages:
-                if self._quarantine.guilty(stage, request_id):
-                    raise Quarantined(stage, request_id, f"the stage {_GUILTY}")
-            assert course.left_s > 0  # else it has raised
 
     def _await(self, course: Course, error: CascadeError, renewals: dict[str, int]) -> None:
         """A stage is down: until one was started anew, or it is worth another try. Raises what cannot be mended."""
         if not self.recipe.supervision.restarts:
             raise error
-        stages = self._incarnations
         with self._changed:
             self._changed.wait_for(
-                lambda: stages.present != renewals or course.cancelled or stages.given_up(*self._needed),
+                lambda: (
+                    self._admissions.incarnations.present != renewals
+                    or course.cancelled
+                    or self._admissions.lost(*self._needed)
+                    or self._admissions.goes_elsewhere(course)
+                ),
                 min(_PAUSE_S, course.left_s),
             )
-            for name, why in stages.given_up(*self._needed).items():
+            for name, why in self._admissions.lost(*self._needed).items():
                 raise StageError(name, course.request.request_id, f"given up: {why}") from error
 
-    def _call(self, stage: StageHandle, reference: Any, course: Course) -> Any:
-        return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))
-
-    def _admit(self, course: Course) -> None:
-        """Start everything that can run at once, perhaps once more; wait for nothing but the target's admission."""
-        request, adapter, handle = course.request, self.stages.adapter, course.handle
-        course.decision = course.better = None
-        course.tell(self._incarnations.present, "encoder", "adapter")
-        strict = self.recipe.cascade.mode == "strict"
-        uses_events = self.recipe.adapter is not None and (course.drafts or not strict)
-        view = self.stages.encoder.start("view", handle, request.events, uses_events)
-        course.own = {
-            level: adapter.start("dense", handle, view, level)
-            for level, shared in enumerate(self.shared[:-1])
-            if not shared and course.drafts
-        }
-        dense = None
-        if not uses_events:
-            dense = adapter.start("dense", handle, view)
-            self._admit_drafters(course, dense)
-            self._admit_target(course, dense)
-            return
-        aligned = adapter.start("align", handle, view)
-        self._admit_drafters(course, aligned)  # drafting starts before the target has seen anything
-        if strict or self.recipe.gate.policy == "full":
-            dense = adapter.start("dense", handle, view)
-        course.decision = adapter.start("decide", handle, view, aligned, dense)
-        if strict:
-            self._admit_target(course, dense)
-        else:
-            self._admit_target(course, adapter.start("fill", handle, view, aligned, course.decision, dense))
-        if course.drafts:
-            course.better = adapter.start("correct", handle, view, aligned, course.decision, dense)
-            for level, drafter in enumerate(self.stages.drafters):
-                if level not in course.own:
-                    drafter.start("revise", handle, course.better)
-
-    def _admit_drafters(self, course: Course, features: Any) -> None:
-        """Admit to every drafter: the target's kind of features, or those of its own tower where it has one."""
-        for level, name in enumerate(self.names[:-1] if course.drafts else ()):
-            if level < course.first:
-                continue
-            course.features[name] = course.own.get(level, features)  # before the stage is looked up: see `renew`
-            self._admit_drafter(course, level)
-
-    def _admit_drafter(self, course: Course, level: int) -> None:
-        name, request_id = self.names[level], course.request.request_id
-        with self._changed:
-            admits = self._quarantine.admits(name, request_id)
-        if not admits:  # the others can do without it
-            course.drafting.pop(name, None)
-            course.notes.append(f"without {name}: it {_GUILTY}")
-            return
-        drafter = self.stages.drafters[level]
-        course.tell(self._incarnations.present, name)
-        course.drafting[name] = self._start_admit(drafter, course, level)
-        if course.better is not None and level not in course.own:
-            drafter.start("revise", course.handle, course.better)
-
-    def _admit_target(self, course: Course, features: Any) -> None:
-        name = self.names[-1]
-        course.features[name] = features
-        if not course.prepared and self._incarnations.down(name):  # no other stage is at it while it waits
-            self._call(self.stages.adapter, self.stages.adapter.start("moments", course.handle, features), course)
-            course.made()
-        self._permit(course, name)
-        course.target_at, course.target = self._incarnations.present[name], self.stages.target
-        course.tell(self._incarnations.present, name)
-        self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1), course)
-        course.made()
-        course.seeing = {
-            "encoder": self.stages.encoder.start("moments", course.handle),
-            "adapter": self.stages.adapter.start("moments", course.handle, course.decision),
-        }
-
-    def _start_admit(self, stage: StageHandle, course: Course, level: int) -> Any:
-        """Begin an admission, see `Admission`; its features are the reference of a call that gives them."""
-        request = course.request
-        asked = request.request_id, request.question, course.features[self.names[level]], request.sampling
-        said = course.expects(level), course.progress.tokens, course.progress.masks
-        return stage.start("admit", course.handle, *asked, *said)
-
-    def _follow(self, course: Course, telling: Telling, *, stream: bool) -> Generator[Piece, None, Progress]:
-        """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`."""
+    def _follow(self, course: Course, telling: Telling, *, stream: bool) -> Generator[Piece, None, Progress | None]:
+        """Wait for the answer, yielding pieces of text if asked. Returns the final `Progress`, None where the request
+        is to go on at another replica of the target.
+        """
         target = course.target
         assert target is not None  # it was admitted there
-        while True:
+        while not course.moves(self.names[-1]):
             wanted = telling.seen if stream else course.request.sampling.max_tokens
             wait_s = min(course.left_s, self.recipe.deadlines.control_s)
             reference = target.start("take", course.handle, wanted, min(_TAKE_S, 0.8 * wait_s))
@@ -392,3 +282,4 @@ class Controller:
                 raise course.cancellation()
             if progress.finish_reason is not None:
                 return progress
+        return None

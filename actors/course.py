@@ -11,10 +11,12 @@ from typing import Any
 from actors.handles import StageHandle
 from actors.target import NOTHING, Progress
 from cascade_runtime.api import GenerateRequest, Piece
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, stage_of
 from cascade_runtime.decoding.stopping import Stopper
 from cascade_runtime.errors import DeadlineExceeded, StageError
 from cascade_runtime.vision.event_branch import RenderedWindow
+
+NOWHERE = "", -1
 
 
 @dataclass(eq=False)
@@ -22,8 +24,10 @@ class Course:
     """One request. References are those of `StageHandle.start`.
 
     features: by stage, what it is admitted with, until the request ends: a stage that is started anew is told again.
-    target_at, target: the incarnation of the target that knows it, and its handle. progress: the last it said. told: by
-    stage, which incarnation may be at it, and since when; without those that are known to be through with it.
+    at: by stage, the replica that has it; seats: all replicas of levels that may have heard of it.
+    target_at, target: the replica of the target that knows it, which incarnation of that, and its handle. progress: the
+    last it said. told: by replica, which incarnation may be at it, and since when; without those that are known to be
+    through with it.
     """
 
     request: GenerateRequest
@@ -35,12 +39,14 @@ class Course:
     features: dict[str, Any] = field(default_factory=dict)
     own: dict[int, Any] = field(default_factory=dict)  # dense features of levels with a tower of their own
     better: Any = None  # what drafters see once the gate has decided
-    drafting: dict[str, Any] = field(default_factory=dict)  # references of the drafters' admissions
+    drafting: dict[str, tuple[StageHandle, Any]] = field(default_factory=dict)  # the drafters' admissions
     decision: Any = None  # reference of the gate's decision, or None
     seeing: dict[str, Any] = field(default_factory=dict)  # references of what encoder and adapter did when
     progress: Progress = NOTHING
     first_token_at: float = 0.0  # on the controller's clock; 0 while there is none
-    target_at: int = -1
+    at: dict[str, str] = field(default_factory=dict)
+    seats: dict[str, None] = field(default_factory=dict)
+    target_at: tuple[str, int] = NOWHERE
     target: StageHandle | None = None
     prepared: bool = False  # encoder and adapter are through with it, as far as is known
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -68,22 +74,40 @@ class Course:
         """Whether a level is to wait for drafts."""
         return self.drafts and (level > self.first or not self.first)
 
-    def tell(self, present: Mapping[str, int], *stages: str) -> None:
-        """These incarnations are told of it now, perhaps once more."""
-        for stage in stages:
-            if stage not in self.told or self.told[stage][0] != present[stage]:
-                self.told[stage] = present[stage], time.monotonic()
+    def sit(self, stage: str, member: str) -> None:
+        """This replica of a stage has it from now on."""
+        self.at[stage] = member
+        self.seats[member] = None
 
-    def was_at(self, stage: str, incarnation: int, at: float) -> bool:
+    def settled(self, stage: str) -> bool:
+        """Whether it is where it is to be: it goes on, and is not on its way to another replica of the stage."""
+        return self.entered and not self.over and stage in self.at and not self.moves(stage)
+
+    def moves(self, stage: str) -> bool:
+        """Whether another replica of the target still has it."""
+        there = self.target_at[0]
+        return bool(there) and stage_of(there) == stage and there != self.at[stage]
+
+    def is_at(self, stage: str, member: str) -> bool:
+        """Whether a replica has a place taken by it."""
+        return self.at.get(stage) == member or self.target_at[0] == member
+
+    def tell(self, present: Mapping[str, int], *stages: str) -> None:
+        """The replicas of these stages that have it are told of it now, perhaps once more."""
+        for member in [self.at[stage] for stage in stages]:
+            if member not in self.told or self.told[member][0] != present[member]:
+                self.told[member] = present[member], time.monotonic()
+
+    def was_at(self, member: str, incarnation: int, at: float) -> bool:
         """Whether this incarnation may have been at it then."""
-        told, since = self.told.get(stage, (incarnation, math.inf))
+        told, since = self.told.get(member, (incarnation, math.inf))
         return told == incarnation and since <= at
 
     def made(self) -> None:
         """What encoder and adapter make for the target is there."""
         self.prepared = True
         for stage in ("encoder", "adapter"):
-            self.told.pop(stage, None)
+            self.told.pop(self.at[stage], None)
 
     def cancellation(self) -> StageError:
         """What whoever waits for it gets once it is cancelled."""

@@ -10,7 +10,7 @@ from cascade_runtime.errors import ConfigError
 class Drafter(LanguageStage):
     """Level 0 of a recipe with at least two levels."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, replica: int = 0) -> None:
         if len(recipe.stages) < 2:
             raise ConfigError("cascade.levels", recipe.cascade.levels, "two levels or more: one alone is the target")
-        super().__init__(recipe, 0)
+        super().__init__(recipe, 0, replica)

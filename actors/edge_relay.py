@@ -26,8 +26,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.host import process
-from actors.links import epoch_of
-from actors.rows import RowReport
+from actors.links import epochs_of
+from actors.rows import STRAIGHT, Route, RowReport
 from actors.stage_loop import StageLoop
 from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
@@ -108,23 +108,23 @@ class EdgeRelay(StageLoop[_Relayed]):
         facts = {"name": self.name, "tokenizer": self._tokenizer, "ends": self._ends, **process("cpu")}
         return {**facts, "weight_bytes": 0, "kv_bytes": 0, "device": "edge boxes", "threads": 1}
 
-    def link(self, upstream: ChannelSpec | None, timeout_s: float) -> None:
+    def link(self, upstream: Sequence[ChannelSpec], timeout_s: float) -> None:
         """Accept the next stage, where it was told of one, and start the loop. Raises `DeadlineExceeded`."""
         if self._thread is not None:
             return
-        if self.links.listens:
-            self.links.downstream, self._had_link = self.links.accept(timeout_s), True
+        if self.links.awaited:
+            self.links.downstream[0], self._had_link = self.links.accept(timeout_s), True
         self._start()
 
-    def join_downstream(self, timeout_s: float) -> None:
+    def join_downstream(self, timeout_s: float, replica: int = 0) -> None:
         """Link to the next stage anew, which comes to the address that `listen` gave."""
-        link = self.links.accept(timeout_s)
+        link = self.links.accept(timeout_s, replica)
 
         def renew() -> None:
             if self._had_link:
                 self._forget_all()  # what this downstream stands by cannot be known to the boxes
-            self.links.drop(self.links.downstream)
-            self.links.downstream, self._had_link = link, True
+            self.links.drop(self.links.downstream.get(replica))
+            self.links.downstream[replica], self._had_link = link, True
 
         self._command(renew)
 
@@ -138,6 +138,7 @@ class EdgeRelay(StageLoop[_Relayed]):
         expect_drafts: bool = True,
         tokens: tuple[int, ...] = (),
         masks: tuple[int, ...] = (),
+        route: Route = STRAIGHT,
     ) -> None:
         """Pass on what a box drafts for this request, see `LanguageStage.admit`; its box has all but the number."""
         self._command(lambda: self._admit(handle, request_id))
@@ -165,7 +166,7 @@ class EdgeRelay(StageLoop[_Relayed]):
             "edge": EdgeCounters(self.name).to_dict(),
             "decision": Policy(0).decision.to_dict(),
             "upstream_alive": False,
-            "downstream_alive": self.links.downstream is not None,
+            "downstream_alive": bool(self.links.downstream),
         }
 
     # -- the loop ----------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ class EdgeRelay(StageLoop[_Relayed]):
 
     def _take(self) -> None:
         """Verdicts, for whoever asks."""
-        downstream, epoch = self.links.downstream, epoch_of(self.links.downstream)
+        downstream, epoch = self.links.downstream.get(0), epochs_of(self.links.downstream).get(0)
         if downstream is None:
             return
         newest: dict[str, bytes] = {}
@@ -232,7 +233,7 @@ class EdgeRelay(StageLoop[_Relayed]):
         """Under the pipeline's number and the link's epoch. A box's cores are nobody else's, and a pace beyond the
         deadline is the deadline: nobody waits longer.
         """
-        downstream = self.links.downstream
+        downstream = self.links.downstream.get(0)
         if downstream is None:
             return False
         epoch, pace_us = downstream.channel.spec.epoch, min(block.pace_us, self._slowest_us)

@@ -18,16 +18,17 @@ from cascade_runtime.vision.event_branch import EventView, RenderedWindow
 class EventEncoderStage:
     """The event branch as a stage. Stateless between calls; safe to call from several threads."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, replica: int = 0) -> None:
+        self.name = recipe.members["encoder"][replica]
         if recipe.encoder is not None and recipe.encoder.threads:
             torch.set_num_threads(recipe.encoder.threads)
         self.branch = load_branch(recipe)
-        self.tracer = Tracer("encoder", capacity=1024)
+        self.tracer = Tracer(self.name, capacity=1024)
         keep_heap()
 
     def info(self) -> dict[str, Any]:
         """Facts for the launcher."""
-        return {"name": "encoder", "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
+        return {"name": self.name, "rule": self.branch.rule, "encodes": self.branch.encoder is not None}
 
     def view(self, handle: int, events: Events | RenderedWindow, encode: bool = True) -> EventView:
         """Frames and event features of one recording. Raises `InputError` on one that cannot be rendered."""

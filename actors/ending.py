@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from actors.course import Course
-from actors.handles import Stages
+from actors.handles import StageHandle
 from actors.rows import RowReport
 from actors.target import Progress
 from cascade_runtime.api import Answer, Timings, in_words
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, stage_of
 from cascade_runtime.decoding.stopping import Stopper, Tokenizer
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.tracing import Moments
@@ -29,56 +30,63 @@ class Ending:
         self._names = recipe.cascade.levels
         self._verifiers = self._names if recipe.target.heads else self._names[1:]
 
-    def release(self, course: Course, stages: Stages) -> dict[str, RowReport]:
-        """Free the request's slot on every stage; what each did for it comes back with that.
+    def release(self, course: Course, stages: Mapping[str, StageHandle]) -> dict[str, RowReport]:
+        """Free the request's slots on every stage; what each did for it, by stage, comes back with that.
 
         The target's release is waited for. A drafter that is stuck is not: its release waits in its queue.
         """
-        named = stages.named(self._names)
-        references = {name: named[name].start("release", course.handle) for name in self._names}
+        seats = [member for member in course.seats if stage_of(member) in self._names]
+        seats.sort(key=lambda member: self._names.index(stage_of(member)), reverse=True)  # the target first
+        references = {member: stages[member].start("release", course.handle) for member in seats}
         until = time.monotonic() + _REPORT_S
         reports: dict[str, RowReport] = {}
-        for name in reversed(self._names):  # the target first
-            last = name == self._names[-1]
-            wait_s = self._recipe.deadlines.control_s if last else max(0.0, until - time.monotonic())
+        for member, reference in references.items():
+            name = stage_of(member)
+            has, last = course.at[name] == member, name == self._names[-1]
+            wait_s = self._recipe.deadlines.control_s if last and has else max(0.0, until - time.monotonic())
             try:
-                report = named[name].result(references[name], wait_s)
+                report = stages[member].result(reference, wait_s)
             except CascadeError as error:
-                log.warning("request %s: %s did not confirm its release: %s", course.request.request_id, name, error)
+                log.warning("request %s: %s did not confirm its release: %s", course.request.request_id, member, error)
                 continue
-            if report is not None:
+            if report is not None and (has or name not in reports):
                 reports[name] = report
         return reports
 
-    def _notes(self, course: Course, stages: Stages) -> tuple[tuple[str, ...], GateDecision | None]:
+    def _notes(self, course: Course, stages: Mapping[str, StageHandle]) -> tuple[tuple[str, ...], GateDecision | None]:
         """What did not take part: a drafter that could not is a note, not an error; and the gate's decision."""
         notes, decision = list(dict.fromkeys(course.notes)), None
-        for name, reference in course.drafting.items():
+        for name, (drafter, reference) in course.drafting.items():
             try:
-                stages.named(self._names)[name].result(reference, 0.0)
+                drafter.result(reference, 0.0)
             except CascadeError as error:
                 notes.append(f"without {name}: {error}")
         if course.decision is not None:
             try:
-                decision = stages.adapter.result(course.decision, _REPORT_S)
+                decision = stages[course.at["adapter"]].result(course.decision, _REPORT_S)
             except CascadeError as error:
                 notes.append(f"without the gate: {error}")
         for note in notes:
             log.warning("request %s went on %s", course.request.request_id, note)
         return (*self._recipe.marks, *notes), decision
 
-    def _seen(self, course: Course, stages: Stages) -> dict[str, Moments]:
+    def _seen(self, course: Course, stages: Mapping[str, StageHandle]) -> dict[str, Moments]:
         """What encoder and adapter did when; without what is not known yet."""
         seen: dict[str, Moments] = {}
-        for name, stage in (("encoder", stages.encoder), ("adapter", stages.adapter)):
+        for name in ("encoder", "adapter"):
             try:
-                seen[name] = stage.result(course.seeing[name], _REPORT_S)
+                seen[name] = stages[course.at[name]].result(course.seeing[name], _REPORT_S)
             except CascadeError as error:
                 log.warning("request %s: %s did not say what it did: %s", course.request.request_id, name, error)
         return seen
 
     def answer(
-        self, course: Course, stages: Stages, progress: Progress, received: float, reports: dict[str, RowReport]
+        self,
+        course: Course,
+        stages: Mapping[str, StageHandle],
+        progress: Progress,
+        received: float,
+        reports: dict[str, RowReport],
     ) -> Answer:
         """The answer, and how it came about. received: when the target's last word was here."""
         request = course.request

@@ -73,6 +73,6 @@ def stats(stage: LanguageStage) -> dict[str, Any]:
         "refused_messages": links.refused,
         "edge": stage.totals.to_dict(),
         "decision": stage.scheduler.policy.decision.to_dict(),
-        "upstream_alive": links.upstream is not None,
-        "downstream_alive": links.downstream is not None,
+        "upstream_alive": bool(links.upstream),
+        "downstream_alive": bool(links.downstream),
     }

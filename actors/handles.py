@@ -1,10 +1,8 @@
-"""`StageHandle`: how the controller reaches a stage, wherever that runs. `Stages`: the handles of one pipeline."""
+"""`StageHandle`: how the controller reaches a stage, or one replica of it, wherever that runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cascade_runtime.errors import CallLost
@@ -20,27 +18,6 @@ class StageHandle(Protocol):
         """Wait for a call. Raises its error, `DeadlineExceeded`, `StageDied`, or `FeaturesLost` where what it was given
         is lost.
         """
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The five kinds of stages: encoder, adapter, and the language stages from light to target."""
-
-    encoder: StageHandle
-    adapter: StageHandle
-    drafters: Sequence[StageHandle]
-    target: StageHandle
-
-    def named(self, levels: Sequence[str]) -> dict[str, StageHandle]:
-        """By name."""
-        names = ("encoder", "adapter", *levels)
-        return dict(zip(names, (self.encoder, self.adapter, *self.drafters, self.target), strict=True))
-
-    @staticmethod
-    def of(named: dict[str, StageHandle]) -> Stages:
-        """From handles by name, lightest level first."""
-        encoder, adapter, *drafters, target = named.values()
-        return Stages(encoder, adapter, drafters, target)
 
 
 def ask(stage: StageHandle, timeout_s: float, method: str, *args: Any, begun: Any = None) -> Any:

@@ -4,14 +4,16 @@ under a higher epoch, when there is one again.
     lighter stage   listen(spec) ---------.              accept() -> its downstream
     heavier stage                         `--> connect(spec)      -> its upstream
 
-A link's epoch is its spec's. A peer of another epoch is refused by the handshake, and what still arrives with another
-one by `Standing`: whoever hung while the others went on speaks to nobody.
+There is one to each replica of the stage before and of the one after, by its number there. A link's epoch is its
+spec's, and no other link between the two stages has it. A peer of another epoch is refused by the handshake, and what
+still arrives with another one by `Standing`: whoever hung while the others went on speaks to nobody, and of a request
+only those replicas speak that have it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from actors.neighbour import Neighbour
@@ -22,84 +24,87 @@ from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.scheduling.stage_scheduler import StageScheduler
 from cascade_runtime.tracing import Tracer
 
+_NO_LINK = 2**32 - 1
+
 
 class Links:
-    """Both links of stage `index`. `upstream` and `downstream` are changed by the stage's loop alone once it runs."""
+    """All links of stage `index`. `upstream` and `downstream` are changed by the stage's loop alone once it runs."""
 
     def __init__(self, recipe: Recipe, index: int, tracer: Tracer) -> None:
         self._recipe, self._index, self._tracer = recipe, index, tracer
-        self.upstream: Neighbour[DraftBlock] | None = None
-        self.downstream: Neighbour[Verdict] | None = None
-        self._listener: Listener | None = None
+        self.upstream: dict[int, Neighbour[DraftBlock]] = {}
+        self.downstream: dict[int, Neighbour[Verdict]] = {}
+        self._listeners: dict[int, Listener] = {}
         self._refused = 0  # by neighbours that are gone
 
     def __iter__(self) -> Iterator[Neighbour[Any]]:
         """The neighbours that are there."""
-        return iter([each for each in (self.upstream, self.downstream) if each is not None])
+        return iter([*self.upstream.values(), *self.downstream.values()])
 
     @property
     def refused(self) -> int:
         """Messages that came to nothing, on all links so far."""
         return self._refused + sum(each.refused for each in self)
 
-    def listen(self, spec: ChannelSpec) -> ChannelSpec:
-        """Wait for the next stage at an address that is returned; an earlier address is given up."""
-        former, self._listener = self._listener, listen(spec)
+    def listen(self, spec: ChannelSpec, replica: int = 0) -> ChannelSpec:
+        """Wait for a replica of the next stage at an address that is returned; an earlier one is given up."""
+        former, self._listeners[replica] = self._listeners.get(replica), listen(spec)
         if former is not None:
             former.close()
-        return self._listener.spec
+        return self._listeners[replica].spec
 
-    def connect(self, spec: ChannelSpec, timeout_s: float) -> Neighbour[DraftBlock]:
-        """A link to the previous stage. Raises `ChannelError`, `DeadlineExceeded`."""
-        name = self._recipe.stages[self._index - 1].name
+    def connect(self, spec: ChannelSpec, timeout_s: float, replica: int = 0) -> Neighbour[DraftBlock]:
+        """A link to a replica of the previous stage. Raises `ChannelError`, `DeadlineExceeded`."""
+        name = self._recipe.stages[self._index - 1].members[replica]
         return Neighbour(name, connect(spec, timeout_s), DraftBlock, self._tracer)
 
     @property
-    def listens(self) -> bool:
-        """Whether a next stage is waited for."""
-        return self._listener is not None
+    def awaited(self) -> list[int]:
+        """The replicas of the next stage that are waited for."""
+        return sorted(self._listeners)
 
-    def accept(self, timeout_s: float) -> Neighbour[Verdict]:
-        """A link to the next stage, which comes to the address of `listen` and is the last to be let in there: of a
-        process that is killed no socket stays behind. Raises `ChannelError`, `DeadlineExceeded`.
+    def accept(self, timeout_s: float, replica: int = 0) -> Neighbour[Verdict]:
+        """A link to a replica of the next stage, which comes to the address of `listen` and is the last to be let in
+        there: of a process that is killed no socket stays behind. Raises `ChannelError`, `DeadlineExceeded`.
         """
-        if self._listener is None:
+        listener = self._listeners.get(replica)
+        if listener is None:
             raise ChannelError(f"stage {self._recipe.stages[self._index].name} listens nowhere")
-        listener = self._listener
         channel = listener.accept(timeout_s)
         listener.close()
-        if self._listener is listener:  # `listen` may have been called meanwhile
-            self._listener = None
-        return Neighbour(self._recipe.stages[self._index + 1].name, channel, Verdict, self._tracer)
+        if self._listeners.get(replica) is listener:  # `listen` may have been called meanwhile
+            del self._listeners[replica]
+        return Neighbour(self._recipe.stages[self._index + 1].members[replica], channel, Verdict, self._tracer)
 
     def drop(self, neighbour: Neighbour[Any] | None) -> None:
-        """Close this link; it is neither neighbour's any more."""
+        """Close this link; it is no neighbour's any more."""
         if neighbour is None:
             return
         neighbour.channel.close()
         self._refused += neighbour.refused
-        if neighbour is self.upstream:
-            self.upstream = None
-        elif neighbour is self.downstream:
-            self.downstream = None
+        for side in (self.upstream, self.downstream):
+            for replica in [number for number, each in side.items() if each is neighbour]:
+                del side[replica]
 
-    def renew(self, scheduler: StageScheduler, neighbour: Neighbour[Any], *, upstream: bool) -> None:
-        """This link, in place of what there was on that side."""
-        self.drop(self.upstream if upstream else self.downstream)
-        epoch, now = neighbour.channel.spec.epoch, time.monotonic()
-        if upstream:
-            self.upstream = neighbour
-            scheduler.renew_upstream(epoch, now)
-        else:
-            self.downstream = neighbour
-            scheduler.renew_downstream(epoch, now)
+    def renew(self, scheduler: StageScheduler, neighbour: Neighbour[Any], replica: int, *, upstream: bool) -> None:
+        """This link, in place of what there was to that replica on that side."""
+        side: dict[int, Neighbour[Any]] = self.upstream if upstream else self.downstream
+        self.drop(side.get(replica))
+        side[replica] = neighbour
+        renewed = scheduler.renew_upstream if upstream else scheduler.renew_downstream
+        renewed(neighbour.channel.spec.epoch, time.monotonic(), replica)
+
+    def epochs(self, route: tuple[int, int]) -> tuple[int, int]:
+        """Of the links to a replica upstream and to one downstream; what no link has, where there is none."""
+        upstream, downstream = epochs_of(self.upstream), epochs_of(self.downstream)
+        return upstream.get(route[0], _NO_LINK), downstream.get(route[1], _NO_LINK)
 
     def told(self, scheduler: StageScheduler) -> None:
         """Let a scheduler know which of them are there."""
-        scheduler.upstream, scheduler.downstream = self.upstream is not None, self.downstream is not None
+        scheduler.upstream, scheduler.downstream = set(self.upstream), set(self.downstream)
 
     def flush(self) -> Iterator[Neighbour[Any]]:
-        """Send what both neighbours were told; yields those that are gone."""
+        """Send what all neighbours were told; yields those that are gone."""
         for neighbour in self:
             try:
                 neighbour.flush()
@@ -107,13 +112,13 @@ class Links:
                 yield neighbour
 
     def close(self) -> None:
-        """Both links, and the address."""
+        """All links, and the addresses."""
         for neighbour in self:
             neighbour.channel.close()
-        if self._listener is not None:
-            self._listener.close()
+        for listener in list(self._listeners.values()):
+            listener.close()
 
 
-def epoch_of(neighbour: Neighbour[Any] | None) -> int | None:
-    """The epoch of a link that is there."""
-    return None if neighbour is None else neighbour.channel.spec.epoch
+def epochs_of(side: Mapping[int, Neighbour[Any]]) -> dict[int, int]:
+    """The epochs of the links on one side, by replica."""
+    return {replica: neighbour.channel.spec.epoch for replica, neighbour in list(side.items())}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cascade_runtime.api import Rejection
 from cascade_runtime.api.answer import MAX_REJECTIONS
@@ -18,6 +19,16 @@ from cascade_runtime.scheduling.standing import Standing
 from cascade_runtime.scheduling.work import Settled
 from cascade_runtime.tracing import Moments
 from cascade_runtime.vision.features import VisualFeatures
+
+
+class Route(NamedTuple):
+    """Which replicas of the stages next door have a request, by number."""
+
+    upstream: int = 0
+    downstream: int = 0
+
+
+STRAIGHT = Route()  # where every stage has one
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Admission:
     expect_drafts: bool = True
     tokens: tuple[int, ...] = ()
     masks: tuple[int, ...] = ()
+    route: Route = STRAIGHT
 
     def standing(self, stage: int, vocab_size: int, ends: Sequence[int], window: int | None, slot: int) -> Standing:
         """What stage number `stage` stands by at the start. slot: answer tokens that its KV slot holds."""

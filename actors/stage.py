@@ -20,17 +20,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from actors.facts import info, stats
 from actors.host import cores, step_back
-from actors.links import epoch_of
+from actors.links import epochs_of
 from actors.neighbour import Heard, Neighbour
 from actors.passes import Chosen, passes_of, shares
-from actors.rows import ActiveRow, Admission, News, RowReport
+from actors.rows import STRAIGHT, ActiveRow, Admission, News, Route, RowReport
 from actors.stage_loop import StageLoop
 from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
@@ -50,14 +50,18 @@ log = logging.getLogger(__name__)
 
 _REPORTS = 1024  # of ended requests that nobody has collected
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
+_ROUTES = 1024  # kept of requests that are not here yet
 _IDLE_S = 0.5
 
 
 class LanguageStage(StageLoop[ActiveRow]):
-    """One language level as a running stage. `index` counts from the lightest; the last one is the target."""
+    """One language level as a running stage, or one replica of it. `index` counts from the lightest; the last one is
+    the target.
+    """
 
-    def __init__(self, recipe: Recipe, index: int) -> None:
-        super().__init__(recipe, index)
+    def __init__(self, recipe: Recipe, index: int, replica: int = 0) -> None:
+        super().__init__(recipe, index, replica)
+        recipe = self.recipe
         self.config = recipe.stages[index]
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
@@ -71,8 +75,9 @@ class LanguageStage(StageLoop[ActiveRow]):
         self.level.decoder.tells_confidence = policy.min_confidence > 0
         self.passes = passes_of(recipe, index, self.level)
         upstream = recipe.stages[index - 1].name if index else self.passes.upstream
-        self.totals = EdgeCounters(f"{upstream}-{self.name}" if upstream else self.name)
+        self.totals = EdgeCounters(f"{upstream}-{self.config.name}" if upstream else self.config.name)
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
+        self._routes: OrderedDict[int, Route] = OrderedDict()  # of requests that are not here yet
         self._news = News()
         self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
@@ -83,32 +88,34 @@ class LanguageStage(StageLoop[ActiveRow]):
         """Facts about the stage that the launcher checks and prints."""
         return info(self.name, self.level)
 
-    def link(self, upstream: ChannelSpec | None, timeout_s: float) -> None:
-        """Connect to the previous stage, accept the next one, start the loop; one that replaces another starts without
-        either. Raises `ChannelError` or `DeadlineExceeded`.
+    def link(self, upstream: Sequence[ChannelSpec], timeout_s: float) -> None:
+        """Connect to the replicas of the previous stage, in their order; accept those of the next; start the loop. One
+        that replaces another starts without either. Raises `ChannelError` or `DeadlineExceeded`.
         """
         if self._thread is not None:
             return
-        if upstream is not None:
-            self.links.upstream = self.links.connect(upstream, timeout_s)
-        if self.links.listens:
-            self.links.downstream = self.links.accept(timeout_s)
+        for replica, spec in enumerate(upstream):
+            self.links.upstream[replica] = self.links.connect(spec, timeout_s, replica)
+        for replica in self.links.awaited:
+            self.links.downstream[replica] = self.links.accept(timeout_s, replica)
         self.links.told(self.scheduler)
         self._start()
 
-    def join_upstream(self, spec: ChannelSpec, timeout_s: float) -> None:
-        """Link to the previous stage anew, in place of what link there is. A second call changes nothing.
+    def join_upstream(self, spec: ChannelSpec, timeout_s: float, replica: int = 0) -> None:
+        """Link to a replica of the previous stage anew, in place of what link there is. A second call changes nothing.
 
         Raises `ChannelError`, `DeadlineExceeded`.
         """
-        if epoch_of(self.links.upstream) != spec.epoch:
-            link = self.links.connect(spec, timeout_s)
-            self._command(lambda: self.links.renew(self.scheduler, link, upstream=True))
+        if epochs_of(self.links.upstream).get(replica) != spec.epoch:
+            link = self.links.connect(spec, timeout_s, replica)
+            self._command(lambda: self.links.renew(self.scheduler, link, replica, upstream=True))
 
-    def join_downstream(self, timeout_s: float) -> None:
-        """Link to the next stage anew, which comes to the address that `listen` gave. Raises as `Links.accept`."""
-        link = self.links.accept(timeout_s)
-        self._command(lambda: self.links.renew(self.scheduler, link, upstream=False))
+    def join_downstream(self, timeout_s: float, replica: int = 0) -> None:
+        """Link to a replica of the next stage anew, which comes to the address that `listen` gave. Raises as
+        `Links.accept`.
+        """
+        link = self.links.accept(timeout_s, replica)
+        self._command(lambda: self.links.renew(self.scheduler, link, replica, upstream=False))
 
     def admit(
         self,
@@ -120,13 +127,14 @@ class LanguageStage(StageLoop[ActiveRow]):
         expect_drafts: bool = True,
         tokens: tuple[int, ...] = (),
         masks: tuple[int, ...] = (),
+        route: Route = STRAIGHT,
     ) -> None:
         """Take a request in, see `Admission`. A second call with the same handle changes nothing; one after `release`
         is refused. The arguments stand side by side since Ray resolves references (`features`) only at the top level.
 
         Raises what is wrong with the request (`PromptTooLong`, `FeatureSpaceError`) or `CapacityError`.
         """
-        admission = Admission(handle, request_id, question, features, sampling, expect_drafts, tokens, masks)
+        admission = Admission(handle, request_id, question, features, sampling, expect_drafts, tokens, masks, route)
         self._command(lambda: self._admit(admission))
 
     def revise(self, handle: int, features: VisualFeatures | None) -> None:
@@ -147,8 +155,10 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _turn(self) -> None:
         start = self.clock.turn()
         obeyed, heard = self._commands.obey(), set[int]()
-        self._take(self.links.upstream, self._on_drafts, heard)
-        self._take(self.links.downstream, self._on_verdict, heard)
+        for upstream in list(self.links.upstream.values()):
+            self._take(upstream, self._on_drafts, heard)
+        for downstream in list(self.links.downstream.values()):
+            self._take(downstream, self._on_verdict, heard)
         self._slept = False
         if tasks := self.scheduler.next_batch(time.monotonic()):
             self._pass(tasks)
@@ -184,9 +194,7 @@ class LanguageStage(StageLoop[ActiveRow]):
         self._bell.hush()
         self._slept = True
 
-    def _take(self, neighbour: Neighbour[Heard] | None, on_message: Callable[[Heard], None], heard: set[int]) -> None:
-        if neighbour is None:
-            return
+    def _take(self, neighbour: Neighbour[Heard], on_message: Callable[[Heard], None], heard: set[int]) -> None:
         newest: dict[int, Heard] = {}
         try:
             for message in neighbour.take(_MESSAGES):
@@ -279,7 +287,8 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _publish(self, one: ActiveRow) -> None:
         """What is news, downstream and upstream: it leaves at the end of this turn."""
         for message in self.scheduler.outgoing(one.scheduled, time.monotonic()):
-            neighbour = self.links.downstream if isinstance(message, DraftBlock) else self.links.upstream
+            drafts, row, links = isinstance(message, DraftBlock), one.scheduled, self.links
+            neighbour = links.downstream.get(row.downstream) if drafts else links.upstream.get(row.upstream)
             if neighbour is not None:
                 neighbour.tell(message)
 
@@ -298,8 +307,10 @@ class LanguageStage(StageLoop[ActiveRow]):
         window = window_of_row(self.recipe, self.index, admission.features.occupancy)
         room = self.level.decoder.room(row, 0)
         standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window, room)
-        standing.renew_upstream(epoch_of(self.links.upstream) or 0)
-        standing.renew_downstream(epoch_of(self.links.downstream) or 0)
+        route = self._routes.pop(handle, admission.route)
+        upstream_epoch, downstream_epoch = self.links.epochs(route)
+        standing.renew_upstream(upstream_epoch)
+        standing.renew_downstream(downstream_epoch)
         scheduled = self.scheduler.admit(
             standing,
             time.monotonic(),
@@ -307,6 +318,7 @@ class LanguageStage(StageLoop[ActiveRow]):
             prompt=len(row.prompt),
             left=row.prompt_left,
             prefix=row.prompt.prefix,
+            route=route,
         )
         counters = EdgeCounters(self.totals.edge)
         self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns())
@@ -319,9 +331,28 @@ class LanguageStage(StageLoop[ActiveRow]):
             one.row = self.level.admit(one.admission.question, features, one.admission.sampling)
             one.scheduled.prompt_left, one.scheduled.prefix = one.row.prompt_left, one.row.prompt.prefix
 
+    def _reroute(self, handle: int, route: Route) -> None:
+        one, now = self.rows.get(handle), time.monotonic()
+        if one is None:  # its admission may still be under way
+            self._routes[handle] = route
+            while len(self._routes) > _ROUTES:
+                self._routes.popitem(last=False)
+            return
+        upstream_epoch, downstream_epoch = self.links.epochs(route)
+        if route.upstream != one.scheduled.upstream:
+            self.scheduler.turn_upstream(one.scheduled, route.upstream, upstream_epoch, now)
+        if route.downstream != one.scheduled.downstream:
+            self.scheduler.turn_downstream(one.scheduled, route.downstream, downstream_epoch, now)
+
     def _release(self, handle: int) -> RowReport | None:
-        self._take(self.links.downstream, self._on_verdict, set())  # its last verdict may lie there
+        for downstream in list(self.links.downstream.values()):
+            self._take(downstream, self._on_verdict, set())  # its last verdict may lie there
+        self._routes.pop(handle, None)
         return super()._release(handle)
+
+    def _vacate(self, handle: int) -> None:
+        self._routes.pop(handle, None)
+        self._end(handle)
 
     def _forget(self, handle: int) -> RowReport | None:
         self._end(handle)

@@ -20,9 +20,9 @@ from actors.bell import Bell
 from actors.commands import Commands
 from actors.facts import LoopClock
 from actors.heap import keep_heap
-from actors.links import Links, epoch_of
+from actors.links import Links, epochs_of
 from actors.pulse import Pulse
-from actors.rows import RowReport
+from actors.rows import Route, RowReport
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import StageDied, StageError
@@ -36,10 +36,12 @@ _RELEASED = 1024  # handles known to be released
 
 
 class StageLoop(ABC, Generic[Row]):
-    """Stage `index` of the recipe, counted from the lightest; `rows` are the requests inside, by handle."""
+    """Stage `index` of the recipe, counted from the lightest, or one replica of it, by number from 0; `rows` are the
+    requests inside, by handle.
+    """
 
-    def __init__(self, recipe: Recipe, index: int) -> None:
-        self.recipe, self.index, self.name = recipe, index, recipe.stages[index].name
+    def __init__(self, recipe: Recipe, index: int, replica: int = 0) -> None:
+        self.recipe, self.index, self.name = recipe.share_of(index), index, recipe.stages[index].members[replica]
         self.tracer = Tracer(self.name)
         self.links = Links(recipe, index, self.tracer)
         self.clock = LoopClock()
@@ -61,13 +63,21 @@ class StageLoop(ABC, Generic[Row]):
     def stats(self) -> dict[str, Any]:
         """Counters since the start."""
 
-    def listen(self, spec: ChannelSpec) -> ChannelSpec:
-        """Open the link to the next stage and return where it can be reached."""
-        return self.links.listen(spec)
+    def listen(self, spec: ChannelSpec, replica: int = 0) -> ChannelSpec:
+        """Open the link to a replica of the next stage and return where it can be reached."""
+        return self.links.listen(spec, replica)
 
     def release(self, handle: int) -> RowReport | None:
         """Forget a request, finished, running or still to come; its slot is free when this returns."""
         return self._command(lambda: self._release(handle))  # type: ignore[return-value]
+
+    def vacate(self, handle: int) -> None:
+        """Free a request's slot: it goes on at another replica, and may come back to this one."""
+        self._command(lambda: self._vacate(handle))
+
+    def reroute(self, handle: int, route: Route) -> None:
+        """Other replicas of the neighbouring stages have a request from now on."""
+        self._command(lambda: self._reroute(handle, route))
 
     def evict(self, least: int) -> None:
         """Forget every request whose handle is lower, and refuse those still to come: their controller is gone."""
@@ -76,7 +86,7 @@ class StageLoop(ABC, Generic[Row]):
     def pulse(self) -> Pulse:
         """Asks nothing of the loop. Raises `StageDied` where that has ended."""
         self._check_running()
-        upstream, downstream = epoch_of(self.links.upstream), epoch_of(self.links.downstream)
+        upstream, downstream = epochs_of(self.links.upstream), epochs_of(self.links.downstream)
         return Pulse.here(self.clock.turning_s, upstream, downstream, len(self.rows))
 
     def trace(self) -> Trace:
@@ -84,7 +94,7 @@ class StageLoop(ABC, Generic[Row]):
         return self.tracer.snapshot()
 
     def stop(self) -> None:
-        """End the loop and close both links. Requests still inside fail at whoever waits for them."""
+        """End the loop and close all links. Requests still inside fail at whoever waits for them."""
         self._stopping.set()
         self._bell.ring()
         if self._thread is not None:
@@ -148,6 +158,12 @@ class StageLoop(ABC, Generic[Row]):
         while len(self._released) > _RELEASED:
             self._released.popitem(last=False)
         return report
+
+    def _vacate(self, handle: int) -> None:
+        """The request is not inside any more."""
+
+    def _reroute(self, handle: int, route: Route) -> None:
+        """Whom to tell of a request, and whom to believe."""
 
     def _evict(self, least: int) -> None:
         self._least = least

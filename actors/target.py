@@ -55,8 +55,8 @@ NOTHING = Progress((), (), None, None, 0, 0.0, 0.0)
 class Target(LanguageStage):
     """The heavy stage: `take` waits for tokens beyond those already seen."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__(recipe, len(recipe.stages) - 1)
+    def __init__(self, recipe: Recipe, replica: int = 0) -> None:
+        super().__init__(recipe, len(recipe.stages) - 1, replica)
         self._outboxes: dict[int, _Outbox] = {}
 
     def take(self, handle: int, seen: int, timeout_s: float) -> Progress:
@@ -94,10 +94,18 @@ class Target(LanguageStage):
     def release(self, handle: int) -> RowReport | None:
         """Forget a request and its answer; whoever waits for it is told."""
         report = super().release(handle)
+        self._empty(handle)
+        return report
+
+    def vacate(self, handle: int) -> None:
+        """Free its slot, see `StageLoop.vacate`; nobody waits here for a request that goes on elsewhere."""
+        super().vacate(handle)
+        self._empty(handle)
+
+    def _empty(self, handle: int) -> None:
         outbox = self._outboxes.pop(handle, None)
         if outbox is not None and outbox.progress.finish_reason is None:
             self._show(outbox, replace(outbox.progress, finish_reason="cancelled"))
-        return report
 
     def _settled(self, one: ActiveRow, before: int) -> None:
         outbox = self._outboxes.get(one.handle)

@@ -156,6 +156,7 @@ def prometheus_text(stats: Mapping[str, Mapping[str, Any]]) -> str:
     prefix `cascade:` and a `stage` label. `cascade:policy_*` is what each stage's policy has decided.
     """
     families: dict[str, list[str]] = {}
+    edges: list[EdgeCounters] = []
 
     def add(name: str, value: float, **labels: object) -> None:
         said = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
@@ -173,14 +174,14 @@ def prometheus_text(stats: Mapping[str, Mapping[str, Any]]) -> str:
         for key in _DECISION:
             add(f"cascade:policy_{key}", decision[key], stage=name)
         add("cascade:policy_info", 1, stage=name, reason=decision["reason"])
-        edge = counted["edge"]
-        if edge["edge"] == name:  # the first stage: nobody drafts for it
-            continue
+        if counted["edge"]["edge"] != name.partition(".")[0]:  # else the first stage: nobody drafts for it
+            edges.append(EdgeCounters.from_dict(counted["edge"]))
+    for named, edge in merge_edges(edges).items():  # replicas of a stage count together
         for count in _COUNTS:
-            add(_metric(count), edge[_PREFIX + count], edge=edge["edge"])
+            add(_metric(count), getattr(edge, count), edge=named)
         for count in _PER_POS:
-            for position, value in enumerate(edge[_PREFIX + count]):
-                add(_metric(count), value, edge=edge["edge"], position=position)
+            for position, value in enumerate(getattr(edge, count)):
+                add(_metric(count), value, edge=named, position=position)
     lines: list[str] = []
     for name, samples in families.items():
         lines += [f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}", *samples]

@@ -20,7 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -43,12 +43,12 @@ from actors.controller import MAX_WAITING, Controller
 from actors.drafter import Drafter
 from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
-from actors.handles import Stages, ask
+from actors.handles import ask
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, links_between, stage_of
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import (
     CallLost,
@@ -153,7 +153,7 @@ class Pipeline:
     def stats(self) -> dict[str, Any]:
         """Counters of the controller and of every language stage; of one that has died, its `problem`."""
         control_s = self.recipe.deadlines.control_s
-        names = ("controller", *self.recipe.cascade.levels)
+        names = ("controller", *self.recipe.level_members)
         everything = {"controller": self.controller, **self.stages}
         references = {name: everything[name].start("stats") for name in names}
         told: dict[str, Any] = {}
@@ -218,12 +218,14 @@ def launch(recipe: Recipe, *, address: str | None = None, report: Report = lambd
         reserved = reserve(recipe, deadline)
         group = reserved.group
         edges = _edges(recipe, reserved)
-        backends = tuple(spec.backend for spec in edges)
-        report("starting five stages and the controller")
+        backends = tuple(spec.backend for spec in edges.values())
+        several = {name: len(each) for name, each in recipe.members.items() if len(each) > 1}
+        shown = "".join(f", {name} {count} times" for name, count in several.items())
+        report(f"starting five stages and the controller{shown}")
         stages = _start_stages(recipe, reserved, actors)
         controller = _start_controller(recipe, stages, reserved, actors)  # it loads while they do
         infos = _infos(stages, deadline, report)
-        check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.cascade.levels})
+        check_one_vocabulary({name: infos[name]["tokenizer"] for name in recipe.level_members})
         _link(recipe, stages, edges, deadline)
         report(f"linked: {', '.join(backends) or 'one level, nothing to link'}")
         controller.ask(max(0.1, deadline - time.monotonic()), "stats")
@@ -270,16 +272,19 @@ def _start_stages(recipe: Recipe, reserved: Reserved, actors: list[RayStage]) ->
 
 
 def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
-    """The actor of one stage, in its own bundle."""
-    level, last = list(places(recipe)).index(name) - 2, len(recipe.stages) - 1
+    """The actor of one stage, or one replica of it, in its own bundle."""
+    members = recipe.members[stage_of(name)]
+    level, last, replica = list(recipe.members).index(stage_of(name)) - 2, len(recipe.stages) - 1, members.index(name)
     if level < 0:
-        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[level + 2], (recipe,)
+        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[level + 2], (recipe, replica)
     elif level == last:
-        kind, arguments = Target, (recipe,)
-    elif level == 0:
-        kind, arguments = EdgeRelay if recipe.stages[0].drafter == "edge" else Drafter, (recipe,)
+        kind, arguments = Target, (recipe, replica)
+    elif level:
+        kind, arguments = MidVerifier, (recipe, level, replica)
+    elif recipe.stages[0].drafter == "edge":
+        kind, arguments = EdgeRelay, (recipe,)
     else:
-        kind, arguments = MidVerifier, (recipe, level)
+        kind, arguments = Drafter, (recipe, replica)
     threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
     return _remote(kind, reserved, name, threads).remote(*arguments)
 
@@ -311,10 +316,8 @@ def _start_controller(
 
 
 def _create_controller(recipe: Recipe, stages: Mapping[str, RayStage], reserved: Reserved, first_handle: int) -> Any:
-    *drafters, target = (stages[name] for name in recipe.cascade.levels)
-    parts = Stages(stages["encoder"], stages["adapter"], drafters, target)
     threads = recipe.cascade.slots + MAX_WAITING + _CONTROL_THREADS
-    return _remote(Controller, reserved, CONTROLLER, threads).remote(recipe, parts, first_handle)
+    return _remote(Controller, reserved, CONTROLLER, threads).remote(recipe, dict(stages), first_handle)
 
 
 def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RayStage, reserved: Reserved) -> Supervisor:
@@ -336,23 +339,29 @@ def _infos(stages: Mapping[str, RayStage], deadline: float, report: Report) -> d
     return infos
 
 
-def _edges(recipe: Recipe, reserved: Reserved) -> list[ChannelSpec]:
-    """Which way token blocks go, one per edge. Raises `ConfigError` where the recipe's way does not reach."""
-    pairs = itertools.pairwise(recipe.cascade.levels)
-    return [edge_between(reserved, light, heavy, recipe.channels.backend) for light, heavy in pairs]
+def _edges(recipe: Recipe, reserved: Reserved) -> dict[tuple[str, str], ChannelSpec]:
+    """Which way token blocks go between each two neighbours. Raises `ConfigError` where the recipe's way does not
+    reach.
+    """
+    return {
+        pair: replace(edge_between(reserved, *pair, recipe.channels.backend), epoch=epoch)
+        for light, heavy in itertools.pairwise(recipe.stages)
+        for pair, epoch in links_between(light.members, heavy.members).items()
+    }
 
 
-def _link(recipe: Recipe, stages: Mapping[str, RayStage], edges: list[ChannelSpec], deadline: float) -> None:
+def _link(
+    recipe: Recipe, stages: Mapping[str, RayStage], edges: Mapping[tuple[str, str], ChannelSpec], deadline: float
+) -> None:
     """Connect neighbours: the lighter one listens."""
-    levels = recipe.cascade.levels
-    specs: list[ChannelSpec] = []
-    for light, spec in zip(levels, edges, strict=False):
-        specs.append(stages[light].ask(max(0.1, deadline - time.monotonic()), "listen", spec))
+    specs: dict[str, list[ChannelSpec]] = {name: [] for name in recipe.level_members}
+    for (light, heavy), spec in edges.items():
+        number = recipe.members[stage_of(heavy)].index(heavy)
+        specs[heavy].append(stages[light].ask(max(0.1, deadline - time.monotonic()), "listen", spec, number))
     left_s = max(0.1, deadline - time.monotonic())
-    calls = {name: (specs[index - 1] if index else None, left_s) for index, name in enumerate(levels)}
-    references = {name: stages[name].start("link", *call) for name, call in calls.items()}
+    references = {name: stages[name].start("link", specs[name], left_s) for name in specs}
     for name, reference in references.items():
-        stages[name].ask(left_s, "link", *calls[name], begun=reference)
+        stages[name].ask(left_s, "link", specs[name], left_s, begun=reference)
 
 
 def _tear_down(actors: list[RayStage], group: Any, owns_ray: bool) -> None:

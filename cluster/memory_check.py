@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, stage_of
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning import Need, device_kinds, needs
 from cascade_runtime.planning.cluster import Kind
@@ -97,7 +97,7 @@ def _memory(node: RayNode, kind: Kind, gpus: int) -> tuple[int, str]:
 
 def _asked(recipe: Recipe, bundle: Bundle, kind: Kind) -> list[Need]:
     every = needs(recipe, kind)
-    return [every[stage] for stage in bundle.shares if stage in every]
+    return [every[stage] for stage in map(stage_of, bundle.shares) if stage in every]
 
 
 def _field(recipe: Recipe, asked: Sequence[Need]) -> str:

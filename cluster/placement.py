@@ -83,26 +83,29 @@ class Reserved:
 
 
 def places(recipe: Recipe) -> dict[str, StageConfig]:
-    """Stage name -> what it asks of the cluster. An encoder and an adapter that the recipe does not have ask for one
-    core each; the adapter holds the target's vision tower and lives beside the target.
+    """Replica of a stage -> what it asks of the cluster. Encoder and adapter of a recipe without them ask for one core
+    each; the adapter holds the target's vision tower and lives beside the target.
     """
     source = recipe.target.checkpoint or "none"  # only the place is asked for
     home = recipe.target.beside or recipe.target.name
-    return {
+    stages = {
         "encoder": recipe.encoder or StageConfig(name="encoder", checkpoint=source),
         "adapter": recipe.adapter or StageConfig(name="adapter", checkpoint=source, beside=home),
         **{stage.name: stage for stage in recipe.stages},
     }
+    return {member: place for place in stages.values() for member in place.members}
 
 
 def bundles(recipe: Recipe) -> list[Bundle]:
-    """One for each stage that has a place of its own, with those beside it; the controller's is the last."""
+    """One for each replica that has a place of its own, with those beside it; the controller's is the last."""
     every = places(recipe)
     found = []
     for name, place in every.items():
         if place.beside:
             continue
-        members = [name, *(other for other, config in every.items() if config.beside == name)]
+        number = place.members.index(name)
+        guests = [config for other, config in every.items() if config.beside == place.name and other == config.name]
+        members = [name, *(guest.members[number] for guest in guests if number < guest.replicas)]
         shares = {
             member: Share(every[member].num_cpus, gpus)
             for member, gpus in zip(members, _gpu_shares(place.num_gpus, len(members)), strict=True)

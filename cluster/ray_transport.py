@@ -159,7 +159,7 @@ class RayTransport:
         """Ready while controller and target answer; a drafter that has died only makes it slower, and is named."""
         told = await asyncio.to_thread(self.pipeline.stats)
         dead = [name for name, stats in told.items() if "problem" in stats]
-        ready = not {"controller", self.pipeline.recipe.cascade.levels[-1]} & set(dead)
+        ready = "controller" not in dead and not set(self.pipeline.recipe.target.members) <= set(dead)
         return Health(ready, f"no answer from {', '.join(dead)}" if dead else "ok")
 
     async def trace(self, request_id: str) -> dict[str, Any]:

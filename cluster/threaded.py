@@ -20,12 +20,11 @@ from actors.controller import MAX_WAITING, Controller
 from actors.drafter import Drafter
 from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
-from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.channels import ChannelSpec
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, links_between
 from cascade_runtime.decoding.level import check_one_vocabulary
 from cascade_runtime.errors import DeadlineExceeded, StageDied, StageError
 from cascade_runtime.transports import MAX_CONCURRENCY, RecentAnswers, Update
@@ -70,14 +69,20 @@ class ThreadedTransport:
 
     def __init__(self, recipe: Recipe) -> None:
         recipe.check_runs_apart()
-        self.recipe, levels = recipe, recipe.cascade.levels
+        self.recipe = recipe
         limits = _CALLS + recipe.cascade.slots, recipe.deadlines.request_s
-        made = {"encoder": EventEncoderStage(recipe), "adapter": AdapterVerifierStage(recipe)}
-        language = {name: _language_stage(recipe, index) for index, name in enumerate(levels)}
+        made: dict[str, Any] = {}
+        for kind, stage in (("encoder", EventEncoderStage), ("adapter", AdapterVerifierStage)):
+            made |= {member: stage(recipe, number) for number, member in enumerate(recipe.members[kind])}
+        language = {
+            member: _language_stage(recipe, index, number)
+            for index, stage in enumerate(recipe.stages)
+            for number, member in enumerate(stage.members)
+        }
         check_one_vocabulary({name: stage.info()["tokenizer"] for name, stage in language.items()})
         self.stages = {name: ThreadStage(name, stage, *limits) for name, stage in {**made, **language}.items()}
         self._link()
-        self.controller = Controller(recipe, Stages.of(dict(self.stages)))
+        self.controller = Controller(recipe, self.stages)
         self._pool = ThreadPoolExecutor(recipe.cascade.slots + MAX_WAITING, thread_name_prefix="requests")
         self._recent = RecentAnswers()
 
@@ -115,8 +120,8 @@ class ThreadedTransport:
 
     async def health(self) -> Health:
         """Ready while the target's loop runs; another that has ended only makes it slower, and is named."""
-        ended = [name for name in self.recipe.cascade.levels if not self._runs(name)]
-        ready = self.recipe.cascade.levels[-1] not in ended
+        ended = [name for name in self.recipe.level_members if not self._runs(name)]
+        ready = not set(self.recipe.target.members) <= set(ended)
         return Health(ready, f"no answer from {', '.join(ended)}" if ended else "ok")
 
     async def trace(self, request_id: str) -> dict[str, Any]:
@@ -138,13 +143,16 @@ class ThreadedTransport:
 
     def _link(self) -> None:
         """Connect neighbours: the lighter one listens."""
-        levels, wait_s = self.recipe.cascade.levels, self.recipe.deadlines.start_s
-        specs: list[ChannelSpec | None] = [None]
-        for light, heavy in itertools.pairwise(levels):
-            specs.append(self.stages[light].stage.listen(ChannelSpec(backend="local", link=f"{light}-{heavy}")))
-        links = [(self.stages[name], spec) for name, spec in zip(levels, specs, strict=True)]
-        for stage, linked in [(stage, stage.start("link", spec, wait_s)) for stage, spec in links]:
-            stage.result(linked, wait_s)
+        wait_s = self.recipe.deadlines.start_s
+        specs: dict[str, list[ChannelSpec]] = {name: [] for name in self.recipe.level_members}
+        for lighter, heavier in itertools.pairwise(self.recipe.stages):
+            for (light, heavy), epoch in links_between(lighter.members, heavier.members).items():
+                spec = ChannelSpec(backend="local", link=f"{light}-{heavy}", epoch=epoch)
+                number = heavier.members.index(heavy)
+                specs[heavy].append(self.stages[light].stage.listen(spec, number))
+        links = {name: self.stages[name].start("link", specs[name], wait_s) for name in specs}
+        for name, linked in links.items():
+            self.stages[name].result(linked, wait_s)
 
     def _runs(self, name: str) -> bool:
         try:
@@ -155,16 +163,16 @@ class ThreadedTransport:
 
     def _close(self) -> None:
         self.controller.drain(self.recipe.deadlines.drain_s)
-        for name in self.recipe.cascade.levels:
+        for name in self.recipe.level_members:
             self.stages[name].stage.stop()
         for stage in self.stages.values():
             stage.close()
         self._pool.shutdown(wait=False)
 
 
-def _language_stage(recipe: Recipe, index: int) -> Any:
+def _language_stage(recipe: Recipe, index: int, replica: int) -> Any:
     if index == len(recipe.stages) - 1:
-        return Target(recipe)
+        return Target(recipe, replica)
     if index:
-        return MidVerifier(recipe, index)
-    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe)
+        return MidVerifier(recipe, index, replica)
+    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe, replica)

@@ -77,14 +77,13 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, controller: Any) -> None:
         self.recipe, self.controller = recipe, controller
-        drafters, target = controller.stages.drafters, controller.stages.target
-        self.stages = dict(zip(recipe.cascade.levels, [*drafters, target], strict=True))
+        self.stages = {name: controller.stages[name] for name in recipe.cascade.levels}
 
     def generate(self, request: GenerateRequest) -> Answer:
         return self.controller.generate(request)
 
     def trace(self) -> list[Trace]:
-        vision = (self.controller.stages.encoder, self.controller.stages.adapter)
+        vision = (self.controller.stages["encoder"], self.controller.stages["adapter"])
         return [handle.stage.trace() for handle in (*vision, *self.stages.values())]
 
 

@@ -16,11 +16,10 @@ from actors.controller import Controller
 from actors.drafter import Drafter
 from actors.edge_relay import EdgeRelay
 from actors.encoder import EventEncoderStage
-from actors.handles import Stages
 from actors.mid_verifier import MidVerifier
 from actors.target import Target
 from cascade_runtime.channels import ChannelSpec
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, links_between, stage_of
 from cascade_runtime.errors import DeadlineExceeded, FeaturesLost, StageDied
 
 
@@ -93,8 +92,8 @@ class ThreadCrew:
     def start(self, stage: str) -> float:
         begun_at = time.monotonic()
         self.handles[stage] = ThreadStage(make_stage(self.recipe, stage), stage)
-        if stage in self.recipe.cascade.levels:
-            self.handles[stage].stage.link(None, 1.0)
+        if stage in self.recipe.level_members:
+            self.handles[stage].stage.link((), 1.0)
         return begun_at
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
@@ -105,10 +104,11 @@ class ThreadCrew:
 
     def wire(self, light: str, heavy: str, epoch: int) -> None:
         spec = ChannelSpec(backend="local", link=f"{light}-{heavy}", epoch=epoch)
-        spec = self.handles[light].stage.listen(spec)
+        above, below = (self.recipe.members[stage_of(member)].index(member) for member in (light, heavy))
+        spec = self.handles[light].stage.listen(spec, below)
         joins = [
-            self.handles[light].start("join_downstream", 5.0),
-            self.handles[heavy].start("join_upstream", spec, 5.0),
+            self.handles[light].start("join_downstream", 5.0, below),
+            self.handles[heavy].start("join_upstream", spec, 5.0, above),
         ]
         for join in joins:
             join.result(10.0)
@@ -118,15 +118,16 @@ class ThreadCrew:
 
 
 def make_stage(recipe: Recipe, name: str) -> Any:
-    """The stage of this name."""
-    if name in ("encoder", "adapter"):
-        return EventEncoderStage(recipe) if name == "encoder" else AdapterVerifierStage(recipe)
-    index = recipe.cascade.levels.index(name)
+    """The stage, or replica of one, of this name."""
+    kind, number = stage_of(name), recipe.members[stage_of(name)].index(name)
+    if kind in ("encoder", "adapter"):
+        return (EventEncoderStage if kind == "encoder" else AdapterVerifierStage)(recipe, number)
+    index = recipe.cascade.levels.index(kind)
     if index == len(recipe.stages) - 1:
-        return Target(recipe)
+        return Target(recipe, number)
     if index:
-        return MidVerifier(recipe, index)
-    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe)
+        return MidVerifier(recipe, index, number)
+    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe, number)
 
 
 @contextmanager
@@ -134,17 +135,19 @@ def threaded_pipeline(
     recipe: Recipe, wrap_spec: Callable[[ChannelSpec], ChannelSpec] = lambda spec: spec
 ) -> Iterator[Any]:
     """A running controller; `.language` holds its language stages, lightest first, `.crew` who can restart them."""
-    levels = recipe.cascade.levels
-    handles = {name: ThreadStage(make_stage(recipe, name), name) for name in ("encoder", "adapter", *levels)}
+    levels = recipe.level_members
+    names = [member for members in recipe.members.values() for member in members]
+    handles = {name: ThreadStage(make_stage(recipe, name), name) for name in names}
     language = [handles[name].stage for name in levels]
-    specs: list[ChannelSpec | None] = [None]
-    for light, heavy in itertools.pairwise(levels):
-        spec = wrap_spec(ChannelSpec(backend="local", link=f"{light}-{heavy}"))
-        specs.append(handles[light].stage.listen(spec))
-    links = [handles[name].start("link", spec, 10.0) for name, spec in zip(levels, specs, strict=True)]
+    specs: dict[str, list[ChannelSpec]] = {name: [] for name in levels}
+    for lighter, heavier in itertools.pairwise(recipe.stages):
+        for (light, heavy), epoch in links_between(lighter.members, heavier.members).items():
+            spec = wrap_spec(ChannelSpec(backend="local", link=f"{light}-{heavy}", epoch=epoch))
+            specs[heavy].append(handles[light].stage.listen(spec, heavier.members.index(heavy)))
+    links = [handles[name].start("link", specs[name], 10.0) for name in levels]
     for link in links:
         link.result(10.0)
-    controller = Controller(recipe, Stages.of(dict(handles)))
+    controller = Controller(recipe, handles)
     controller.language = language  # type: ignore[attr-defined]
     controller.crew = ThreadCrew(recipe, handles, controller)  # type: ignore[attr-defined]
     try:

@@ -36,7 +36,7 @@ from cascade_runtime.config.recipe import (
 from cascade_runtime.config.recipe_table import recipe_to_dict
 from cascade_runtime.config.sampling import MAX_TOKENS, SamplingOptions, SamplingParams
 from cascade_runtime.config.sees import Sees
-from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.stage import StageConfig, links_between, stage_of
 from cascade_runtime.config.supervision import SupervisionConfig
 from cascade_runtime.config.tree import TreeConfig
 
@@ -59,9 +59,11 @@ __all__ = [
     "StepProfile",
     "SupervisionConfig",
     "TreeConfig",
+    "links_between",
     "load_recipe",
     "recipe_from_dict",
     "recipe_names",
     "recipe_to_dict",
     "setup_names",
+    "stage_of",
 ]

@@ -55,6 +55,9 @@ def _check_edge(recipe: Recipe) -> None:
         raise ConfigError("cascade.acceptance", recipe.cascade.acceptance, f"{SHARED_NOISE}, where edge boxes draft")
     if recipe.cascade.replicas != 1:
         raise ConfigError("cascade.replicas", recipe.cascade.replicas, "1, where edge boxes draft")
+    for stage in recipe.stages:
+        if stage.replicas != 1:
+            raise ConfigError(f"stages.{stage.name}.replicas", stage.replicas, "1, where edge boxes draft")
 
 
 def check_runs_apart(recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ class CascadeConfig:
     levels: stage names from the lightest to the target. mode: "strict" (the target sees dense features: lossless
     against dense) or "aligned" (it sees accepted aligned features: approximate). num_draft_tokens: per edge, how many
     drafts make up one block. window: how many tokens a stage may run ahead of what its verifier confirmed. slots: rows
-    held at once by each stage; max_len: positions in each slot, prompt and answer together. prefill_tokens: positions
-    of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of other rows. acceptance:
-    the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process only, and those named
-    lossy do not give the target's answer. replicas: whole pipelines of this kind on Ray, which share the requests.
+    held at once by each stage, over its replicas; max_len: positions in each slot, prompt and answer together.
+    prefill_tokens: positions of prompts fed in one pass at most; a longer prompt is fed in chunks, between the steps of
+    other rows. acceptance: the rule that keeps drafts (`config/acceptance.py`); all but the default run in one process
+    only, and those named lossy do not give the target's answer. replicas: whole pipelines of this kind on Ray, which
+    share the requests; those of one stage are `StageConfig.replicas`.
     loading: "resident" keeps every stage's weights where they are, "in_turns" has one model's at a time in a device's
     memory, in one process: each drafts `window` tokens for all requests before the next is loaded. keep_features_mb: of
     dense features kept for the next question about the same recording, where the gate wants whole recordings encoded;
@@ -239,6 +240,10 @@ class Recipe:
             if place.beside:
                 where = place.name if place.name in ("encoder", "adapter") else f"stages.{place.name}"
                 choice(f"{where}.beside", place.beside, own)
+                host = next(other for other in places if other.name == place.beside)
+                if place.replicas > host.replicas:
+                    allowed = f"at most {host.replicas}, the replicas of {host.name}, beside which they live"
+                    raise ConfigError(f"{where}.replicas", place.replicas, allowed)
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""
@@ -273,6 +278,23 @@ class Recipe:
     def target(self) -> StageConfig:
         """The stage whose tokens the answer consists of."""
         return self.stages[-1]
+
+    @property
+    def members(self) -> dict[str, tuple[str, ...]]:
+        """Stage -> the names of its replicas, in the order of the pipeline: encoder, adapter, the levels."""
+        vision = {"encoder": self.encoder, "adapter": self.adapter}
+        named = {name: stage.members if stage is not None else (name,) for name, stage in vision.items()}
+        return {**named, **{stage.name: stage.members for stage in self.stages}}
+
+    @property
+    def level_members(self) -> tuple[str, ...]:
+        """The names of all replicas of the levels, lightest first."""
+        return tuple(member for stage in self.stages for member in stage.members)
+
+    def share_of(self, index: int) -> Recipe:
+        """The recipe as one replica of level `index` has it: with its own part of the slots."""
+        slots = -(-self.cascade.slots // self.stages[index].replicas)
+        return self if slots == self.cascade.slots else replace(self, cascade=replace(self.cascade, slots=slots))
 
     def stage(self, level: str) -> StageConfig:
         """The stage of one level. Raises `ConfigError` for a level the recipe does not have."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cascade_runtime.config.sees import Sees
 from cascade_runtime.errors import ConfigError
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?|emulated(:[a-z][a-z0-9_]{0,31})?")
+MAX_REPLICAS = 16  # every one is linked to every one of the neighbouring stages
 _SEVERAL = re.compile(r"(cpu|cuda:\d{1,2})(\+(cpu|cuda:\d{1,2})){1,7}")
 
 
@@ -33,7 +35,10 @@ class StageConfig:
     num_gpus, num_cpus, labels: what is asked of Ray; ignored in process. Ray keeps books of fractions of a GPU, it
     does not divide its memory. labels: of the node, as Ray's label selectors write them ("edge", "in(a, b)", "!x").
     beside: the stage whose node and device this one shares, with the labels and an equal part of the `num_gpus` of that
-    one; it asks for none of its own.
+    one; it asks for none of its own. Of replicas the first lives beside the first, and so on.
+
+    replicas: actors that share the stage's requests, each with a part of the cascade's slots and a place of its own; a
+    request that one of them can no longer serve goes on at another. On Ray only: one process has every stage once.
 
     device "cuda:0+cuda:1" splits a language model by layers over several devices, which then work one after the other:
     for a model that is larger than each of them. The first also holds embeddings and head.
@@ -57,6 +62,7 @@ class StageConfig:
     heads: str = ""
     sees: str = "all"
     max_len: int = 0
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
@@ -81,6 +87,7 @@ class StageConfig:
         if self.max_len or isinstance(self.max_len, bool):
             integer(ConfigError, f"{where}.max_len", self.max_len, 16 if looks else 0, 1_048_576 if looks else 0)
         integer(ConfigError, f"{where}.threads", self.threads, 0, 256)
+        integer(ConfigError, f"{where}.replicas", self.replicas, 1, MAX_REPLICAS)
         number(ConfigError, f"{where}.num_gpus", self.num_gpus, 0, 16)
         number(ConfigError, f"{where}.num_cpus", self.num_cpus, 0, 256)
         if not isinstance(self.beside, str) or (self.beside and not NAME.fullmatch(self.beside)):
@@ -109,6 +116,11 @@ class StageConfig:
             raise ConfigError(f"{where}.profile", self.profile, f"a table with {', '.join(kind.__dataclass_fields__)}")
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """The names of its replicas: the first has the stage's own, the others "light.2" and so on."""
+        return (self.name, *(f"{self.name}.{number}" for number in range(2, self.replicas + 1)))
+
+    @property
     def emulated(self) -> bool:
         """Whether this stage takes time and computes nothing."""
         return self.device.partition(":")[0] == "emulated"
@@ -122,3 +134,15 @@ class StageConfig:
     def path(self) -> Path | None:
         """The checkpoint's directory with "~" expanded, or None for a bundled member."""
         return None if self.family_member else Path(self.checkpoint).expanduser()
+
+
+def stage_of(member: str) -> str:
+    """The stage that a replica belongs to."""
+    return member.partition(".")[0]
+
+
+def links_between(lighter: Sequence[str], heavier: Sequence[str]) -> dict[tuple[str, str], int]:
+    """Each replica of a stage with each of the next, and the epoch that their link begins with. As many epochs lie
+    between two of one link, so that no two links between these stages ever have the same.
+    """
+    return {pair: epoch for epoch, pair in enumerate(itertools.product(lighter, heavier))}

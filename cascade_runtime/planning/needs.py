@@ -13,7 +13,7 @@ from cascade_runtime.planning.problem import Problem, parts_of
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one stage's weights and of all its KV slots on a device."""
+    """Bytes of one stage's weights and of all its KV slots on a device; of one replica, where it has several."""
 
     stage: str
     dtype: str
@@ -46,13 +46,12 @@ def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
         return {}
     cluster = Cluster(recipe.name, (Pool(name="any", kind=kind.name),), {kind.name: kind})
     problem = Problem(recipe, cluster, Load(), parts, prompt=0)
-    slots = recipe.cascade.slots
     return {
         part.name: Need(
             part.name,
             problem.dtype(part, kind),
             problem.weight_bytes(part, kind),
-            slots * problem.slot_bytes(part, kind),
+            -(-recipe.cascade.slots // part.config.replicas) * problem.slot_bytes(part, kind),
         )
         for part in parts
     }

@@ -15,7 +15,8 @@ class ScheduledRow:
     word from downstream. late: the wait is over. missed: waits in vain in a row. context: positions its KV row holds.
     prompt_left: those of its prompt that are still to be fed. prefix: rows with the same one begin with the same
     prompt. path: the product of the model's own probabilities for what it has drafted since the last word from
-    downstream. alone: the next pass looks at no drafts, the last one was spoilt by them.
+    downstream. alone: the next pass looks at no drafts, the last one was spoilt by them. upstream, downstream: which
+    replicas of the stages next door have this request.
     """
 
     standing: Standing
@@ -30,6 +31,8 @@ class ScheduledRow:
     prefix: str = ""
     path: float = 1.0
     alone: bool = False
+    upstream: int = 0
+    downstream: int = 0
     restarted: float | None = None  # when upstream was last sent back; None once its first new drafts are here
     produced: float | None = (
         None  # when it last grew, while it could have grown on; time in passes with prompts left out

@@ -45,7 +45,7 @@ class Task:
 
 @dataclass(eq=False)
 class StageScheduler:
-    """Stage `stage` of `levels`. `upstream`, `downstream`: whether that neighbour is there and linked.
+    """Stage `stage` of `levels`. `upstream`, `downstream`: those replicas of the stages next door that are linked.
 
     upstream_s: how long a row waits for a silent upstream. prefill_tokens: positions of prompts in one pass, at most: a
     long prompt is fed in chunks, and no row waits for all of another's.
@@ -56,12 +56,13 @@ class StageScheduler:
     policy: Policy
     upstream_s: float
     prefill_tokens: int = 512
-    upstream: bool = field(init=False)
-    downstream: bool = field(init=False)
+    upstream: set[int] = field(init=False)
+    downstream: set[int] = field(init=False)
     rows: dict[int, ScheduledRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.upstream, self.downstream = self.stage > 0, self.stage < self.levels - 1
+        self.upstream = {0} if self.stage > 0 else set()
+        self.downstream = {0} if self.stage < self.levels - 1 else set()
         self.early: OrderedDict[int, DraftBlock] = OrderedDict()
         self.overtook: OrderedDict[int, Verdict] = OrderedDict()
         self.silences = 0  # passes that were run because a row had waited for drafts until its deadline
@@ -80,16 +81,18 @@ class StageScheduler:
         prompt: int = 0,
         left: int | None = None,
         prefix: str = "",
+        route: tuple[int, int] = (0, 0),
     ) -> ScheduledRow:
         """A request begins, with a prompt of so many positions of which `left` are still to be fed (default: all).
         What came before it, drafts and a verdict, is taken in. Of rows with the same prefix that hold nothing yet, one
-        goes first.
+        goes first. route: the replicas upstream and downstream that have it.
         """
         standing.grant = self.policy.first_grant()
         left = prompt if left is None else left
         row = ScheduledRow(
             standing, expect_drafts, since=now, heard=now, context=prompt, prompt_left=left, prefix=prefix
         )
+        row.upstream, row.downstream = route
         self.rows[row.handle] = row
         block, verdict = self.early.pop(row.handle, None), self.overtook.pop(row.handle, None)
         if block is not None:
@@ -106,22 +109,40 @@ class StageScheduler:
 
     # -- links -------------------------------------------------------------------------------------------------------
 
-    def renew_upstream(self, epoch: int, now: float) -> None:
+    def renew_upstream(self, epoch: int, now: float, replica: int = 0) -> None:
         """A link to an upstream that knows nothing of what was said before."""
-        self.upstream = True
+        self.upstream.add(replica)
         self.early.clear()
         for row in self.rows.values():
-            row.standing.renew_upstream(epoch)
-            row.since, row.missed, row.restarted = now, 0, None
+            if row.upstream == replica:
+                self.turn_upstream(row, replica, epoch, now)
 
-    def renew_downstream(self, epoch: int, now: float) -> None:
+    def renew_downstream(self, epoch: int, now: float, replica: int = 0) -> None:
         """A link to a downstream that has said nothing yet."""
-        self.downstream = True
+        self.downstream.add(replica)
         self.overtook.clear()
         for row in self.rows.values():
-            row.standing.renew_downstream(epoch)
-            row.standing.grant = self.policy.first_grant()
-            row.heard, row.path, row.produced = now, 1.0, None
+            if row.downstream == replica:
+                self.turn_downstream(row, replica, epoch, now)
+
+    def turn_upstream(self, row: ScheduledRow, replica: int, epoch: int, now: float) -> None:
+        """A row is with this replica upstream from now on, over a link of this epoch."""
+        row.upstream = replica
+        row.standing.renew_upstream(epoch)
+        row.since, row.missed, row.restarted = now, 0, None
+
+    def turn_downstream(self, row: ScheduledRow, replica: int, epoch: int, now: float) -> None:
+        """The same downstream."""
+        row.downstream = replica
+        row.standing.renew_downstream(epoch)
+        row.standing.grant = self.policy.first_grant()
+        row.heard, row.path, row.produced = now, 1.0, None
+
+    def _drafted_for(self, row: ScheduledRow) -> bool:
+        return row.upstream in self.upstream
+
+    def _verified(self, row: ScheduledRow) -> bool:
+        return row.downstream in self.downstream
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -202,7 +223,7 @@ class StageScheduler:
     def trust(self, row: ScheduledRow, confidence: float) -> None:
         """How sure the model was of what it has just drafted; below the policy's limit the row waits for a verdict."""
         row.path *= confidence
-        if self.downstream and row.path < self.policy.min_confidence:
+        if self._verified(row) and row.path < self.policy.min_confidence:
             row.standing.hesitates = True
 
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int] | Grown], now: float) -> Iterator[Settled]:
@@ -245,13 +266,18 @@ class StageScheduler:
 
     def _can_run(self, row: ScheduledRow) -> bool:
         return not row.standing.blocked and not (
-            row.standing.grant.relay and self.upstream and self.downstream and row.expect_drafts
+            row.standing.grant.relay and self._drafted_for(row) and self._verified(row) and row.expect_drafts
         )
 
     def _ready(self, row: ScheduledRow, now: float) -> bool:
         """Whether to spend a pass on this row now: enough drafts, nothing to wait for, or waited long enough."""
         standing, row.late = row.standing, False
-        if not self.upstream or not row.expect_drafts or row.alone or (row.fresh and self.policy.hides_prefill):
+        if (
+            not self._drafted_for(row)
+            or not row.expect_drafts
+            or row.alone
+            or (row.fresh and self.policy.hides_prefill)
+        ):
             return True
         if len(standing.hints) >= min(self.policy.need(row), standing.room - 1) or standing.upstream_waits:
             return True
@@ -270,7 +296,7 @@ class StageScheduler:
             if self._can_run(row):
                 if row.handle not in self._held_back:
                     wake = min(wake, self._due(row))
-            elif self.downstream and not row.standing.finished:
+            elif self._verified(row) and not row.standing.finished:
                 wake = min(wake, row.heard + _REPEAT_S)
         return wake
 
@@ -279,7 +305,7 @@ class StageScheduler:
         this stage has settled on for itself: it may want none.
         """
         granted = row.standing.grant
-        if granted.relay and self.downstream:
+        if granted.relay and self._verified(row):
             return replace(granted, relay=False)
         return self.policy.grant(row)
 
@@ -288,14 +314,14 @@ class StageScheduler:
     def outgoing(self, row: ScheduledRow, now: float) -> Iterable[DraftBlock | Verdict]:
         """What is news for the neighbours, and again what was said if nobody has reacted for a while."""
         standing, said = row.standing, []
-        if self.downstream and not standing.finished:
+        if self._verified(row) and not standing.finished:
             cost_us = standing.cost_us if standing.grant.relay else (self.policy.pace_us, self.policy.work_us)
             block = standing.drafts(standing.grant.block, cost_us)
             if block is None and not self._can_run(row) and now >= row.heard + _REPEAT_S:
                 block, row.heard = standing.repeat_drafts(cost_us), now
             if block is not None:
                 said.append(block)
-        if self.upstream and row.expect_drafts:
+        if self._drafted_for(row) and row.expect_drafts:
             grant = self._grant(row)
             row.restarted = row.restarted if grant.window else None
             verdict = standing.verdict(grant)

@@ -187,7 +187,7 @@ class _Run:
 
     async def _left(self, objects: int, descriptors: int) -> dict[str, Any]:
         """What is still held when nothing runs any more, once it no longer falls."""
-        end, levels = time.monotonic() + _SETTLE_S, self._recipe.cascade.levels
+        end, levels = time.monotonic() + _SETTLE_S, self._recipe.level_members
         while True:
             stats = await asyncio.to_thread(self._pipeline.stats)
             slots = sum(stats[name].get("slots", 0) - stats[name].get("free_slots", 0) for name in levels)

@@ -65,7 +65,7 @@ class EdgeDrafter:
         spec = ChannelSpec(backend="local", link=self.stage.name, max_frame_bytes=MAX_FRAME_BYTES)
         spec = self.stage.listen(spec)
         self._hands = ThreadPoolExecutor(1, thread_name_prefix="edge-drafter")  # for what the stage need not answer now
-        linked = self._hands.submit(self.stage.link, None, _LINK_S)
+        linked = self._hands.submit(self.stage.link, (), _LINK_S)
         self._channel = connect(spec, _LINK_S)
         linked.result(_LINK_S)
         threading.Thread(target=self._listen, name="edge-drafts", daemon=True).start()

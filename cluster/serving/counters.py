@@ -7,12 +7,13 @@ slots that are taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 
 from cascade_runtime.api import Answer
+from cascade_runtime.config import stage_of
 from cascade_runtime.errors import CascadeError
 from cascade_runtime.metrics import prometheus_text
 from cluster.serving.merged_metrics import labelled
@@ -82,7 +83,7 @@ class ServerCounters:
         """Prometheus' text format 0.0.4. stats: as `Pipeline.stats` gives them; of a stage with a problem only that."""
         alive = {name: counted for name, counted in stats.items() if "problem" not in counted}
         up = [f'cascade:stage_up{{stage="{name}"}} {int(name in alive)}' for name in stats]
-        lines = ["# TYPE cascade:stage_up gauge", *up, *_kv_usage(list(stats.values())[-1:])]
+        lines = ["# TYPE cascade:stage_up gauge", *up, *_kv_usage(stats)]
         own = generate_latest(self._registry).decode()
         told = own + "\n".join(lines) + "\n" + prometheus_text(alive)
         return "\n".join(map(self._named, told.split("\n")))
@@ -91,8 +92,9 @@ class ServerCounters:
         return labelled(line, "model_name", self._model) if line.startswith("vllm:") else line
 
 
-def _kv_usage(target: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The share of its slots that are taken, where the target tells of them."""
-    name = "vllm:kv_cache_usage_perc"
-    taken = [(told["active_rows"], told["free_slots"]) for told in target if "free_slots" in told]
-    return [line for rows, free in taken for line in (f"# TYPE {name} gauge", f"{name} {rows / (rows + free):.15g}")]
+def _kv_usage(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The share of its slots that are taken, where the target, or a replica of it, tells of them."""
+    name, target = "vllm:kv_cache_usage_perc", stage_of(list(stats)[-1])
+    told = [each for stage, each in stats.items() if stage_of(stage) == target and "free_slots" in each]
+    rows, free = sum(each["active_rows"] for each in told), sum(each["free_slots"] for each in told)
+    return [f"# TYPE {name} gauge", f"{name} {rows / (rows + free):.15g}"] if told else []

@@ -31,14 +31,14 @@ async def stage_stats(pipeline: Pipeline, wait_s: float = _CALL_S) -> dict[str, 
     `problem`.
     """
     stages = {"controller": pipeline.controller, **pipeline.stages}
-    names = ("controller", *pipeline.recipe.cascade.levels)
+    names = ("controller", *pipeline.recipe.level_members)
     told = await asyncio.gather(*(_call(stages[name], "stats", wait_s) for name in names))
     return dict(zip(names, told, strict=True))
 
 
 async def vision_stats(pipeline: Pipeline, wait_s: float = _CALL_S) -> dict[str, dict[str, Any]]:
     """The same of encoder and adapter, as far as they say anything."""
-    names = ("encoder", "adapter")
+    names = [member for stage in ("encoder", "adapter") for member in pipeline.recipe.members[stage]]
     told = await asyncio.gather(*(_call(pipeline.stages[name], "info", wait_s) for name in names))
     return dict(zip(names, told, strict=True))
 

@@ -14,7 +14,7 @@ import ray
 
 from actors.host import host
 from actors.pulse import Pulse
-from cascade_runtime.config import Recipe
+from cascade_runtime.config import Recipe, stage_of
 from cascade_runtime.errors import CascadeError, DeadlineExceeded, StageDied
 from cluster.placement import Reserved, edge_between
 
@@ -66,8 +66,8 @@ class RayCrew:
         begun_at = time.monotonic()
         handle.actor = self._create(stage)
         handle.ask(start_s, "info")
-        if stage in self._recipe.cascade.levels:
-            handle.ask(self._recipe.deadlines.control_s, "link", None, 1.0)
+        if stage in self._recipe.level_members:
+            handle.ask(self._recipe.deadlines.control_s, "link", (), 1.0)
         return begun_at
 
     def _await_those_it_asks(self) -> None:
@@ -90,7 +90,7 @@ class RayCrew:
 
     def _evict(self, least: int) -> None:
         """Every stage forgets the requests of the controller before; one that is down knows of none."""
-        levels = self._recipe.cascade.levels
+        levels = self._recipe.level_members
         references = {name: self._handles[name].start("evict", least) for name in levels}
         for name, reference in references.items():
             with contextlib.suppress(CascadeError):
@@ -120,10 +120,11 @@ class RayCrew:
         backend = self._recipe.channels.backend
         backend = "stream" if backend == "auto" else backend
         spec = replace(edge_between(self._reserved.present(), light, heavy, backend), epoch=epoch)
-        spec = lighter.ask(control_s, "listen", spec)
+        above, below = (self._recipe.members[stage_of(member)].index(member) for member in (light, heavy))
+        spec = lighter.ask(control_s, "listen", spec, below)
         joins = [
-            (lighter, lighter.start("join_downstream", _JOIN_S)),
-            (heavier, heavier.start("join_upstream", spec, _JOIN_S)),
+            (lighter, lighter.start("join_downstream", _JOIN_S, below)),
+            (heavier, heavier.start("join_upstream", spec, _JOIN_S, above)),
         ]
         for stage, reference in joins:
             stage.result(reference, control_s)

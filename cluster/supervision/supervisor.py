@@ -81,7 +81,8 @@ class Supervisor:
 
     def __init__(self, recipe: Recipe, handles: Mapping[str, StageHandle], crew: Crew) -> None:
         self._recipe, self._handles, self._crew = recipe, handles, crew
-        self._watch = Watch(tuple(handles), recipe.cascade.levels, recipe.supervision, time.monotonic())
+        levels = [stage.members for stage in recipe.stages]
+        self._watch = Watch(tuple(handles), levels, recipe.supervision, time.monotonic())
         self._asked: dict[str, list[tuple[int, Any]]] = {}  # stage -> incarnations, references of their answers
         self._pulses: dict[str, Pulse] = {}
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from actors.pulse import Pulse
-from cascade_runtime.config import SupervisionConfig
+from cascade_runtime.config import SupervisionConfig, links_between
 
 PERIOD_S = 0.25  # from a pulse to the next question
 TICK_S = 0.1  # how often `decide` is called, about
@@ -101,6 +101,10 @@ class _Stage:
 
 @dataclass(eq=False)
 class _Edge:
+    """numbers: which replicas of their stages its ends are. step: from one of its epochs to the next."""
+
+    numbers: tuple[int, int]
+    step: int
     state: Literal["linked", "broken", "wiring"] = "linked"
     epoch: int = 0
     since: float = 0.0
@@ -109,12 +113,21 @@ class _Edge:
 
 
 class Watch:
-    """Of `stages`; those in `levels` are linked, each with the next. Everything is up and linked at the start."""
+    """Of `stages`; those in `levels` are linked, each replica of one with each of the next. Everything is up and linked
+    at the start.
+    """
 
-    def __init__(self, stages: Sequence[str], levels: Sequence[str], config: SupervisionConfig, now: float) -> None:
+    def __init__(
+        self, stages: Sequence[str], levels: Sequence[Sequence[str]], config: SupervisionConfig, now: float
+    ) -> None:
         self._config = config
         self._stages = {name: _Stage(next_at=now, seen_at=now, up_at=-_STEADY_S) for name in stages}
-        self._edges = {pair: _Edge(since=now) for pair in itertools.pairwise(levels)}
+        self._edges: dict[tuple[str, str], _Edge] = {}
+        for lighter, heavier in itertools.pairwise(levels):
+            links = links_between(lighter, heavier)
+            for (light, heavy), epoch in links.items():
+                numbers = lighter.index(light), heavier.index(heavy)
+                self._edges[light, heavy] = _Edge(numbers, len(links), epoch=epoch, since=now)
         self._fallen: list[Fell] = []
         self._lost: list[GiveUp] = []
 
@@ -143,7 +156,8 @@ class Watch:
             return
         for pair, edge in self._edges.items():
             if stage in pair and edge.state == "linked" and one.seen_at >= edge.since:
-                told = pulse.downstream if stage == pair[0] else pulse.upstream
+                light, heavy = edge.numbers
+                told = pulse.downstream.get(heavy) if stage == pair[0] else pulse.upstream.get(light)
                 if told != edge.epoch:
                     edge.state, edge.since = "broken", now
 
@@ -214,7 +228,7 @@ class Watch:
             ends = self._stages[light], self._stages[heavy]
             alive = all(end.phase == "up" and end.seen_at >= edge.since for end in ends)
             if edge.state == "broken" and alive and now >= edge.retry_at:
-                edge.state, edge.epoch = "wiring", edge.epoch + 1
+                edge.state, edge.epoch = "wiring", edge.epoch + edge.step
                 yield Rewire(light, heavy, edge.epoch)
         lost, self._lost = self._lost, []
         yield from lost

@@ -139,7 +139,7 @@ def test_when_the_next_stage_is_another_the_requests_inside_go_on_without_their_
         joined = pool.submit(relay.join_downstream, 10.0)
         channel = connect(spec, 10.0)
         joined.result(10.0)
-    assert relay.pulse().downstream == 5
+    assert relay.pulse().downstream == {0: 5}
     relay.drafted([("a", block(1))])
     admit(relay, 13, "b")
     relay.drafted([("b", block(2))])

@@ -50,7 +50,7 @@ def test_a_stages_loop_keeps_what_it_starts_with(family: Path, thawed: None) -> 
     loaded = relay.recipe.stages
     assert is_walked(loaded)
     with pytest.raises(CascadeError):
-        relay.link(None, 0.01)  # nobody comes: no loop
+        relay.link((), 0.01)  # nobody comes: no loop
     assert is_walked(loaded)
     relay._start()
     relay.stop()

@@ -22,19 +22,19 @@ BLOCK = DraftBlock(7, 0, 0, (1, 2), (1, 1), 0)
 @pytest.mark.parametrize("backend", ["stream", "local"])
 def test_who_has_come_is_the_last_to_be_let_in(backend: str) -> None:
     light, mid = Links(recipe(), 0, Tracer("light")), Links(recipe(), 1, Tracer("mid"))
-    assert not light.listens
+    assert light.awaited == []
     with pytest.raises(ChannelError, match="light listens nowhere"):
         light.accept(0.1)
     for epoch in (1, 2):  # and again after a new address was given
         spec = light.listen(replace(SPEC, backend=backend, epoch=epoch))
-        assert light.listens
+        assert light.awaited == [0]
         with ThreadPoolExecutor(1) as pool:
             joining = pool.submit(mid.connect, spec, 5.0)
             down, up = light.accept(5.0), joining.result()
         if backend == "stream":
             path = Path(spec.address.removeprefix("unix:"))
             assert not path.exists() and not path.parent.exists()
-        assert not light.listens
+        assert light.awaited == []
         with pytest.raises(ChannelError, match="light listens nowhere"):
             light.accept(0.1)
         with pytest.raises(ChannelError):

@@ -111,7 +111,7 @@ def test_a_stuck_drafter_holds_nothing_back(family: Path, reference: list[tuple[
 
 def test_drafting_starts_while_the_target_still_waits_for_its_features(family: Path) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy", "noisy"])) as controller:
-        adapter = controller.stages.adapter.stage
+        adapter = controller.stages["adapter"].stage
         held, dense = threading.Event(), adapter.dense
         adapter.dense = lambda *args: held.wait(30) and dense(*args)
         with ThreadPoolExecutor(1) as pool:
@@ -128,7 +128,7 @@ def test_drafting_starts_while_the_target_still_waits_for_its_features(family: P
 
 def test_a_release_that_overtakes_its_admission_leaves_nothing_behind(family: Path) -> None:
     with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller:
-        encoder = controller.stages.encoder.stage
+        encoder = controller.stages["encoder"].stage
         view = encoder.view
         encoder.view = lambda *args: time.sleep(0.4) or view(*args)
         for _ in range(6):
@@ -163,7 +163,7 @@ def test_a_stage_without_a_downstream_sleeps(family: Path) -> None:
 
 
 def features_of(controller: object) -> object:
-    adapter, encoder = controller.stages.adapter.stage, controller.stages.encoder.stage  # type: ignore[attr-defined]
+    adapter, encoder = controller.stages["adapter"].stage, controller.stages["encoder"].stage  # type: ignore[attr-defined]
     return adapter.dense(0, encoder.view(0, toy_events()))
 
 
@@ -241,7 +241,7 @@ def test_who_is_cancelled_while_waiting_leaves_at_once_and_nothing_was_started_f
 ) -> None:
     monkeypatch.setattr("actors.controller.MAX_WAITING", 2)
     with threaded_pipeline(toy_recipe(family, ["noisy"])) as controller, ThreadPoolExecutor(8) as pool:
-        encoder, adapter = controller.stages.encoder.stage, controller.stages.adapter.stage
+        encoder, adapter = controller.stages["encoder"].stage, controller.stages["adapter"].stage
         held, dense, view, viewed = threading.Event(), adapter.dense, encoder.view, []
         adapter.dense = lambda *args: held.wait(30) and dense(*args)
         encoder.view = lambda handle, *args: viewed.append(handle) or view(handle, *args)

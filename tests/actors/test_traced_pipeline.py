@@ -26,7 +26,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sequence[Answer], di
     recipe = toy_recipe(family, ["noisy", "noisy"], [2, 4], deadlines=patient)
     with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(STREAMS) as pool:
         answers = list(pool.map(controller.generate, toy_requests(24, seed=3)))
-        stages = [controller.stages.encoder.stage, controller.stages.adapter.stage, *controller.language]
+        stages = [controller.stages["encoder"].stage, controller.stages["adapter"].stage, *controller.language]
         stats = {stage.name: stage.stats() for stage in controller.language}
         return answers, {trace.stage: trace for trace in (stage.trace() for stage in stages)}, stats
 

@@ -120,7 +120,7 @@ def test_a_drafter_that_learns_what_it_saw_was_wrong_foresees_anew(family: Path,
     recipe = with_tree(family, ["noisy"], tree, gate=gate, cascade={"mode": "aligned"})
     expected = [each.token_ids for each in Engine.load(recipe).generate(requests(6))]  # type: ignore[union-attr]
     with threaded_pipeline(recipe) as controller:
-        light, adapter = controller.language[0], controller.stages.adapter.stage
+        light, adapter = controller.language[0], controller.stages["adapter"].stage
         foresight, decide, revise, waited = (
             light.passes.foresight,
             adapter.decide,

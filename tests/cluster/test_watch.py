@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.pulse import Pulse
-from cascade_runtime.config import SupervisionConfig
+from cascade_runtime.config import SupervisionConfig, links_between
 from cluster.chaos.plan import draw_faults
 from cluster.supervision.watch import PERIOD_S, TICK_S, Fell, GiveUp, Ping, Restart, Rewire, Watch
 
 LEVELS = ("light", "mid", "heavy")
+SINGLE = [(level,) for level in LEVELS]
 STAGES = ("encoder", "adapter", *LEVELS, "controller")
 CONFIG = SupervisionConfig(restarts=3, window_s=60.0, backoff_s=0.5, silent_s=2.0, stuck_s=20.0)
 
@@ -21,21 +23,26 @@ CONFIG = SupervisionConfig(restarts=3, window_s=60.0, backoff_s=0.5, silent_s=2.
 class World:
     """Stages as the watch should see them, and a clock. It does at once, or never, what the watch asks for."""
 
-    def __init__(self, config: SupervisionConfig = CONFIG) -> None:
+    def __init__(self, config: SupervisionConfig = CONFIG, levels: Sequence[Sequence[str]] = SINGLE) -> None:
         self.now = 100.0
-        self.watch = Watch(STAGES, LEVELS, config, self.now)
+        stages = ("encoder", "adapter", *itertools.chain(*levels), "controller")
+        self.watch = Watch(stages, levels, config, self.now)
         self.config = config
         self.silent: set[str] = set()
         self.stillborn: set[str] = set()
         self.unlinkable = False
-        self.incarnation = dict.fromkeys(STAGES, 0)
-        self.links: dict[tuple[str, str], int | None] = {("light", "mid"): 0, ("mid", "heavy"): 0}
+        self.incarnation = dict.fromkeys(stages, 0)
+        self.number = {member: number for members in levels for number, member in enumerate(members)}
+        self.links: dict[tuple[str, str], int | None] = {}
+        for lighter, heavier in itertools.pairwise(levels):
+            self.links |= links_between(lighter, heavier)
         self.said: list[object] = []
         self.restarts: list[tuple[float, Restart]] = []
 
     def pulse(self, stage: str) -> Pulse:
-        up = next((epoch for (_, heavy), epoch in self.links.items() if heavy == stage), None)
-        down = next((epoch for (light, _), epoch in self.links.items() if light == stage), None)
+        linked = {pair: epoch for pair, epoch in self.links.items() if epoch is not None}
+        up = {self.number[light]: epoch for (light, heavy), epoch in linked.items() if heavy == stage}
+        down = {self.number[heavy]: epoch for (light, heavy), epoch in linked.items() if light == stage}
         return Pulse("here", 1, upstream=up, downstream=down)
 
     def kill(self, stage: str) -> None:

@@ -147,9 +147,9 @@ class Schedule:
         self.dead = k
         self.seen["died"] += 1
         if told and k < self.levels - 1:
-            self.stages[k + 1].upstream = False
+            self.stages[k + 1].upstream.clear()
         if told and k:
-            self.stages[k - 1].downstream = False
+            self.stages[k - 1].downstream.clear()
 
     def revive(self, k: int) -> None:
         """Another takes its place, knows nothing, and is told of every request that is not over. What the first said

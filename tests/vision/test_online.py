@@ -130,7 +130,7 @@ def test_a_recipe_asks_for_it_in_process_and_in_a_pipeline_and_answers_stay_the_
     assert [answer.token_ids for answer in engine.generate(requests)] == expected
     with threaded_pipeline(recipe) as controller:
         assert [controller.generate(request).token_ids for request in requests] == expected
-        stage = controller.stages.adapter.stage
+        stage = controller.stages["adapter"].stage
         assert "learn" in {span[0] for span in stage.moments(9)}
         for updater, told in ((engine.front_end.updater, engine.front_end.verifier), (stage._updater, stage.verifier)):
             assert updater.adapter is told.adapter and updater.refused >= 9
