@@ -42,18 +42,20 @@ class Seating:
         there = [member for member in self.members[stage] if not self._incarnations.down(member)]
         if len(there) < 2:
             return moved
-        settled = [course for course in self._inside.values() if course.settled(stage)]
-        by_member = {member: [course for course in settled if course.at[stage] == member] for member in there}
-        few, many = min(there, key=lambda m: len(by_member[m])), max(there, key=lambda m: len(by_member[m]))
-        if len(by_member[many]) < _MANY_TIMES * len(by_member[few]) + 2:
+        going = [course for course in _entered(self._inside) if not course.over]
+        count = {member: sum(course.at.get(stage) == member for course in going) for member in there}
+        few, many = min(there, key=count.__getitem__), max(there, key=count.__getitem__)
+        if count[many] < _MANY_TIMES * count[few] + 2:
             return moved
-        while len(by_member[many]) > len(by_member[few]) + 1 and self._has_room(None, stage, few):
-            course = min(by_member[many], key=lambda each: len(each.progress.tokens))
-            by_member[many].remove(course)
-            by_member[few].append(course)
+        while count[many] > count[few] + 1 and self._has_room(None, stage, few):
+            movable = [course for course in going if course.settled(stage) and course.at[stage] == many]
+            if not movable:  # they are on their way there
+                break
+            course = min(movable, key=lambda each: len(each.progress.tokens))
             course.sit(stage, few)
             moved.append((course, many))
-            few, many = min(there, key=lambda m: len(by_member[m])), max(there, key=lambda m: len(by_member[m]))
+            count[many], count[few] = count[many] - 1, count[few] + 1
+            few, many = min(there, key=count.__getitem__), max(there, key=count.__getitem__)
         return moved
 
     def leave(self, member: str, stage: str) -> list[Course]:

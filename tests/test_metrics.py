@@ -121,6 +121,22 @@ def stage_stats(edge: EdgeCounters, **changes: object) -> dict:
     }
 
 
+def test_replicas_of_a_stage_count_together_where_an_edge_is_counted() -> None:
+    controller = {"running": 0, "waiting": 0, "cancelled": 0, "draining": False}
+    edges = {"heavy": counted("light-heavy", [(3, 1), (2, 2)]), "heavy.2": counted("light-heavy", [(4, 4)])}
+    stages = {name: stage_stats(EdgeCounters("light")) for name in ("light", "light.2")}
+    stages |= {name: stage_stats(edge) for name, edge in edges.items()}
+    lines = prometheus_text({"controller": controller, **stages}).splitlines()
+    for line in (
+        'vllm:spec_decode_num_drafts_total{edge="light-heavy"} 3',
+        'vllm:spec_decode_num_accepted_tokens_total{edge="light-heavy"} 7',
+        'cascade:stage_busy_seconds_total{stage="heavy.2"} 1.25',
+    ):
+        assert lines.count(line) == 1, line
+    names = [line.partition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(set(names)) == len(names) and not any('edge="light"' in name for name in names)
+
+
 def test_prometheus_text_keeps_the_names_of_vllm_and_adds_the_edge() -> None:
     controller = {"running": 3, "waiting": 1, "cancelled": 2, "draining": False}
     edge = counted("light-mid", [(3, 1), (2, 2)])

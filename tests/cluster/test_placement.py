@@ -50,6 +50,29 @@ def test_stages_beside_each_other_share_a_bundle_and_one_gpu() -> None:
     assert encoder.resources == {"CPU": 1.0} and controller.resources == {"CPU": 0.5}
 
 
+def test_each_replica_has_a_place_of_its_own_and_its_neighbours_with_it() -> None:
+    stages = table(light={"beside": "heavy", "replicas": 2}, heavy={"num_gpus": 1, "replicas": 3, "num_cpus": 2})
+    encoder, *heavies, controller = bundles(recipe_from_dict(stages))
+    assert [set(bundle.shares) for bundle in heavies] == [
+        {"heavy", "adapter", "light"},  # the adapter, of which there is one, with the first
+        {"heavy.2", "light.2"},
+        {"heavy.3"},
+    ]
+    assert [bundle.resources for bundle in heavies] == [
+        {"CPU": 4, "GPU": 1},
+        {"CPU": 3, "GPU": 1},
+        {"CPU": 2, "GPU": 1},
+    ]
+    assert set(encoder.shares) == {"encoder"} and set(controller.shares) == {"controller"}
+
+
+def test_each_replica_needs_memory_for_its_part_of_the_slots() -> None:
+    for replicas, gigabytes in ((1, 5.64), (2, 2.82), (3, 1.88)):
+        recipe = load_recipe("setups/2x4090", [f"stages.heavy.replicas={replicas}"])
+        with pytest.raises(ConfigError, match=f"and {gigabytes} GB of KV"):
+            check_memory(recipe, [gpu_node("GeForce-RTX-3060")])
+
+
 @pytest.mark.parametrize(
     ("light", "field"),
     [({"beside": "nobody"}, "beside"), ({"beside": "light"}, "beside"), ({"beside": "heavy", "num_gpus": 1}, "beside")],

@@ -16,8 +16,16 @@ from cluster.supervision.watch import PERIOD_S, TICK_S, Fell, GiveUp, Ping, Rest
 
 LEVELS = ("light", "mid", "heavy")
 SINGLE = [(level,) for level in LEVELS]
+REPLICAS = [("light",), ("mid", "mid.2"), ("heavy", "heavy.2", "heavy.3")]
 STAGES = ("encoder", "adapter", *LEVELS, "controller")
 CONFIG = SupervisionConfig(restarts=3, window_s=60.0, backoff_s=0.5, silent_s=2.0, stuck_s=20.0)
+
+
+def links_of(levels: Sequence[Sequence[str]]) -> dict[tuple[str, str], int]:
+    """All of them at the start, and their epochs."""
+    return {
+        pair: epoch for ends in itertools.pairwise(levels) for pair, epoch in links_between(ends[0], ends[1]).items()
+    }
 
 
 class World:
@@ -33,9 +41,7 @@ class World:
         self.unlinkable = False
         self.incarnation = dict.fromkeys(stages, 0)
         self.number = {member: number for members in levels for number, member in enumerate(members)}
-        self.links: dict[tuple[str, str], int | None] = {}
-        for lighter, heavier in itertools.pairwise(levels):
-            self.links |= links_between(lighter, heavier)
+        self.links: dict[tuple[str, str], int | None] = {**links_of(levels)}
         self.said: list[object] = []
         self.restarts: list[tuple[float, Restart]] = []
 
@@ -238,20 +244,38 @@ def test_news_of_an_earlier_incarnation_or_epoch_changes_nothing() -> None:
     assert world.restarts == before and all(world.watch.whole(stage) for stage in STAGES)
 
 
-EVENTS = st.lists(
-    st.tuples(
-        st.sampled_from(["run", "run", "kill", "hang", "wake", "unlink", "still", "heal", "plan", "stale", "blocked"]),
-        st.sampled_from(STAGES),
-        st.floats(0.05, 12.0),
-    ),
-    max_size=25,
-)
+def test_every_replica_is_linked_to_every_one_next_door_under_epochs_of_their_own() -> None:
+    world = World(levels=REPLICAS)
+    world.run(1)
+    world.kill("mid.2")
+    world.run(1)
+    assert [order.stage for _, order in world.restarts] == ["mid.2"]
+    assert world.links == {
+        ("light", "mid"): 0,
+        ("light", "mid.2"): 1 + 2,
+        ("mid", "heavy"): 0,
+        ("mid", "heavy.2"): 1,
+        ("mid", "heavy.3"): 2,
+        ("mid.2", "heavy"): 3 + 6,
+        ("mid.2", "heavy.2"): 4 + 6,
+        ("mid.2", "heavy.3"): 5 + 6,
+    }
+    assert len(world.heard(Rewire)) == 4 and all(world.watch.whole(stage) for stage in world.incarnation)
+
+
+WHATEVER = ["run", "run", "kill", "hang", "wake", "unlink", "still", "heal", "plan", "stale", "blocked"]
 
 
 @settings(max_examples=30, deadline=None)
-@given(EVENTS)
-def test_whatever_happens_everything_is_whole_again_or_given_up(events: list[tuple[str, str, float]]) -> None:
-    world = World()
+@given(
+    st.sampled_from([SINGLE, REPLICAS]),
+    st.lists(st.tuples(st.sampled_from(WHATEVER), st.integers(0, 1000), st.floats(0.05, 12.0)), max_size=25),
+)
+def test_whatever_happens_everything_is_whole_again_or_given_up(
+    levels: Sequence[Sequence[str]], events: list[tuple[str, int, float]]
+) -> None:
+    world = World(levels=levels)
+    stages = list(world.incarnation)
 
     def unlink(stage: str) -> None:
         for pair in world.links:
@@ -269,20 +293,20 @@ def test_whatever_happens_everything_is_whole_again_or_given_up(events: list[tup
         "stale": lambda stage: world.watch.died(stage, world.incarnation[stage] - 1, world.now, "stale"),
         "blocked": lambda stage: setattr(world, "unlinkable", not world.unlinkable),
     }
-    for what, stage, seconds in events:
+    for what, number, seconds in events:
         if what == "run":
             world.run(seconds)
         else:
-            acts[what](stage)
+            acts[what](stages[number % len(stages)])
     world.silent.clear()
     world.stillborn.clear()
     world.unlinkable = False
     world.run(45)
     lost = {order.stage for order in world.heard(GiveUp)}  # type: ignore[attr-defined]
-    assert all(world.watch.whole(stage) for stage in STAGES if stage not in lost)
+    assert all(world.watch.whole(stage) for stage in stages if stage not in lost)
     assert all(world.watch.phase(stage) == "lost" for stage in lost)
     assert len(world.heard(GiveUp)) == len(lost)
-    for stage in STAGES:
+    for stage in stages:
         failed = [at for at, order in world.restarts if order.stage == stage and not order.planned]
         for at in failed:
             assert sum(at - CONFIG.window_s < each <= at for each in failed) <= CONFIG.restarts
@@ -290,7 +314,8 @@ def test_whatever_happens_everything_is_whole_again_or_given_up(events: list[tup
         if not lost & {light, heavy}:
             made = [order for order in world.heard(Rewire) if isinstance(order, Rewire)]
             assert epoch == max(
-                (order.epoch for order in made if (order.light, order.heavy) == (light, heavy)), default=0
+                (order.epoch for order in made if (order.light, order.heavy) == (light, heavy)),
+                default=links_of(levels)[light, heavy],
             )
 
 
