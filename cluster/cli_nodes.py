@@ -67,7 +67,8 @@ def _text(found: Survey) -> str:
     for (one, other), speed in found.links.items():
         lines.append(f"{one} <-> {other}: {speed.latency_ms:.3g} ms, {speed.mbit_s:.4g} Mbit/s")
     for pool in found.table["pools"]:
-        lines.append(f"pool {pool['name']}: {pool['devices']} x {pool['kind']} ({pool['site']})")
+        each = f", {pool['devices_per_node']} to a node" if "devices_per_node" in pool else ""
+        lines.append(f"pool {pool['name']}: {pool['devices']} x {pool['kind']} ({pool['site']}){each}")
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 

@@ -1,8 +1,8 @@
 """Before anything is loaded: would every stage fit the memory of a device that it may get? Refused in one sentence.
 
-GPUs count by the data sheet of their kind, a tenth of it left for activations; a stage on a CPU counts against what Ray
-says a node has for workers. What is not known passes here: every stage also looks at its device itself, before it reads
-a weight (`models/room.py`).
+GPUs count by the data sheet of their kind, a tenth of it left for activations, each by itself where a stage has
+several; a stage on a CPU counts against what Ray says a node has for workers. What is not known passes here: every
+stage also looks at its device itself, before it reads a weight (`models/room.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,13 @@ def _verdict(recipe: Recipe, bundle: Bundle, node: RayNode) -> _Verdict | None:
     if kind is None or node.gpus < bundle.num_gpus:
         return None
     asked = _asked(recipe, bundle, kind)
-    return _Verdict(asked, *_memory(node, kind, gpus)) if asked else None
+    if not asked:
+        return None
+    whole = _Verdict(asked, *_memory(node, kind, gpus))
+    if gpus < 2 or not whole.fits:
+        return whole
+    each = (_Verdict([piece], *_memory(node, kind, 1)) for need in asked for piece in need.pieces or [need])
+    return next((one for one in each if not one.fits), whole)
 
 
 def _together(recipe: Recipe, held: Sequence[Bundle], there: Sequence[RayNode], on_gpus: bool) -> _Verdict | None:

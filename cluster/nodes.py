@@ -7,9 +7,10 @@
     tier=edge|core    the site; nodes without it are "core"
     cameras=true      recordings come in here
 
-Alike nodes of a site become one pool: those with GPUs offer GPUs, the others cores with an equal part of the node's
-memory. A pool remembers by which labels Ray finds its nodes, so that a plan can be placed. What was not probed in time
-counts by its data sheet, if there is one (`device_kinds.toml`); what is known by neither is left out, and said.
+Alike nodes of a site become one pool: those with GPUs, and as many of them, offer GPUs, the others cores with an equal
+part of the node's memory. A pool remembers by which labels Ray finds its nodes, so that a plan can be placed. What was
+not probed in time counts by its data sheet, if there is one (`device_kinds.toml`); what is known by neither is left
+out, and said.
 """
 
 from __future__ import annotations
@@ -173,6 +174,7 @@ def describe(
             table["kinds"][kind] = own
         name = _fresh(f"{pool[0].site}-{kind.partition('-')[0]}", [each["name"] for each in table["pools"]])
         entry = {"name": name, "kind": kind, "devices": sum(node.devices for node in pool), "site": pool[0].site}
+        entry |= {"devices_per_node": pool[0].devices} if pool[0].gpus else {}
         table["pools"].append(entry | {"cameras": pool[0].cameras, "labels": _selector(pool, nodes)})
     sites = {entry["site"] for entry in table["pools"]}
     for pair, speed in links.items():
@@ -187,8 +189,8 @@ def describe(
 
 
 def _alike(one: RayNode, other: RayNode, steps: Mapping[str, StepSpeed]) -> bool:
-    """Whether they make one pool: the same devices of the same speed, as far as known."""
-    facts = [(n.site, n.cameras, n.accelerator, bool(n.gpus), n.node_id in steps) for n in (one, other)]
+    """Whether they make one pool: the same devices of the same speed, as far as known, and as many GPUs."""
+    facts = [(n.site, n.cameras, n.accelerator, n.gpus, n.node_id in steps) for n in (one, other)]
     if facts[0] != facts[1]:
         return False
     sizes = [node.memory_bytes / max(node.cpus, 1) for node in (one, other) if not node.gpus]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from cascade_runtime.errors import ConfigError
+
+if TYPE_CHECKING:  # the planner counts `shares`, without torch
+    import torch
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 

@@ -9,6 +9,7 @@
 
     needs, model_size -> problem        what each part weighs, what its passes cost (roofline, or a profile)
     layout -> forecast -> confirm       which placements fit, what one should reach, the best of them simulated;
+                                        free_devices: of each node, since layers are split only within one
                                         turns: parts that take turns in one device's memory
     describe                            the chosen one, device by device
 

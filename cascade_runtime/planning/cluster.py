@@ -1,6 +1,6 @@
 """`Cluster`: pools of equal devices, the links between their sites, and what is known of the load, read from TOML.
 
-    [[pools]]      name, kind (of device_kinds.toml or [kinds.<name>]), devices, site, cameras, labels
+    [[pools]]      name, kind (of device_kinds.toml or [kinds.<name>]), devices, devices_per_node, site, cameras, labels
     [[links]]      between two sites: latency_ms, mbit_s. Sites without a link cannot work on one answer
     [[profiles]]   measured cost of a stage on a kind, in place of the roofline
     [agreement]    "light->mid" = 0.8: the chance that a draft of one stage is what the next would say
@@ -29,6 +29,7 @@ _KINDS = Path(__file__).parent / "device_kinds.toml"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,31}")
 MAX_POOLS = 32
 MAX_DEVICES = 100_000
+MAX_SPLIT = 8
 ASSUMPTIONS = ("int8", "int4", "sequential")
 DEFAULT_AGREEMENT = 0.7
 _SAME_SITE_S, _SAME_SITE_MBIT = 1e-4, 10_000.0
@@ -82,11 +83,14 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Equal devices of one site. cameras: recordings come in here. labels: by which Ray finds its nodes."""
+    """Equal devices of one site. devices_per_node: that share a node, within which layers may be split; 0: all of them,
+    up to eight. cameras: recordings come in here. labels: by which Ray finds its nodes.
+    """
 
     name: str
     kind: str
     devices: int = 1
+    devices_per_node: int = 0
     site: str = "core"
     cameras: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -95,11 +99,16 @@ class Pool:
         _name("pools.name", self.name)
         _name(f"pools.{self.name}.site", self.site)
         integer(ConfigError, f"pools.{self.name}.devices", self.devices, 1, MAX_DEVICES)
+        integer(ConfigError, f"pools.{self.name}.devices_per_node", self.devices_per_node, 0, self.devices)
         if not isinstance(self.cameras, bool):
             raise ConfigError(f"pools.{self.name}.cameras", self.cameras, "true or false")
         labels = self.labels
         if not isinstance(labels, Mapping) or len(labels) > 16 or not all(isinstance(v, str) for v in labels.values()):
             raise ConfigError(f"pools.{self.name}.labels", labels, "a table of at most 16 strings")
+
+    def on_a_node(self, devices: int) -> int:
+        """How many share a node if the pool has so many."""
+        return min(devices, self.devices_per_node or MAX_SPLIT)
 
 
 @dataclass(frozen=True, kw_only=True)

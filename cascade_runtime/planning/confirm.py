@@ -46,7 +46,7 @@ def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | Non
     stages = []
     for k, level in enumerate(layout.levels):
         part, device = problem.levels[level], layout.at[problem.levels[level].name]
-        cost = problem.cost(part, cluster.kind_of(cluster.pools[layout.devices[device]]))
+        cost = problem.cost(part, cluster.kind_of(cluster.pools[layout.devices[device]]), layout.span(part.name))
         stages.append(Stage(part.name, policy_from_recipe(recipe, k, cost), cost, devices[device]))
     load = problem.load
     requests = 4 * said.rows
@@ -61,15 +61,12 @@ def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | Non
     )
     tower = layout.at[problem.tower.name]
     kind = cluster.kind_of(cluster.pools[layout.devices[tower]])
-    encode_s = problem.request_s(problem.tower, kind)
+    span = layout.span(problem.tower.name)
+    encode_s = problem.request_s(problem.tower, kind, span)
     began, ended = (result.finished_at_s[k * said.rows - 1] for k in (1, 3))  # while every row is taken
     rate = 2 * said.rows * load.tokens / (ended - began)
-    if encode_s and problem.tower.name not in (problem.levels[-1].name,):
+    if encode_s and (problem.tower is not problem.levels[-1] or span > 1):
         rate = min(rate, load.tokens / encode_s)
-    elif encode_s and not _measured(problem):
+    elif encode_s and problem.measured_request_s(problem.tower, kind) is None:
         rate = 1 / (1 / rate + encode_s / load.tokens)  # the target's own tower holds up its decoding
     return Confirmed(rate, median(result.ttft_s) + encode_s)
-
-
-def _measured(problem: Problem) -> bool:
-    return any(p.stage == problem.tower.name and p.request_ms is not None for p in problem.cluster.profiles)

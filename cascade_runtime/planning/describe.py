@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascade_runtime.planning.confirm import Confirmed, planned_recipe
-from cascade_runtime.planning.forecast import Forecast, forecast
-from cascade_runtime.planning.layout import Layout, slots_that_fit
+from cascade_runtime.planning.forecast import TOWER, Forecast, forecast
+from cascade_runtime.planning.layout import Layout, pieces_on, slots_that_fit
 from cascade_runtime.planning.plan import DevicePlan, Replica, StageOnDevice
-from cascade_runtime.planning.problem import Problem
+from cascade_runtime.planning.problem import Problem, split_device
 from cascade_runtime.planning.turns import Turns, resident_bytes
 
 _FASTER = 1.25
@@ -36,6 +36,7 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
     if said.edges:
         drafts = ",".join(map(str, recipe.cascade.num_draft_tokens))
         overrides += [f"cascade.num_draft_tokens=[{drafts}]", f"cascade.window={recipe.cascade.window}"]
+    overrides += [f"stages.{name}.device={split_device(span)}" for name, span in layout.spans.items()]
     whole = len(layout.levels) == len(problem.levels)
     return Replica(
         count=chosen.count,
@@ -51,32 +52,51 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
         simulated_ttft_s=chosen.confirmed.ttft_s if chosen.confirmed else None,
         bottleneck=bottleneck(problem, layout, said),
         overrides=tuple(overrides) if whole else (),
+        tower_s=_tower_s(problem, layout),
     )
 
 
 def bottleneck(problem: Problem, layout: Layout, said: Forecast) -> str:
     """The part whose being faster would bring most tokens per second."""
-    gains = {name: forecast(problem, layout, said.rows, {name: _FASTER}).tokens_per_s for name in layout.at}
-    return max(gains, key=lambda name: (gains[name], said.busy[name]))
+    names = (*layout.at, TOWER) if _tower_s(problem, layout) else layout.at
+    gains = {name: forecast(problem, layout, said.rows, {name: _FASTER}).tokens_per_s for name in names}
+    return max(gains, key=lambda name: (gains[name], said.busy.get(name, 0.0)))
+
+
+def _tower_s(problem: Problem, layout: Layout) -> float:
+    """Seconds of a request in a tower without a GPU, where nobody has measured them."""
+    tower = problem.tower
+    kind = problem.cluster.kind_of(problem.cluster.pools[layout.devices[layout.at[tower.name]]])
+    if layout.span(tower.name) == 1 or problem.measured_request_s(tower, kind) is not None:
+        return 0.0
+    return problem.request_s(tower, kind, layout.span(tower.name))
 
 
 def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> DevicePlan:
     pool = problem.cluster.pools[layout.devices[device]]
     kind = problem.cluster.kind_of(pool)
-    stages = tuple(
-        StageOnDevice(
-            stage=part.name,
-            dtype=problem.dtype(part, kind),
-            weight_bytes=problem.weight_bytes(part, kind),
-            kv_bytes=said.rows * problem.slot_bytes(part, kind),
-            pass_ms=1000 * said.pass_s.get(part.name, 0.0),
-            busy=said.busy[part.name],
-            load_s=problem.load_s(part, kind),
+    parts = {part.name: part for part in problem.parts}
+    stages: list[StageOnDevice] = []
+    for name, piece in pieces_on(problem, layout, device).items():
+        part, pieces = parts[name], layout.span(name)
+        # Layers work, and are loaded, one after the other, wherever they are.
+        layers = piece.layers / part.size.layers if pieces > 1 else 1.0
+        weights = piece.weight_bytes / problem.weight_bytes(part, kind)
+        stages.append(
+            StageOnDevice(
+                stage=name,
+                dtype=problem.dtype(part, kind),
+                weight_bytes=piece.weight_bytes,
+                kv_bytes=said.rows * piece.slot_bytes,
+                pass_ms=1000 * said.pass_s.get(name, 0.0) * layers,
+                busy=said.busy[name] * layers,
+                load_s=problem.load_s(part, kind) * weights,
+                piece=1 + device - layout.at[name],
+                pieces=pieces,
+                layers=piece.layers if pieces > 1 else None,
+            )
         )
-        for part in problem.parts
-        if layout.at.get(part.name) == device
-    )
-    return DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, stages, device in layout.shared)
+    return DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, tuple(stages), device in layout.shared)
 
 
 def _in_turns(problem: Problem, count: int, turns: Turns) -> Replica:

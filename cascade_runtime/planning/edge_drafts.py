@@ -206,7 +206,8 @@ def _own(problem: Problem, layout: Layout) -> frozenset[str]:
 def _with_light_on_box(problem: Problem, layout: Layout) -> Layout:
     device = len(layout.devices)
     at = {problem.levels[0].name: device, **layout.at}
-    return Layout((0, *layout.levels), (*layout.devices, _BOX), at, frozenset({device}))
+    levels, devices = (0, *layout.levels), (*layout.devices, _BOX)
+    return replace(layout, levels=levels, devices=devices, at=at, shared=frozenset({device}))
 
 
 def _answers(problem: Problem, layout: Layout, said: Forecast) -> Answers:
@@ -218,7 +219,7 @@ def _answers(problem: Problem, layout: Layout, said: Forecast) -> Answers:
     return Answers(
         levels=tuple(problem.levels[level].name for level in layout.levels),
         tokens_per_s=said.tokens_per_s,
-        answer_s=problem.request_s(tower, kind) + in_turn_s,
+        answer_s=problem.request_s(tower, kind, layout.span(tower.name)) + in_turn_s,
         min_drafts=first.min_drafts if first else 0,
         window=first.window if first else 0,
         drafts_per_pass=first.drafts_per_pass if first else 0.0,

@@ -2,39 +2,58 @@
 
 Stages are placed from the target down: beside what is placed already, or on a device of its own of any pool. Equal
 devices of a pool are one choice, so a thousand nodes are as quick as one; a beam bounds what many pools bring.
+
+A language model that no single device of a pool holds is split by layers over several of one node. It keeps them to
+itself: the launcher leaves no GPU to what lives beside it. Where one device suffices a split would only be slower.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from cascade_runtime.planning.problem import Part, Problem
+from cascade_runtime.planning.free_devices import FreeDevices, Groups
+from cascade_runtime.planning.problem import Part, Piece, Problem
 
 _BEAM = 300
 
 
 @dataclass(frozen=True)
 class Layout:
-    """levels: which take part. devices: the pool index of each device. at: part name -> index into `devices`.
-    shared: devices that come with the cameras and are not this replica's own.
+    """levels: which take part. devices: the pool index of each device. at: part name -> index into `devices`, of the
+    first one where a part has several in a row. spans: how many, of those that do. shared: devices that come with the
+    cameras and are not this replica's own.
     """
 
     levels: tuple[int, ...]
     devices: tuple[int, ...]
     at: Mapping[str, int]
     shared: frozenset[int] = frozenset()
+    spans: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def usage(self) -> Counter[int]:
         """Devices taken per pool."""
         return Counter(pool for i, pool in enumerate(self.devices) if i not in self.shared)
 
+    @property
+    def groups(self) -> Groups:
+        """The same as `FreeDevices` counts: those of a split are on one node."""
+        found: dict[int, tuple[int, ...]] = {}
+        for pool, used in self.usage.items():
+            splits = tuple(span for name, span in self.spans.items() if self.devices[self.at[name]] == pool)
+            found[pool] = (*splits, *(1,) * (used - sum(splits)))
+        return found
+
+    def span(self, name: str) -> int:
+        """How many devices a part has."""
+        return self.spans.get(name, 1)
+
     def parts_on(self, device: int) -> list[str]:
         """Names of the parts on a device."""
-        return [name for name, where in self.at.items() if where == device]
+        return [name for name, first in self.at.items() if first <= device < first + self.span(name)]
 
 
 def layouts(problem: Problem, room: Mapping[int, int]) -> Iterator[Layout]:
@@ -59,26 +78,63 @@ def slots_that_fit(problem: Problem, layout: Layout) -> int:
     most = 4096
     for device, pool in enumerate(layout.devices):
         kind = problem.cluster.kind_of(problem.cluster.pools[pool])
-        here = [part for part in problem.parts if layout.at.get(part.name) == device]
-        left = kind.usable_bytes - sum(problem.weight_bytes(part, kind) for part in here)
-        slot = sum(problem.slot_bytes(part, kind) for part in here)
+        here = pieces_on(problem, layout, device).values()
+        left = kind.usable_bytes - sum(piece.weight_bytes for piece in here)
+        slot = sum(piece.slot_bytes for piece in here)
         if left < slot or left < 0:
             return 0
         most = min(most, left // slot if slot else most)
     return most
 
 
+def pieces_on(problem: Problem, layout: Layout, device: int) -> dict[str, Piece]:
+    """Part name -> what a device of the layout holds of it."""
+    kind = problem.cluster.kind_of(problem.cluster.pools[layout.devices[device]])
+    names = layout.parts_on(device)
+    return {
+        part.name: problem.pieces(part, kind, layout.span(part.name))[device - layout.at[part.name]]
+        for part in problem.parts
+        if part.name in names
+    }
+
+
 def _placed(problem: Problem, room: Mapping[int, int], layout: Layout, part: Part) -> Iterator[Layout]:
-    """The layout with one more part: beside another, or on a device of its own."""
+    """The layout with one more part: beside another, on a device of its own, or split over several."""
+    taken = {device for name in layout.spans for device in range(layout.at[name], layout.at[name] + layout.span(name))}
     for device in range(len(layout.devices)):
-        yield from _checked(
-            problem, Layout(layout.levels, layout.devices, {**layout.at, part.name: device}, layout.shared), part
-        )
+        if device not in taken:
+            yield from _checked(problem, replace(layout, at={**layout.at, part.name: device}), part)
     used = layout.usage
     for pool, count in room.items():
         if used[pool] < count:
-            at = {**layout.at, part.name: len(layout.devices)}
-            yield from _checked(problem, Layout(layout.levels, (*layout.devices, pool), at, layout.shared), part)
+            yield from _checked(problem, _with_own(layout, part, pool), part)
+        yield from _split(problem, room, layout, part, pool)
+
+
+def _split(problem: Problem, room: Mapping[int, int], layout: Layout, part: Part, pool: int) -> Iterator[Layout]:
+    """With a part over 2, 3, .. devices of one node, up to as many as hold every request that a replica may get."""
+    cluster = problem.cluster
+    most = problem.most_devices(part, cluster.kind_of(cluster.pools[pool]))
+    if most < 2:
+        return
+    wanted = problem.load.streams or problem.recipe.cascade.slots
+    free = FreeDevices.of(cluster.pools, room)
+    for devices in range(2, min(most, cluster.pools[pool].on_a_node(room[pool])) + 1):
+        new = _with_own(layout, part, pool, devices)
+        if free.most(new.groups):
+            yield from _checked(problem, new, part)
+        if slots_that_fit(problem, new) >= wanted:
+            return
+
+
+def _with_own(layout: Layout, part: Part, pool: int, devices: int = 1) -> Layout:
+    """The layout with a part on devices of its own."""
+    return replace(
+        layout,
+        devices=(*layout.devices, *[pool] * devices),
+        at={**layout.at, part.name: len(layout.devices)},
+        spans={**layout.spans, part.name: devices} if devices > 1 else layout.spans,
+    )
 
 
 def _checked(problem: Problem, layout: Layout, part: Part) -> Iterator[Layout]:
@@ -100,7 +156,8 @@ def _weight(problem: Problem, layout: Layout) -> float:
     for level in layout.levels:
         device = layout.at.get(problem.levels[level].name)
         if device is not None:
-            cost = problem.cost(problem.levels[level], cluster.kind_of(cluster.pools[layout.devices[device]]))
+            part, kind = problem.levels[level], cluster.kind_of(cluster.pools[layout.devices[device]])
+            cost = problem.cost(part, kind, layout.span(part.name))
             seconds += cost.seconds(1, 1, problem.prompt) * len(layout.parts_on(device))
     return seconds
 
@@ -115,9 +172,7 @@ def _with_event_branch(problem: Problem, room: Mapping[int, int], layout: Layout
         if part.name == "encoder":
             cameras = [i for i, pool in enumerate(problem.cluster.pools) if pool.cameras]
             for pool in cameras:
-                device = len(layout.devices)
-                at = {**layout.at, part.name: device}
-                new = Layout(layout.levels, (*layout.devices, pool), at, layout.shared | {device})
+                new = replace(_with_own(layout, part, pool), shared=layout.shared | {len(layout.devices)})
                 options = [o for o in _checked(problem, new, part) if _reaches(problem, o, part, target.site)] + options
         if not options:
             return None

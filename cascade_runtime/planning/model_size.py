@@ -28,8 +28,9 @@ _JSON_BYTES = 1 << 20
 @dataclass(frozen=True)
 class ModelSize:
     """Numbers (parameters) by part. kv: numbers held per position. idle: numbers of `language` that a step does not
-    read (input embeddings of their own). attention: heads x head size x layers. positions: that the tower computes per
-    frame; visual_tokens: that the language model is given per frame.
+    read (input embeddings of their own). layer: numbers of one of `layers`; hidden: that leave it per token. attention:
+    heads x head size x layers. positions: that the tower computes per frame; visual_tokens: that the language model is
+    given per frame.
     """
 
     name: str
@@ -43,6 +44,13 @@ class ModelSize:
     positions: int = 0
     visual_tokens: int = 0
     feature_size: int = 0
+    layer: int = 0
+    hidden: int = 0
+
+    @property
+    def ends(self) -> int:
+        """Numbers of `language` outside its layers: embeddings, last norm, head."""
+        return self.language - self.layers * self.layer
 
 
 def size_of(stage: StageConfig) -> ModelSize:
@@ -93,7 +101,7 @@ def read_size(config: Mapping[str, Any], name: str, where: str) -> ModelSize:
     bias = (heads + 2 * kv_heads) * head if text.table.get("model_type") == "qwen2" else 0
     attention = 2 * hidden * heads * head + 2 * hidden * kv_heads * head + bias
     tied = bool(config.get("tie_word_embeddings", text.table.get("tie_word_embeddings", False)))
-    body = layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
+    layer = attention + 3 * hidden * inner + 2 * hidden
     width = vision("hidden_size")
     side = vision("image_size") // vision("patch_size")
     newline, positions, tokens = 0, side * side, side * side
@@ -105,7 +113,7 @@ def read_size(config: Mapping[str, Any], name: str, where: str) -> ModelSize:
         tokens = (side // 2) ** 2
     return ModelSize(
         name=name,
-        language=body + vocab * hidden * (1 if tied else 2),
+        language=layers * layer + hidden + vocab * hidden * (1 if tied else 2),
         projector=width * hidden + hidden + hidden * hidden + hidden + newline,
         vision=_tower(vision, clip=kind != "llava_onevision"),
         idle=0 if tied else vocab * hidden,
@@ -115,6 +123,8 @@ def read_size(config: Mapping[str, Any], name: str, where: str) -> ModelSize:
         positions=positions,
         visual_tokens=tokens,
         feature_size=width,
+        layer=layer,
+        hidden=hidden,
     )
 
 

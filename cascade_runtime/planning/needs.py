@@ -8,17 +8,21 @@ from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning.cluster import Cluster, Kind, Load, Pool
 from cascade_runtime.planning.plan import byte_words
-from cascade_runtime.planning.problem import Problem, parts_of
+from cascade_runtime.planning.problem import Part, Problem, parts_of
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one stage's weights and of all its KV slots on a device; of one replica, where it has several."""
+    """Bytes of one stage's weights and of all its KV slots; of one replica, where it has several. piece: " 1/2" for what
+    the first of two devices holds of it; pieces: those, where its layers are split.
+    """
 
     stage: str
     dtype: str
     weight_bytes: int
     kv_bytes: int
+    piece: str = ""
+    pieces: tuple[Need, ...] = ()
 
     @property
     def total(self) -> int:
@@ -28,7 +32,7 @@ class Need:
     def text(self) -> str:
         """For people."""
         kv = f" and {byte_words(self.kv_bytes)} of KV" if self.kv_bytes else ""
-        return f"{self.stage} {byte_words(self.weight_bytes)} of {self.dtype} weights{kv}"
+        return f"{self.stage}{self.piece} {byte_words(self.weight_bytes)} of {self.dtype} weights{kv}"
 
 
 def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
@@ -46,12 +50,17 @@ def needs(recipe: Recipe, kind: Kind) -> dict[str, Need]:
         return {}
     cluster = Cluster(recipe.name, (Pool(name="any", kind=kind.name),), {kind.name: kind})
     problem = Problem(recipe, cluster, Load(), parts, prompt=0)
-    return {
-        part.name: Need(
-            part.name,
-            problem.dtype(part, kind),
-            problem.weight_bytes(part, kind),
-            -(-recipe.cascade.slots // part.config.replicas) * problem.slot_bytes(part, kind),
+    return {part.name: _need(problem, part, kind) for part in parts}
+
+
+def _need(problem: Problem, part: Part, kind: Kind) -> Need:
+    dtype, devices = problem.dtype(part, kind), 1 + part.config.device.count("+")
+    slots = -(-problem.recipe.cascade.slots // part.config.replicas)
+    (whole,) = problem.pieces(part, kind)
+    found: tuple[Need, ...] = ()
+    if 1 < devices <= part.size.layers:
+        held = enumerate(problem.pieces(part, kind, devices), 1)
+        found = tuple(
+            Need(part.name, dtype, each.weight_bytes, slots * each.slot_bytes, f" {i}/{devices}") for i, each in held
         )
-        for part in parts
-    }
+    return Need(part.name, dtype, whole.weight_bytes, slots * whole.slot_bytes, pieces=found)

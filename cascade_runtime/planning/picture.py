@@ -71,6 +71,9 @@ def _replica(canvas: _Canvas, replica: Replica, top: float) -> float:
     title += f": {said:.4g} tokens/s each"
     canvas.text(_MARGIN, top + 22, title, 15, extra=' font-weight="bold"')
     width = (_WIDTH - 2 * _MARGIN - (_COLUMNS - 1) * _GAP) / _COLUMNS
+    for sentence in replica.splits:
+        top += 20
+        canvas.text(_MARGIN, top + 22, sentence)
     y, tallest = top + 36, 0.0
     places: dict[str, tuple[float, float]] = {}
     for i, device in enumerate(_from_light_to_heavy(replica)):
@@ -117,7 +120,7 @@ def _device(
     canvas.text(x + 10, y + 56, memory, 11, _DIM)
     for i, stage in enumerate(device.stages):
         top = y + _HEAD_HEIGHT + i * _STAGE_HEIGHT
-        places[stage.stage] = (x, top + 24)
+        places.setdefault(stage.stage, (x, top + 24))  # drafts go to the first device of a split
         _stage(canvas, stage, i, hot=stage.stage == replica.bottleneck, x=x + 10, y=top, width=width - 20)
     return height
 
@@ -141,10 +144,11 @@ def _stage(canvas: _Canvas, stage: StageOnDevice, i: int, *, hot: bool, x: float
     canvas.box(x, y, width, _STAGE_HEIGHT - 8, "white", _HOT if hot else "#ccd4db")
     canvas.box(x, y, 5, _STAGE_HEIGHT - 8, _COLORS[i % len(_COLORS)], round_=2)
     turn = f"{stage.turn + 1}. " if stage.turn is not None else ""
-    canvas.text(x + 14, y + 19, f"{turn}{stage.stage}" + (" (bottleneck)" if hot else ""), 14, _HOT if hot else _INK)
+    canvas.text(x + 14, y + 19, f"{turn}{stage.label}" + (" (bottleneck)" if hot else ""), 14, _HOT if hot else _INK)
     loads = f", loads in {stage.load_s:.2g} s" if stage.turn is not None else ""
     passes = f", {stage.pass_ms:.3g} ms a pass" if stage.pass_ms else ""
-    canvas.text(x + 14, y + 37, f"{stage.dtype}, busy {stage.busy:.0%}{passes}{loads}", 11, _DIM)
+    layers = f"{stage.layers} layers, " if stage.layers else ""
+    canvas.text(x + 14, y + 37, f"{layers}{stage.dtype}, busy {stage.busy:.0%}{passes}{loads}", 11, _DIM)
     canvas.box(
         x + 14, y + 42, (width - 28) * min(1.0, stage.busy), 4, _HOT if hot else _COLORS[i % len(_COLORS)], round_=2
     )

@@ -1,5 +1,7 @@
 """`placed_recipes`: a plan as recipes that run as it says: levels, drafts and slots, and where each stage goes.
 
+A stage that is split asks for all its devices, and names them as its process will see them.
+
 What a pool's labels and a stage's `labels`, `num_gpus` and `beside` say is all that placement needs: the launcher turns
 it into bundles (`cluster/placement.py`), and the file can be read, kept and changed by hand.
 """
@@ -12,6 +14,7 @@ from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning.cluster import Cluster, Pool
 from cascade_runtime.planning.plan import DevicePlan, Plan, Replica
+from cascade_runtime.planning.problem import split_device
 
 
 def placed_recipes(recipe: Recipe, found: Plan, cluster: Cluster) -> list[Recipe]:
@@ -58,8 +61,11 @@ def _placed(recipe: Recipe, replica: Replica, cluster: Cluster, number: int) -> 
 def _on_device(
     device: DevicePlan, pool: Pool, cpu: bool, stages: dict[str, StageConfig], in_turns: bool
 ) -> list[StageConfig]:
-    """The stages of one device: the first has the place, the others live beside it."""
-    here = [stages[each.stage] for each in device.stages if each.stage in stages]
+    """The stages of one device: the first has the place, the others live beside it. One that is split has its place
+    with its first device, and nothing beside it.
+    """
+    here = [stages[each.stage] for each in device.stages if each.stage in stages and each.piece == 1]
+    pieces = max((each.pieces for each in device.stages), default=1)
     if in_turns:  # one process on one device: Ray has no part in it
         return [replace(stage, device="cpu" if cpu else "cuda", num_gpus=0.0, labels={}, beside="") for stage in here]
     here.sort(key=lambda stage: -next(each.weight_bytes for each in device.stages if each.stage == stage.name))
@@ -69,8 +75,8 @@ def _on_device(
         placed.append(
             replace(
                 stage,
-                device="cpu" if cpu else "auto",
-                num_gpus=0.0 if cpu or beside else 1.0,
+                device="cpu" if cpu else "auto" if pieces == 1 else split_device(pieces),
+                num_gpus=0.0 if cpu or beside else float(pieces),
                 labels={} if beside else dict(pool.labels),
                 beside=beside,
             )

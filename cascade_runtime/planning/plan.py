@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cascade_runtime.planning.forecast import Edge
+from cascade_runtime.planning.forecast import TOWER, Edge
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class StageOnDevice:
-    """One stage on one device. turn: its place in the order where stages take turns, else None."""
+    """One stage on one device. turn: its place in the order where stages take turns, else None. piece, pieces, layers:
+    where a stage is split, which part of it this is, of how many, with how many layers; the rest is this part's share.
+    """
 
     stage: str
     dtype: str
@@ -23,6 +25,14 @@ class StageOnDevice:
     busy: float
     load_s: float
     turn: int | None = None
+    piece: int = 1
+    pieces: int = 1
+    layers: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name, and which part of it this is."""
+        return self.stage if self.pieces == 1 else f"{self.stage} {self.piece}/{self.pieces}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class DevicePlan:
 class Replica:
     """`count` equal pipelines. slots: requests at a time of one; slots_that_fit: for which there would be memory.
     tokens_per_s of one as predicted; simulated_tokens_per_s: None where it was not simulated. overrides: for `--set`.
-    drafts: where stages take turns, how many a drafter makes for each request.
+    drafts: where stages take turns, how many a drafter makes for each request. tower_s: of a request in the target's
+    vision tower where a split leaves it no GPU.
     """
 
     count: int
@@ -64,6 +75,22 @@ class Replica:
     bottleneck: str
     overrides: tuple[str, ...]
     drafts: int = 0
+    tower_s: float = 0.0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """In words: which stages are split, and where that leaves the target's tower."""
+        found = ((d.kind, stage) for d in self.devices for stage in d.stages if stage.pieces > 1 and stage.piece == 1)
+        said = [
+            f"{stage.stage} is split by layers over {stage.pieces} {kind} of one node, which work one after the other: "
+            "for memory, not speed"
+            for kind, stage in found
+        ]
+        if self.tower_s:
+            mark = " <- bottleneck" if self.bottleneck == TOWER else ""
+            where = "on one core of that node, as no GPU is left to what lives beside a split"
+            said.append(f"{self.levels[-1]}'s vision tower takes {_seconds(self.tower_s)} a request {where}{mark}")
+        return tuple(said)
 
 
 @dataclass(frozen=True)
@@ -148,6 +175,7 @@ def _replica_lines(replica: Replica) -> list[str]:
     lines = [
         f"{replica.count} x {' -> '.join(replica.levels)}, {replica.mode}, {replica.slots} slots{fit}: {said} each"
     ]
+    lines += [f"  {text}" for text in replica.splits]
     for device in replica.devices:
         share = device.used_bytes / device.usable_bytes
         shared = ", shared by all" if device.shared else ""
@@ -158,8 +186,9 @@ def _replica_lines(replica: Replica) -> list[str]:
             turn = f"turn {stage.turn + 1}, loads in {_seconds(stage.load_s)}, " if stage.turn is not None else ""
             kv = f" + {byte_words(stage.kv_bytes)} KV" if stage.kv_bytes else ""
             passes = f", {stage.pass_ms:.3g} ms a pass" if stage.pass_ms else ""
-            weight = f"{stage.dtype} {byte_words(stage.weight_bytes)}{kv}"
-            lines.append(f"    {stage.stage:<9}{turn}{weight}{passes}, busy {stage.busy:.0%}{mark}")
+            layers = f"{stage.layers} layers, " if stage.layers else ""
+            weight = f"{layers}{stage.dtype} {byte_words(stage.weight_bytes)}{kv}"
+            lines.append(f"    {stage.label:<8} {turn}{weight}{passes}, busy {stage.busy:.0%}{mark}")
     for edge in replica.edges:
         away = f"{1000 * edge.latency_s:.3g} ms away"
         lines.append(f"  {edge.upstream}->{edge.downstream}: {edge_words(edge)}, {away}")

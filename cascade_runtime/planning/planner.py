@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import ConfigError
-from cascade_runtime.planning.cluster import ASSUMPTIONS, DEFAULT_AGREEMENT, Cluster, Load
+from cascade_runtime.planning.cluster import ASSUMPTIONS, DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Load
 from cascade_runtime.planning.confirm import Confirmed, confirm
 from cascade_runtime.planning.describe import Chosen, describe
 from cascade_runtime.planning.forecast import Forecast, forecast
+from cascade_runtime.planning.free_devices import FreeDevices, Groups
 from cascade_runtime.planning.layout import Layout, layouts, slots_that_fit
 from cascade_runtime.planning.plan import OneMore, Plan, Spare
 from cascade_runtime.planning.problem import Problem, problem_of
+from cascade_runtime.planning.roofline import CROSSING_S
 from cascade_runtime.planning.turns import Turns, take_turns
 
 _CONFIRMED = 3
@@ -35,12 +38,17 @@ _KINDS_OF_REPLICA = 8
 class _Candidate:
     """One replica that fits: a layout and its forecast, or turns on one device."""
 
-    usage: Mapping[int, int]
+    groups: Groups
     rate: float
     worth: float
     layout: Layout | None = None
     said: Forecast | None = None
     turns: Turns | None = None
+
+    @cached_property
+    def usage(self) -> Mapping[int, int]:
+        """Devices taken per pool."""
+        return {pool: sum(groups) for pool, groups in self.groups.items()}
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -60,7 +68,7 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
     """Plan a recipe on a cluster. Raises `ConfigError` where no stage order fits, saying what would."""
     allowed = tuple(dict.fromkeys((*cluster.assume, *assume)))
     problem = _quantised(problem_of(recipe, cluster, load or cluster.load), allowed)
-    room = {i: pool.devices for i, pool in enumerate(cluster.pools)}
+    room = _room(problem)
     candidates = _candidates(problem, {i: count + 1 for i, count in room.items()}, "sequential" in allowed)
     measured = _Measured(problem)
     tried = _most_promising(_fillings(problem, candidates, room))
@@ -102,8 +110,12 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
             if pool.devices > used[i]
         ),
         assumptions=_assumptions(problem),
-        defaults=_defaults(problem),
+        defaults=_defaults(problem, any(replica.splits for replica in replicas)),
     )
+
+
+def _room(problem: Problem) -> dict[int, int]:
+    return {i: pool.devices for i, pool in enumerate(problem.cluster.pools)}
 
 
 # -- one replica -----------------------------------------------------------------------------------------------------
@@ -111,7 +123,7 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
 
 def _quantised(problem: Problem, allowed: Sequence[str]) -> Problem:
     """The mildest allowed type of weights with which every level fits in some layout, else the smallest."""
-    room = {i: pool.devices for i, pool in enumerate(problem.cluster.pools)}
+    room = _room(problem)
     for dtype in ("", *(name for name in ASSUMPTIONS if name in allowed and name != "sequential")):
         problem = problem.with_quantise(dtype)
         if any(len(layout.levels) == len(problem.levels) for layout in layouts(problem, room)):
@@ -136,14 +148,14 @@ def _candidates(problem: Problem, room: Mapping[int, int], sequential: bool) -> 
         for rows in sorted({min(wanted, fit) for wanted in _wanted(problem)}):
             said = forecast(problem, layout, rows)
             worth = said.tokens_per_s / rows if latency else said.tokens_per_s
-            found.append(_Candidate(layout.usage, said.tokens_per_s, worth, layout, said))
+            found.append(_Candidate(layout.groups, said.tokens_per_s, worth, layout, said))
     if sequential:
         for pool in room:
             for wanted in _wanted(problem):
                 turns = take_turns(problem, pool, wanted)
                 if turns is not None:
                     worth = turns.tokens_per_s / turns.rows if latency else turns.tokens_per_s
-                    found.append(_Candidate({pool: 1}, turns.tokens_per_s, worth, turns=turns))
+                    found.append(_Candidate({pool: (1,)}, turns.tokens_per_s, worth, turns=turns))
     return found
 
 
@@ -160,15 +172,16 @@ def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[
             return candidate.worth
         return candidate.rate / max((n / max(room[pool], 1) for pool, n in candidate.usage.items()), default=1.0)
 
-    fitting = [c for c in candidates if all(room[pool] >= n for pool, n in c.usage.items())]
+    whole = FreeDevices.of(problem.cluster.pools, room)
+    fitting = [candidate for candidate in candidates if whole.most(candidate.groups)]
     ranked = sorted(fitting, key=density, reverse=True)
     by_rate = sorted(fitting, key=lambda candidate: candidate.worth, reverse=True)
     of_levels = {candidate.levels: candidate for candidate in reversed(ranked)}
     for first in dict.fromkeys((*ranked[:_BEGINNINGS], *by_rate[:_BEGINNINGS], *of_levels.values())):
-        left, filled = dict(room), list[tuple[_Candidate, int]]()
+        free, filled = whole, list[tuple[_Candidate, int]]()
         streams = problem.load.streams
         for candidate in (first, *ranked):
-            count = min((left[pool] // n for pool, n in candidate.usage.items()), default=1)
+            count = free.most(candidate.groups)
             if problem.load.streams:
                 count = min(
                     count, streams // _rows(candidate) + (1 if not filled and streams < _rows(candidate) else 0)
@@ -177,8 +190,7 @@ def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[
                 continue
             filled.append((candidate, count))
             streams -= count * _rows(candidate)
-            for pool, n in candidate.usage.items():
-                left[pool] -= count * n
+            free = free.without(candidate.groups, count)
         if filled:
             yield filled
 
@@ -258,7 +270,7 @@ def _assumptions(problem: Problem) -> tuple[str, ...]:
     return (f"weights on GPUs in {problem.quantise}",) if problem.quantise else ()
 
 
-def _defaults(problem: Problem) -> tuple[str, ...]:
+def _defaults(problem: Problem, split: bool) -> tuple[str, ...]:
     given, names = problem.cluster.agreement, [part.name for part in problem.levels]
     edges = [f"{a}->{b}" for a, b in pairwise(names)]
     said = [f"agreement {DEFAULT_AGREEMENT} on {edge}" for edge in edges if edge not in given]
@@ -267,26 +279,46 @@ def _defaults(problem: Problem) -> tuple[str, ...]:
         if any((name, kind.name) not in measured for name in names):
             shares = f"{kind.bandwidth_share:.0%} of its bandwidth, {kind.flops_share:.0%} of its FLOPS"
             said.append(f"{kind.name} reaches {shares}, and {kind.layer_us:g} us of host time per layer and pass")
+    if split:
+        said.append(f"states cross between two devices of a node in {1e6 * CROSSING_S:g} us and at the speed of PCIe")
     return tuple(said)
 
 
 def _impossible(problem: Problem, allowed: Sequence[str]) -> ConfigError:
-    """The target on the largest device, in every type of weights: which would do."""
-    target = problem.levels[-1]
-    pool = max(problem.cluster.pools, key=lambda pool: problem.cluster.kind_of(pool).memory_gib)
-    kind = problem.cluster.kind_of(pool)
+    """The target on the largest device, over several of one node, and in every type of weights: which would do."""
+    target, pools = problem.levels[-1], problem.cluster.pools
+    sizes = [(problem.cluster.kind_of(pool).memory_gib, pool.on_a_node(pool.devices)) for pool in pools]
+    largest = sizes.index(max(sizes))
+    pool, kind = pools[largest], problem.cluster.kind_of(pools[largest])
     need = problem.weight_bytes(target, kind) + problem.slot_bytes(target, kind)
     would: list[str] = []
     for dtype in ("int8", "int4"):
         smaller = replace(problem, quantise=dtype)
-        if dtype not in allowed and any(layouts(smaller, dict.fromkeys(range(len(problem.cluster.pools)), 1))):
+        if dtype not in allowed and any(layouts(smaller, _room(problem))):
             would.append(f"--assume {dtype} ({smaller.weight_bytes(target, kind) / 1e9:.3g} GB of weights)")
-    if "sequential" not in allowed and any(
-        take_turns(problem, i, 1) is not None for i in range(len(problem.cluster.pools))
-    ):
+    if "sequential" not in allowed and any(take_turns(problem, i, 1) is not None for i in range(len(pools))):
         would.append("--assume sequential")
     dtype = problem.dtype(target, kind)
     shown = f"{need / 1e9:.3g} GB of {dtype} weights and one KV slot"
-    limit = f"at most {kind.usable_bytes / 1e9:.3g} GB, nine tenths of a {kind.name}: a stage runs on one device"
-    tail = f". Would fit: {' or '.join(would)}" if would else ". No quantisation that a plan may assume fits either"
-    return ConfigError(f"stages.{target.name}", shown, limit + tail)
+    limit = f"at most {kind.usable_bytes / 1e9:.3g} GB, nine tenths of a {kind.name}"
+    if problem.most_devices(target, kind) > 1:
+        limit += f", or its layers over devices of one node, of which {pool.name} has {pool.on_a_node(pool.devices)}"
+    else:
+        limit += ": this stage runs on one device"
+    devices = _enough(problem, largest)
+    either = [f"{devices} {kind.name} on one node"] if devices else []
+    tail = f". Would fit: {' or '.join(either + would)}" if either + would else ""
+    none = "" if would else f". No quantisation that a plan may assume fits{'' if either else ' either'}"
+    return ConfigError(f"stages.{target.name}", shown, limit + tail + none)
+
+
+def _enough(problem: Problem, index: int) -> int | None:
+    """With how many devices of that pool on one node there would be a layout."""
+    cluster, pool = problem.cluster, problem.cluster.pools[index]
+    for devices in range(pool.on_a_node(pool.devices) + 1, MAX_SPLIT + 1):
+        larger = replace(pool, devices=max(devices, pool.devices), devices_per_node=devices)
+        pools = (*cluster.pools[:index], larger, *cluster.pools[index + 1 :])
+        with_larger = replace(problem, cluster=replace(cluster, pools=pools))
+        if any(layouts(with_larger, _room(with_larger))):
+            return devices
+    return None

@@ -1,7 +1,8 @@
 """`Problem`: a recipe on a cluster, resolved into parts to place: what each weighs and what its passes cost, anywhere.
 
 Parts are the recipe's levels, then "encoder" and "adapter" where it has them. The target's vision tower lives with the
-adapter, else with the target.
+adapter, else with the target. Beside a target that is split over devices no GPU is left to it (`cluster/placement.py`):
+its memory counts on the first of them, as in one process, its time on one core of the node, as on Ray.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.errors import ConfigError
-from cascade_runtime.planning.cluster import DEFAULT_AGREEMENT, Cluster, Kind, Load
+from cascade_runtime.models.layer_split import shares
+from cascade_runtime.planning.cluster import DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Kind, Load, device_kinds
 from cascade_runtime.planning.model_size import ModelSize, size_of
 from cascade_runtime.planning.roofline import BYTES, cost_of, kv_bytes, vision_s
 from cascade_runtime.scheduling.cost import StepCost
@@ -27,6 +29,15 @@ class Part:
     size: ModelSize
     numbers: int
     level: int | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one device holds of a part: so many of its layers, bytes of weights and of one KV slot."""
+
+    layers: int
+    weight_bytes: int
+    slot_bytes: int
 
 
 @dataclass(frozen=True)
@@ -70,21 +81,53 @@ class Problem:
             return 0
         return int(part.size.kv * kv_bytes(self.dtype(part, kind)) * self.recipe.cascade.max_len)
 
-    def cost(self, part: Part, kind: Kind) -> StepCost:
-        """Of a pass of a language stage."""
-        return cost_of(self.cluster, part.name, part.size, kind, self.dtype(part, kind))
+    def pieces(self, part: Part, kind: Kind, devices: int = 1) -> tuple[Piece, ...]:
+        """What each of so many devices of that kind holds, divided as the loader does (`models/layer_split.py`)."""
+        size, slot = part.size, self.slot_bytes(part, kind)
+        if devices == 1:
+            return (Piece(size.layers, self.weight_bytes(part, kind), slot),)
+        each, rest = BYTES[self.dtype(part, kind)], part.numbers - size.layers * size.layer
+        return tuple(
+            Piece(count, int(each * (count * size.layer + (0 if i else rest))), slot * count // size.layers)
+            for i, count in enumerate(shares(size.layers, devices, size.ends / size.layer))
+        )
 
-    def request_s(self, part: Part, kind: Kind) -> float:
+    def most_devices(self, part: Part, kind: Kind) -> int:
+        """Over how many of one node its layers may be split: 1 where one has room for it, or a recipe may not say so.
+        Cores share the memory of their node.
+        """
+        whole = self.weight_bytes(part, kind) + self.slot_bytes(part, kind)
+        if part.level is None or kind.cpu or part.config.drafter != "model" or whole <= kind.usable_bytes:
+            return 1
+        try:
+            replace(part.config, device=split_device(2))
+        except ConfigError:
+            return 1
+        return min(MAX_SPLIT, part.size.layers)
+
+    def cost(self, part: Part, kind: Kind, devices: int = 1) -> StepCost:
+        """Of a pass of a language stage, whole or split."""
+        return cost_of(self.cluster, part.name, part.size, kind, self.dtype(part, kind), devices)
+
+    def request_s(self, part: Part, kind: Kind, devices: int = 1) -> float:
         """What one request costs a part besides its language passes: vision, or as measured."""
-        for profile in self.cluster.profiles:
-            if (profile.stage, profile.kind) == (part.name, kind.name) and profile.request_ms is not None:
-                return 1e-3 * profile.request_ms
+        measured = self.measured_request_s(part, kind)
+        if measured is not None:
+            return measured
         seconds = 0.0
         if part.level is None:
             seconds += vision_s(part.size, kind, self.dtype(part, kind), self.load.frames)
         if part is self.tower:
-            seconds += vision_s(self.levels[-1].size, kind, self.dtype(part, kind), self.load.frames)
+            home = kind if devices == 1 else device_kinds()["cpu_core"]
+            seconds += vision_s(self.levels[-1].size, home, self.dtype(part, home), self.load.frames)
         return seconds
+
+    def measured_request_s(self, part: Part, kind: Kind) -> float | None:
+        """The same, where the cluster file says it."""
+        for profile in self.cluster.profiles:
+            if (profile.stage, profile.kind) == (part.name, kind.name) and profile.request_ms is not None:
+                return 1e-3 * profile.request_ms
+        return None
 
     def load_s(self, part: Part, kind: Kind) -> float:
         """Of its weights from the host's memory."""
@@ -104,6 +147,11 @@ class Problem:
         for k in range(upstream, downstream):
             product *= given.get(f"{names[k]}->{names[k + 1]}", DEFAULT_AGREEMENT)
         return product
+
+
+def split_device(devices: int) -> str:
+    """A stage's `device` that splits it over so many."""
+    return "+".join(f"cuda:{index}" for index in range(devices))
 
 
 def problem_of(recipe: Recipe, cluster: Cluster, load: Load) -> Problem:

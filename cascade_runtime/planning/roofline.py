@@ -4,6 +4,9 @@
 
 A pass reads the weights once and the KV of every position held; a token computes two operations per number and, per
 position, four per attention channel (Kaplan et al. 2020, appendix B; Williams et al. 2009 for the roofline).
+
+Devices over which layers are split work one after the other: a pass takes as long as on one that were large enough, and
+for each crossing, between devices and back to the first, `CROSSING_S` and the states of its tokens over PCIe.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from cascade_runtime.scheduling.cost import StepCost
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625}
 """Per number; int4 with a 16-bit scale for each group of 32."""
+CROSSING_S = 2e-5
+"""Of a copy between two devices of a node, before its bytes: assumed, not measured."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +40,32 @@ class RooflineCost(StepCost):
         return self.host_s + max(memory, compute)
 
 
-def roofline(size: ModelSize, kind: Kind, dtype: str) -> RooflineCost:
-    """A pass of a language model of that size on a device of that kind."""
+def roofline(size: ModelSize, kind: Kind, dtype: str, devices: int = 1) -> RooflineCost:
+    """A pass of a language model of that size on a device of that kind, or split over several."""
     bandwidth, flops = kind.bandwidth_gb_s * 1e9 * kind.bandwidth_share, kind.flops(dtype)
     read = size.language - size.idle
-    host = size.layers * kind.layer_us * 1e-6
+    crossings = devices if devices > 1 else 0
+    host = size.layers * kind.layer_us * 1e-6 + crossings * CROSSING_S
+    moved = crossings * size.hidden * kv_bytes(dtype) / (kind.pcie_gb_s * 1e9)
     return RooflineCost(
         base=host + read * BYTES[dtype] / bandwidth,
+        per_token=moved,
         per_position=size.kv * kv_bytes(dtype) / bandwidth,
         host_s=host,
-        compute_s=2 * read / flops,
+        compute_s=2 * read / flops + moved,
         attention_s=4 * size.attention / flops,
     )
 
 
-def cost_of(cluster: Cluster, stage: str, size: ModelSize, kind: Kind, dtype: str) -> StepCost:
-    """As measured where the cluster file says so, else by the roofline."""
+def cost_of(cluster: Cluster, stage: str, size: ModelSize, kind: Kind, dtype: str, devices: int = 1) -> StepCost:
+    """As measured where the cluster file says so, else by the roofline. What does not fit one device was measured on
+    several.
+    """
     for profile in cluster.profiles:
         if (profile.stage, profile.kind) == (stage, kind.name):
             ms = profile.base_ms, profile.per_row_ms, profile.per_token_ms, 1e-3 * profile.per_position_us
             return StepCost(*(1e-3 * each for each in (*ms, profile.several_ms)))
-    return roofline(size, kind, dtype)
+    return roofline(size, kind, dtype, devices)
 
 
 def vision_s(size: ModelSize, kind: Kind, dtype: str, frames: int) -> float:

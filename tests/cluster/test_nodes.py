@@ -35,6 +35,18 @@ def test_alike_nodes_are_one_pool_and_unlike_ones_are_not() -> None:
     assert notes == []
 
 
+def test_gpu_nodes_are_alike_if_they_have_as_many_and_the_table_says_how_many() -> None:
+    pairs = [node(name, gpus=2, accelerator="H100") for name in ("a", "bb", "ccc")]
+    nodes = [*pairs, node("dddd", gpus=4, accelerator="H100"), node("eeeee")]
+    table, _ = describe(nodes, {}, {})
+    pools = [(pool["name"], pool["devices"], pool.get("devices_per_node")) for pool in table["pools"]]
+    assert pools == [("core-h100_80", 6, 2), ("core-h100_80-2", 4, 4), ("core-cpu_core", 4, None)]
+    again = tomllib.loads(to_toml(table))
+    assert again == table and [pool.devices_per_node for pool in cluster_from_dict(again).pools] == [2, 4, 0]
+    text = cli_nodes._text(Survey(tuple(nodes), {}, {}, table, ()))
+    assert "pool core-h100_80: 6 x h100_80 (core), 2 to a node" in text
+
+
 def test_a_node_that_is_twice_as_fast_is_a_pool_of_its_own() -> None:
     fast = StepSpeed("cpu", 0, {name: 2 * value for name, value in CORE.flops.items()}, 1e10, 5e9)
     table, _ = describe([node("a"), node("bb")], {"a": CORE, "bb": fast}, {})

@@ -149,6 +149,21 @@ def test_an_accelerator_of_two_sizes_is_refused_where_the_larger_is_too_small() 
         check_memory(load_recipe("setups/1xa100", ["cascade.slots=400"]), [gpu_node("A100")])
 
 
+def test_a_stage_that_is_split_is_held_to_each_device() -> None:
+    two = [gpu_node("H100", 2)]
+    check_memory(load_recipe("setups/2xh100"), two)
+    with pytest.raises(ConfigError) as refused:  # 154.4 GB would fit 154.6, but not in these shares
+        check_memory(load_recipe("setups/2xh100", ["cascade.slots=3"]), two)
+    assert refused.value.field == "stages.heavy"
+    assert "heavy 1/2 74.4 GB of bfloat16 weights and 3.93 GB of KV" in str(refused.value)
+    assert "at most 77.3 GB, nine tenths of 1 x h100_80" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"heavy 151 GB|heavy 146 GB"):
+        check_memory(load_recipe("setups/2xh100"), [gpu_node("GeForce-RTX-4090", 2)])
+    whole = ["stages.heavy.device=auto"]  # two are asked for, and one is used
+    with pytest.raises(ConfigError, match=r"heavy 146 GB .* at most 77\.3 GB"):
+        check_memory(load_recipe("setups/2xh100", whole), two)
+
+
 @pytest.mark.parametrize("name", setup_names())
 def test_every_setup_fits_the_machines_that_it_is_for(name: str) -> None:
     short = name.removeprefix("setups/")

@@ -42,6 +42,10 @@ def test_a_site_is_near_itself_far_where_a_link_says_so_and_else_unreachable():
         ({"name": "c", "pools": [{**POOL, "devices": 10**9}]}, "pools.p.devices"),
         ({"name": "c", "pools": [{**POOL, "devices": 16**5000}]}, "pools.p.devices"),
         ({"name": "c", "pools": [{**POOL, "devices": True}]}, "pools.p.devices"),
+        ({"name": "c", "pools": [{**POOL, "devices_per_node": -1}]}, "pools.p.devices_per_node"),
+        ({"name": "c", "pools": [{**POOL, "devices": 2, "devices_per_node": 3}]}, "pools.p.devices_per_node"),
+        ({"name": "c", "pools": [{**POOL, "devices_per_node": True}]}, "pools.p.devices_per_node"),
+        ({"name": "c", "pools": [{**POOL, "devices_per_node": "1"}]}, "pools.p.devices_per_node"),
         ({"name": "c", "pools": [{**POOL, "cameras": 1}]}, "pools.p.cameras"),
         ({"name": "c", "pools": [{**POOL, "rack": 1}]}, "pools.rack"),
         ({"name": "<c>", "pools": [POOL]}, "name"),
@@ -74,6 +78,14 @@ def test_what_is_wrong_is_refused_by_name(table, field):
     with pytest.raises(ConfigError) as refusal:
         cluster_from_dict(table)
     assert refusal.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("devices", "each", "of", "expected"), [(2, 0, 2, 2), (20, 0, 20, 8), (20, 4, 20, 4), (2, 2, 3, 2), (4, 1, 4, 1)]
+)
+def test_devices_of_a_pool_share_a_node_up_to_eight_unless_told(devices, each, of, expected):
+    (pool,) = cluster_from_dict({"name": "c", "pools": [{**POOL, "devices": devices, "devices_per_node": each}]}).pools
+    assert pool.on_a_node(of) == expected
 
 
 @pytest.mark.parametrize("text", [b"\xff", b"a = ", b"a = " + b"[" * 5000, b"#" * 70_000])
