@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def info(name: str, level: Level) -> dict[str, Any]:
         "weight_bytes": language.weight_bytes,
         "kv_bytes": level.decoder.cache.nbytes,
         "device": str(language.device),
+        "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "threads": torch.get_num_threads(),
     }
 

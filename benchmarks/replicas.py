@@ -27,7 +27,11 @@ from cascade_runtime.api import Answer
 from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
 
-_COSTS = ("stages.light.profile.per_token_ms=0.2", "stages.mid.profile.per_token_ms=1", "stages.heavy.profile.per_token_ms=4")
+_COSTS = (
+    "stages.light.profile.per_token_ms=0.2",
+    "stages.mid.profile.per_token_ms=1",
+    "stages.heavy.profile.per_token_ms=4",
+)
 
 
 def recipe(light: int = 1, mid: int = 1, heavy: int = 1) -> Recipe:

@@ -264,15 +264,17 @@ def connect(recipe: Recipe, address: str | None, report: Report, *, pipelines: i
 
 
 def _start_stages(recipe: Recipe, reserved: Reserved, actors: list[RayStage]) -> dict[str, RayStage]:
-    stages: dict[str, RayStage] = {}
-    for name in places(recipe):
-        stages[name] = RayStage(name, _create_stage(recipe, reserved, name))
+    names, stages = list(places(recipe)), dict[str, RayStage]()
+    for name in sorted(names, key=lambda each: bool(reserved.share(each).host)):  # hosts first
+        stages[name] = RayStage(name, _create_stage(recipe, reserved, stages, name))
         actors.append(stages[name])
-    return stages
+    return {name: stages[name] for name in names}
 
 
-def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
-    """The actor of one stage, or one replica of it, in its own bundle."""
+def _create_stage(recipe: Recipe, reserved: Reserved, stages: Mapping[str, RayStage], name: str) -> Any:
+    """The actor of one stage, or one replica of it, in its own bundle. One that lives on the first of its host's GPUs
+    waits until that is known.
+    """
     members = recipe.members[stage_of(name)]
     level, last, replica = list(recipe.members).index(stage_of(name)) - 2, len(recipe.stages) - 1, members.index(name)
     if level < 0:
@@ -286,10 +288,16 @@ def _create_stage(recipe: Recipe, reserved: Reserved, name: str) -> Any:
     else:
         kind, arguments = Drafter, (recipe, replica)
     threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
-    return _remote(kind, reserved, name, threads).remote(*arguments)
+    environment: dict[str, str] = {}
+    if host := reserved.share(name).host:
+        gpus = stages[host].ask(recipe.deadlines.start_s, "info")["visible_gpus"]
+        environment = {"CUDA_VISIBLE_DEVICES": gpus.partition(",")[0]}
+    return _remote(kind, reserved, name, threads, environment).remote(*arguments)
 
 
-def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
+def _remote(
+    kind: type, reserved: Reserved, name: str, threads: int, environment: Mapping[str, str] | None = None
+) -> Any:
     """A pulse has a thread of its own: where all others encode, a stage is busy and not silent. Ray keeps no events of
     calls: pulses would fill its books, and its dashboard.
     """
@@ -303,6 +311,7 @@ def _remote(kind: type, reserved: Reserved, name: str, threads: int) -> Any:
         max_restarts=0,
         max_task_retries=0,
         enable_task_events=False,
+        runtime_env={"env_vars": dict(environment)} if environment else None,
         scheduling_strategy=PlacementGroupSchedulingStrategy(reserved.group, placement_group_bundle_index=index),
     )
 
@@ -322,7 +331,7 @@ def _create_controller(recipe: Recipe, stages: Mapping[str, RayStage], reserved:
 
 def _supervise(recipe: Recipe, stages: Mapping[str, RayStage], controller: RayStage, reserved: Reserved) -> Supervisor:
     handles = {**stages, CONTROLLER: controller}
-    new_stage = partial(_create_stage, recipe, reserved)
+    new_stage = partial(_create_stage, recipe, reserved, stages)
     crew = RayCrew(recipe, reserved, handles, new_stage, partial(_create_controller, recipe, stages, reserved))
     return Supervisor(recipe, handles, crew)
 

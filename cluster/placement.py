@@ -3,7 +3,7 @@
     bundles(recipe) -> [Bundle]              which stages together, what they ask for, on nodes with which labels
     reserve(recipe, deadline) -> Reserved    the group, and the node that every stage got; `ConfigError` in words
 
-Stages of one bundle share a node and, where it has a GPU, that one GPU. A selector that no node meets would wait for
+Stages of one bundle share a node and, where it has a GPU, that one GPU; of several GPUs the first. A selector that no node meets would wait for
 ever in Ray: here every wait ends, and the refusal says which stage found no place, and what the nodes have.
 """
 
@@ -28,10 +28,13 @@ CONTROLLER_CPUS = 0.5
 
 @dataclass(frozen=True)
 class Share:
-    """What one actor asks of its bundle."""
+    """What one actor asks of its bundle. host: whose first GPU it lives on without asking for a part of it, since Ray
+    does not divide the GPUs of one who has several.
+    """
 
     num_cpus: float
     num_gpus: float
+    host: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,12 @@ def bundles(recipe: Recipe) -> list[Bundle]:
         number = place.members.index(name)
         guests = [config for other, config in every.items() if config.beside == place.name and other == config.name]
         members = [name, *(guest.members[number] for guest in guests if number < guest.replicas)]
-        shares = {
-            member: Share(every[member].num_cpus, gpus)
-            for member, gpus in zip(members, _gpu_shares(place.num_gpus, len(members)), strict=True)
-        }
+        if place.num_gpus > 1:
+            shares = {member: Share(every[member].num_cpus, 0.0, name) for member in members[1:]}
+            shares = {name: Share(place.num_cpus, place.num_gpus), **shares}
+        else:
+            part = int(1e4 * place.num_gpus / len(members)) / 1e4
+            shares = {member: Share(every[member].num_cpus, part) for member in members}
         found.append(Bundle(shares, dict(place.labels), place.num_gpus))
     return [*found, Bundle({CONTROLLER: Share(CONTROLLER_CPUS, 0.0)}, {})]
 
@@ -169,13 +174,6 @@ def refusal(asked: Sequence[Bundle], nodes: Sequence[Mapping[str, Any]]) -> Conf
     have = {name: sum(node["Resources"].get(name, 0) for node in alive) for name in ("CPU", "GPU")}
     allowed = f"what the cluster has free, of {have}: each stage would fit by itself, all of them do not now"
     return ConfigError("recipe", total.resources, allowed)
-
-
-def _gpu_shares(num_gpus: float, members: int) -> list[float]:
-    """Parts of one GPU for all who share it; of several whole ones, which Ray does not divide, all for the first."""
-    if num_gpus > 1:
-        return [num_gpus] + [0.0] * (members - 1)
-    return [int(1e4 * num_gpus / members) / 1e4] * members
 
 
 def _holds(has: Mapping[str, float], asked: Mapping[str, float]) -> bool:

@@ -1,4 +1,4 @@
-"""Where stages go: bundles, refusals in words, memory; and, on a cluster of three nodes, where they really are."""
+"""Where stages go: bundles, refusals in words, memory; and, on a cluster of four nodes, where they really are."""
 
 from __future__ import annotations
 
@@ -48,6 +48,13 @@ def test_stages_beside_each_other_share_a_bundle_and_one_gpu() -> None:
     assert heavy.resources == {"CPU": 3.0, "GPU": 1} and heavy.labels == {"tier": "core"}
     assert (set(mid.shares), mid.resources) == ({"mid"}, {"CPU": 1.0, "GPU": 1})
     assert encoder.resources == {"CPU": 1.0} and controller.resources == {"CPU": 0.5}
+
+
+def test_who_lives_beside_a_stage_with_several_gpus_asks_for_none_and_names_its_host() -> None:
+    _, heavy, _ = bundles(recipe_from_dict(table(light={"beside": "heavy"}, heavy={"num_gpus": 2})))
+    assert heavy.resources == {"CPU": 3.0, "GPU": 2}
+    shares = {name: (share.num_gpus, share.host) for name, share in heavy.shares.items()}
+    assert shares == {"heavy": (2, ""), "adapter": (0, "heavy"), "light": (0, "heavy")}
 
 
 def test_each_replica_has_a_place_of_its_own_and_its_neighbours_with_it() -> None:
@@ -235,7 +242,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sites(ray_cluster: None) -> Iterator[None]:
-    """Two more nodes for the session's cluster: an edge box, and a lab machine; gone again afterwards."""
+    """More nodes for the session's cluster: an edge box, a lab machine, a rig that says it has GPUs; gone afterwards."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -246,6 +253,7 @@ def sites(ray_cluster: None) -> Iterator[None]:
     nodes = [
         cluster.add_node(wait=True, labels={"tier": "edge", "cameras": "true"}, **common),
         cluster.add_node(wait=True, labels={"tier": "lab"}, **common),
+        cluster.add_node(wait=True, labels={"tier": "rig"}, num_gpus=3, **common),
     ]
     yield
     for node in nodes:
@@ -278,7 +286,7 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
 
     found = survey(60.0)
     pools = {pool["site"]: pool for pool in found.table["pools"]}
-    assert set(pools) == {"core", "edge", "lab"} and pools["edge"]["cameras"]
+    assert set(pools) == {"core", "edge", "lab", "rig"} and pools["edge"]["cameras"]
     assert {pool["devices"] for pool in (pools["edge"], pools["lab"])} == {2}
     assert set(found.links) == {("core", "edge"), ("core", "lab"), ("edge", "lab")}
     assert all(0 < link.latency_ms < 1000 and link.mbit_s > 10 for link in found.links.values())
@@ -315,6 +323,24 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
         answers = [update for _, update in sorted(_run(client, requests))]
     assert [a.token_ids for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
     assert sum(a.edges[0].num_draft_tokens for a in answers) > 0
+
+
+@pytest.mark.ray
+def test_who_lives_beside_a_split_stage_sees_the_first_of_its_gpus(sites: None, family: Path) -> None:
+    recipe = toy_recipe(family, ["noisy"], [3])
+    light = replace(recipe.stages[0], beside="target")
+    target = replace(recipe.target, num_gpus=2.0, labels={"tier": "rig"})  # books of GPUs that are not there
+    assert recipe.adapter
+    recipe = replace(recipe, stages=(light, target), adapter=replace(recipe.adapter, beside="target"))
+    with CascadeClient("ray", recipe=recipe) as client:
+        pipeline: Any = client._async._transport.pipeline  # type: ignore[attr-defined]
+        named = {name: pipeline.stages[name].ask(30.0, "info") for name in ("target", "level0")}
+        both = named["target"]["visible_gpus"].split(",")
+        assert len(both) == 2 and named["level0"]["visible_gpus"] == both[0]
+        pipeline.restart("adapter")
+        pid = pipeline.stages["adapter"].ask(30.0, "pulse").pid
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert f"CUDA_VISIBLE_DEVICES={both[0]}".encode() in environment
 
 
 @pytest.mark.ray
