@@ -1,8 +1,9 @@
-"""Where stages go: bundles, refusals in words, memory; and, on a cluster of four nodes, where they really are."""
+"""Where stages go: bundles, refusals in words, memory; and, on a cluster of several nodes, where they really are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -240,9 +241,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_family(tmp_path_factory.mktemp("toy"))
 
 
-@pytest.fixture(scope="module")
-def sites(ray_cluster: None) -> Iterator[None]:
-    """More nodes for the session's cluster: an edge box, a lab machine, a rig that says it has GPUs; gone afterwards."""
+@contextmanager
+def nodes_added(*added: dict[str, Any]) -> Iterator[None]:
+    """More nodes for the session's cluster, gone again afterwards."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -250,14 +251,24 @@ def sites(ray_cluster: None) -> Iterator[None]:
     cluster = Cluster()
     cluster.head_node, cluster.redis_address, cluster.global_state = head, head.gcs_address, ray._private.state.state
     common = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
-    nodes = [
-        cluster.add_node(wait=True, labels={"tier": "edge", "cameras": "true"}, **common),
-        cluster.add_node(wait=True, labels={"tier": "lab"}, **common),
-        cluster.add_node(wait=True, labels={"tier": "rig"}, num_gpus=3, **common),
-    ]
+    nodes = [cluster.add_node(wait=True, **each, **common) for each in added]
     yield
     for node in nodes:
         cluster.remove_node(node, allow_graceful=True)
+
+
+@pytest.fixture(scope="module")
+def sites(ray_cluster: None) -> Iterator[None]:
+    """An edge box, and a lab machine."""
+    with nodes_added({"labels": {"tier": "edge", "cameras": "true"}}, {"labels": {"tier": "lab"}}):
+        yield
+
+
+@pytest.fixture
+def rig(ray_cluster: None) -> Iterator[None]:
+    """A machine that says it has GPUs."""
+    with nodes_added({"labels": {"tier": "rig"}, "num_gpus": 3}):
+        yield
 
 
 def nodes_of(client: CascadeClient) -> dict[str, str]:
@@ -286,7 +297,7 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
 
     found = survey(60.0)
     pools = {pool["site"]: pool for pool in found.table["pools"]}
-    assert set(pools) == {"core", "edge", "lab", "rig"} and pools["edge"]["cameras"]
+    assert set(pools) == {"core", "edge", "lab"} and pools["edge"]["cameras"]
     assert {pool["devices"] for pool in (pools["edge"], pools["lab"])} == {2}
     assert set(found.links) == {("core", "edge"), ("core", "lab"), ("edge", "lab")}
     assert all(0 < link.latency_ms < 1000 and link.mbit_s > 10 for link in found.links.values())
@@ -326,7 +337,7 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
 
 
 @pytest.mark.ray
-def test_who_lives_beside_a_split_stage_sees_the_first_of_its_gpus(sites: None, family: Path) -> None:
+def test_who_lives_beside_a_split_stage_sees_the_first_of_its_gpus(rig: None, family: Path) -> None:
     recipe = toy_recipe(family, ["noisy"], [3])
     light = replace(recipe.stages[0], beside="target")
     target = replace(recipe.target, num_gpus=2.0, labels={"tier": "rig"})  # books of GPUs that are not there
