@@ -3,8 +3,9 @@
     bundles(recipe) -> [Bundle]              which stages together, what they ask for, on nodes with which labels
     reserve(recipe, deadline) -> Reserved    the group, and the node that every stage got; `ConfigError` in words
 
-Stages of one bundle share a node and, where it has a GPU, that one GPU; of several GPUs the first. A selector that no node meets would wait for
-ever in Ray: here every wait ends, and the refusal says which stage found no place, and what the nodes have.
+Stages of one bundle share a node and, where it has a GPU, that one GPU; of several GPUs the first. A selector that no
+node meets would wait for ever in Ray: here every wait ends, and the refusal says which stage found no place, and what
+the nodes have.
 """
 
 from __future__ import annotations
