@@ -49,32 +49,30 @@ class Memory:
         return max((gb for at, gb in self.samples if at >= since), default=0.0)
 
 
-def faults(args: argparse.Namespace) -> dict[str, Any]:
+def faults(args: argparse.Namespace, told: dict[str, Any]) -> None:
     """SIGKILL to each, then SIGSTOP to each until it is replaced, one after the other, each once all are whole."""
     recipe = on_device("light_heavy" if args.toy else "three_level", args.device, "float32")
     with chaos_pipeline(recipe, (), _SEED, sys.stdout) as (transport, _):
-        return asyncio.run(_run(transport, args))
+        asyncio.run(_run(transport, args, told))
 
 
-async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, Any]:
+async def _run(transport: RayTransport, args: argparse.Namespace, told: dict[str, Any]) -> None:
     pipeline = transport.pipeline
     load = Load(transport, kinds_of_request(_SEED, args.max_tokens), _SEED)
     clean = await load.once_each()
-    over, memory = asyncio.Event(), Memory()
+    over = asyncio.Event()
     asking = asyncio.create_task(load.until(over, args.streams))
-    watching = asyncio.create_task(memory.watch())
     await asyncio.sleep(_SETTLE_S)
     names = (*pipeline.stages, "controller")
     turns = [(kind, name) for _ in range(args.times) for kind in ("kill", "hang") for name in names]
-    before, told = used_gb(), dict[str, Any](each=list[dict[str, Any]]())
+    before, told["each"] = used_gb(), list[dict[str, Any]]()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(args.part_s):
             for kind, name in turns:
-                told["each"].append(await one_fault(pipeline, Fault(0.0, kind, name), memory))
+                told["each"].append(await one_fault(pipeline, Fault(0.0, kind, name)))
     await asyncio.sleep(_SETTLE_S)
     over.set()
     sent = await asking
-    watching.cancel()
     assert pipeline.supervisor is not None
     reasons = [f"{each.stage}: {each.reason}" for each in pipeline.supervisor.recoveries]
     told |= {
@@ -91,12 +89,13 @@ async def _run(transport: RayTransport, args: argparse.Namespace) -> dict[str, A
             say(f"  {name:<24}{value}")
     if len(reasons) != len(told["each"]):
         say(f"  restarts: {reasons}")
-    return told
 
 
-async def one_fault(pipeline: Pipeline, fault: Fault, memory: Memory) -> dict[str, Any]:
-    """One fault, and what it took until all stages were whole, with memory being watched."""
+async def one_fault(pipeline: Pipeline, fault: Fault) -> dict[str, Any]:
+    """One fault, and what it took until all stages were whole; the GPU's memory meanwhile."""
     assert pipeline.supervisor is not None
+    memory = Memory()
+    watching = asyncio.create_task(memory.watch())
     injection, seen = Injection(pipeline), len(pipeline.supervisor.recoveries)
     held, at = used_gb(), time.monotonic()
     await injection.run([fault], at)
@@ -108,6 +107,7 @@ async def one_fault(pipeline: Pipeline, fault: Fault, memory: Memory) -> dict[st
         told |= {"whole_s": round(whole_s, 2), "without_loading_s": round(whole_s - loading_s, 2)}
         told |= {"noticed_s": round(recovery.noticed_at - at, 2)}
     await asyncio.sleep(_SETTLE_S)
+    watching.cancel()
     back_s = memory.back_after_s(at, held)
     told |= {"memory_back_s": back_s and round(back_s, 2), "gb_before": round(held, 2)}
     told |= {"gb_most": round(memory.most(at), 2), "gb_after": round(used_gb(), 2)}

@@ -39,7 +39,7 @@ from benchmarks.gpu.sameness import same
 from benchmarks.gpu.speeds import speed
 from cluster.arenas import keep_few_arenas
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]] = {
     "same": same,
     "speed": speed,
     "faults": faults,
@@ -68,7 +68,7 @@ def main() -> None:
             args.part_s = args.limit_s - spent
             say(f"\n{part} (after {spent:.0f} s; GPU: {used_gb():.2f} GB used)")
             try:
-                told[part] = PARTS[part](args)
+                PARTS[part](args, told.setdefault(part, {}))
             except Exception as error:  # noqa: BLE001  the other parts are run all the same
                 told["failed"][part] = f"{type(error).__name__}: {error}"
                 say("".join(traceback.format_exc().splitlines(keepends=True)[-_TRACE_LINES:]))

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.killed import Memory, one_fault
+from benchmarks.gpu.killed import one_fault
 from benchmarks.gpu.one_device import Sent, launched, matching, on_device, row, say, send, used_gb
 from benchmarks.gpu.random_checkpoint import write_checkpoint
 from benchmarks.pipeline.run import requests
@@ -27,6 +27,7 @@ from cluster.chaos.plan import Fault
 from cluster.launch import Pipeline
 
 STREAMS = (1, 4)
+_LEAST = 6  # more recordings than slots: no run finds a prompt in one
 _RECIPE = """
 [cascade]
 name = "{name}"
@@ -44,9 +45,8 @@ checkpoint = "{heavy}"
 """
 
 
-def shapes(args: argparse.Namespace) -> dict[str, Any]:
+def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
     """Both variants, one after the other."""
-    told: dict[str, Any] = {}
     folder = Path(tempfile.mkdtemp(prefix="shapes-", dir=args.folder))
     try:
         for number, size in enumerate(("0.5b", "7b")):
@@ -60,10 +60,9 @@ def shapes(args: argparse.Namespace) -> dict[str, Any]:
                 told[f"{name}, load_s"] = round(time.perf_counter() - began, 1)
                 _beside_alone(pipelines[name], name, args, told)
                 if name == "useless":
-                    told["kill heavy"] = asyncio.run(one_fault(pipelines[name], Fault(0.0, "kill", "heavy"), Memory()))
+                    told["kill heavy"] = asyncio.run(one_fault(pipelines[name], Fault(0.0, "kill", "heavy")))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return told
 
 
 def _recipe(folder: Path, name: str, light: str, args: argparse.Namespace) -> Recipe:
@@ -77,7 +76,7 @@ def _recipe(folder: Path, name: str, light: str, args: argparse.Namespace) -> Re
 def _beside_alone(pipeline: Pipeline, name: str, args: argparse.Namespace, told: dict[str, Any]) -> None:
     """With drafts and without, turn about through the same stages."""
     for streams in STREAMS:
-        with_drafts = _work(args.shape_questions * streams, args.answer)
+        with_drafts = _work(max(_LEAST, args.shape_questions * streams), args.answer)
         alone = [replace(request, speculate=False) for request in with_drafts]
         ways = {"cascade": with_drafts, "target alone": alone}
         runs: dict[str, list[Sent]] = {way: [] for way in ways}

@@ -22,10 +22,10 @@ RECIPES = ("three_level", "light_heavy")
 TYPES = ("float32", "bfloat16")
 
 
-def same(args: argparse.Namespace) -> dict[str, Any]:
+def same(args: argparse.Namespace, told: dict[str, Any]) -> None:
     """Every other request greedy, the others sampled; one at a time and eight at a time."""
     work = mixed(args.requests, args.max_tokens)
-    names, told = RECIPES[:1] if args.toy else RECIPES, dict[str, Any]()
+    names = RECIPES[:1] if args.toy else RECIPES
     alone = "heavy, one process on the CPU, float32"
     wanted = {("heavy", "cpu"): one_process(load_recipe("heavy", _everywhere("heavy", "cpu", "float32")), work, alone)}
     for name in names:
@@ -45,7 +45,6 @@ def same(args: argparse.Namespace) -> dict[str, Any]:
                 if kind[1] == "float32":
                     _compare(told, f"{label}: pipeline and CPU", list(sent.tokens), wanted["heavy", "cpu"])
                 say(f"    drafts accepted: {sent.edges}; {sent.wall_s:.1f} s")
-    return told
 
 
 def mixed(count: int, max_tokens: int) -> list[GenerateRequest]:

@@ -12,10 +12,9 @@ from benchmarks.pipeline.run import requests
 ALONE = "heavy"
 
 
-def speed(args: argparse.Namespace) -> dict[str, Any]:
+def speed(args: argparse.Namespace, told: dict[str, Any]) -> None:
     """Tokens per second, time to the first token and per token; medians of rounds, ratios of neighbours in time."""
     names = ("light_heavy", ALONE) if args.toy else ("three_level", "light_heavy", ALONE)
-    told: dict[str, Any] = {}
     share = 1 / len(names)
     with launched({name: on_device(name, args.device, args.dtype, share) for name in names}, at_once(args)) as up:
         for streams in (1, 8):
@@ -37,7 +36,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                     say(f"    {ratio:.3f} of the target alone")
         told["decided"] = {name: _decisions(up[name]) for name in names}
         say(f"  decided: {told['decided']}")
-    return told
 
 
 def _decisions(pipeline: Any) -> dict[str, Any]:
