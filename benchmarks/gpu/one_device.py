@@ -20,7 +20,7 @@ from cascade_runtime.config import Recipe, load_recipe
 from cluster.launch import FOREGROUND, Pipeline, launch
 from cluster.placement import places
 
-_STORE_BYTES = 2_000_000_000
+_STORE_BYTES = 1_000_000_000
 _ANSWER_S = 600.0
 _STARTS = 3  # pipelines that load at a time
 WAITING = (
@@ -41,7 +41,7 @@ def ray_with_one_gpu(device: str) -> Generator[None]:
     import ray
 
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    store = _STORE_BYTES if device == "cuda" else _STORE_BYTES // 10
+    store = _STORE_BYTES if device == "cuda" else _STORE_BYTES // 5
     ray.init(address="local", num_cpus=64, num_gpus=1, object_store_memory=store, _system_config=FOREGROUND, **quiet)
     try:
         yield

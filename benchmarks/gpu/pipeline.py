@@ -45,8 +45,17 @@ PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], None]] = {
     "faults": faults,
     "shapes": shapes,
 }
-_TOY = {"requests": 4, "max_tokens": 12, "questions": 1, "rounds": 1, "frames": 2, "answer": 12}
-_TOY |= {"shape_rounds": 1, "shape_questions": 1, "streams": 2}
+_TOY = {
+    "requests": 4,
+    "max_tokens": 12,
+    "questions": 1,
+    "rounds": 1,
+    "streams": 2,
+    "frames": 2,
+    "answer": 12,
+    "shape_rounds": 1,
+    "shape_questions": 1,
+}
 _TRACE_LINES = 12
 
 
