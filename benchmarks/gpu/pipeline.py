@@ -11,7 +11,8 @@ faults    SIGKILL to each of five stages and the controller, then SIGSTOP to eac
           other under load: answers lost, doubled or changed, seconds until all are whole again, and the GPU's memory
           before, while and after
 shapes    LLaVA-OneVision's 0.5B and 7B shapes with random weights in bfloat16, written to a temporary folder: with
-          drafts that are never right, and with drafts that always are, beside the target alone; and the target killed
+          drafts that are never right, and with drafts that always are (by the adaptive policy, and by one that waits
+          for four drafts), beside the target alone; and the target killed
 
 Ray's books have one GPU, of which each pipeline asks a part; every process takes the memory it needs. Each figure is
 printed as soon as it is known, and a part that fails ends alone. `--device cpu --toy` runs all of it at toy size on a

@@ -65,6 +65,8 @@ def write_checkpoint(size: str, folder: Path, device: str, *, frames: int, seed:
         if held > _SHARD_BYTES:
             write()
     write()
+    if device == "cuda":
+        torch.cuda.empty_cache()
     fields = config.to_dict() | {"architectures": ["LlavaOnevisionForConditionalGeneration"], "dtype": "bfloat16"}
     _write(folder / "config.json", fields)
     _write(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weights})

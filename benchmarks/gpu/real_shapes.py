@@ -1,7 +1,8 @@
 """LLaVA-OneVision's shapes with random weights through a pipeline on one GPU: light (0.5B) drafts for heavy (7B).
 
 useless   light's weights are random, as heavy's are: they never agree, and nothing is to be lost by asking light
-equal     light's weights are heavy's own: every draft is right, and what is left is what the pipeline costs
+equal     light's weights are heavy's own: every draft is right, and costs as much as a token of heavy's
+fixed     the same, but heavy waits for four drafts whatever they cost: five tokens a pass, and how much of it overlaps
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cluster.launch import Pipeline
 
 STREAMS = (1, 4)
 _LEAST = 6  # more recordings than slots: no run finds a prompt in one
+VARIANTS = {"useless": ("0.5b", "adaptive"), "equal": ("7b", "adaptive"), "fixed": ("7b", "fixed")}
 _RECIPE = """
 [cascade]
 name = "{name}"
@@ -36,6 +38,9 @@ num_draft_tokens = [4]
 window = 16
 slots = 4
 max_len = {max_len}
+
+[policy]
+mode = "{mode}"
 
 [stages.light]
 checkpoint = "{light}"
@@ -46,15 +51,15 @@ checkpoint = "{heavy}"
 
 
 def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
-    """Both variants, one after the other."""
+    """All variants, one after the other."""
     folder = Path(tempfile.mkdtemp(prefix="shapes-", dir=args.folder))
     try:
         for number, size in enumerate(("0.5b", "7b")):
             began = time.perf_counter()
             made = write_checkpoint(size, folder / size, args.device, frames=args.frames, seed=number, toy=args.toy)
             say(f"  {size}: {made:.2f} GB written in {time.perf_counter() - began:.1f} s")
-        for name, light in (("useless", "0.5b"), ("equal", "7b")):
-            recipe = _recipe(folder, name, light, args)
+        for name in VARIANTS:
+            recipe = _recipe(folder, name, args)
             began = time.perf_counter()
             with launched({name: recipe}) as pipelines:
                 told[f"{name}, load_s"] = round(time.perf_counter() - began, 1)
@@ -65,11 +70,12 @@ def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _recipe(folder: Path, name: str, light: str, args: argparse.Namespace) -> Recipe:
+def _recipe(folder: Path, name: str, args: argparse.Namespace) -> Recipe:
     per_frame = 196 if not args.toy else 4
     max_len = -(-(args.frames * per_frame + 64 + args.answer) // 128) * 128
+    light, mode = VARIANTS[name]
     path = folder / f"{name}.toml"
-    path.write_text(_RECIPE.format(name=name, light=folder / light, heavy=folder / "7b", max_len=max_len))
+    path.write_text(_RECIPE.format(name=name, mode=mode, light=folder / light, heavy=folder / "7b", max_len=max_len))
     return on_device(str(path), args.device, "bfloat16")
 
 
