@@ -64,10 +64,10 @@ async def _run(transport: RayTransport, args: argparse.Namespace, told: dict[str
     asking = asyncio.create_task(load.until(over, args.streams))
     await asyncio.sleep(_SETTLE_S)
     names = (*pipeline.stages, "controller")
-    turns = [(kind, name) for _ in range(args.times) for kind in ("kill", "hang") for name in names]
+    turns = [(kind, name) for _ in range(args.times) for kind in args.kinds for name in names]
     before, told["each"] = used_gb(), list[dict[str, Any]]()
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(args.part_s):
+        async with asyncio.timeout(args.end - time.perf_counter()):
             for kind, name in turns:
                 told["each"].append(await one_fault(pipeline, Fault(0.0, kind, name)))
     await asyncio.sleep(_SETTLE_S)

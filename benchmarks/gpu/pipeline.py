@@ -35,7 +35,7 @@ import torch
 
 from benchmarks.gpu.killed import faults
 from benchmarks.gpu.one_device import gpus_found_by_ray, ray_with_one_gpu, say, used_gb
-from benchmarks.gpu.real_shapes import shapes
+from benchmarks.gpu.real_shapes import VARIANTS, shapes
 from benchmarks.gpu.sameness import same
 from benchmarks.gpu.speeds import speed
 from cluster.arenas import keep_few_arenas
@@ -66,6 +66,7 @@ def main() -> None:
     keep_few_arenas()
     torch.set_num_threads(max(1, min(8, (os.cpu_count() or 2) // 2)))
     began = time.perf_counter()
+    args.end = began + args.limit_s
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     say(f"{name}; torch {torch.__version__}; {os.cpu_count()} cores; Ray finds {gpus_found_by_ray()} GPUs by itself")
     told: dict[str, Any] = {"device": name, "torch": torch.__version__, "toy": args.toy, "failed": {}}
@@ -75,7 +76,6 @@ def main() -> None:
             if spent > args.limit_s:
                 told["failed"][part] = "no time was left"
                 continue
-            args.part_s = args.limit_s - spent
             say(f"\n{part} (after {spent:.0f} s; GPU: {used_gb():.2f} GB used)")
             try:
                 PARTS[part](args, told.setdefault(part, {}))
@@ -92,7 +92,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--limit-s", type=float, default=3600.0, help="seconds after which no part is begun any more")
+    parser.add_argument("--limit-s", type=float, default=3600.0, help="seconds after which nothing is begun any more")
     parser.add_argument("--out", type=Path, help="written anew after each part")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--toy", action="store_true", help="tiny shapes and few requests")
@@ -102,6 +102,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=6, help="of each stream in a run of `speed`")
     parser.add_argument("--rounds", type=int, default=5, help="of `speed`")
     parser.add_argument("--times", type=int, default=1, help="kills and hangs of each process in `faults`")
+    parser.add_argument("--kinds", nargs="+", choices=("kill", "hang"), default=["kill", "hang"], help="of `faults`")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="of `shapes`")
     parser.add_argument("--streams", type=int, default=4, help="who ask all the time in `faults`")
     parser.add_argument("--folder", type=Path, help="where `shapes` writes 17 GB; default: the temporary folder")
     parser.add_argument("--frames", type=int, default=4, help="of a recording in `shapes`, 196 positions each")

@@ -58,7 +58,10 @@ def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
             began = time.perf_counter()
             made = write_checkpoint(size, folder / size, args.device, frames=args.frames, seed=number, toy=args.toy)
             say(f"  {size}: {made:.2f} GB written in {time.perf_counter() - began:.1f} s")
-        for name in VARIANTS:
+        for name in args.variants:
+            if time.perf_counter() > args.end:
+                say(f"  {name}: no time was left")
+                continue
             recipe = _recipe(folder, name, args)
             began = time.perf_counter()
             with launched({name: recipe}) as pipelines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from typing import Any
 
 from benchmarks.gpu.one_device import Sent, at_once, launched, on_device, row, say, send
@@ -24,7 +25,9 @@ def speed(args: argparse.Namespace, told: dict[str, Any]) -> None:
                 first, again = (send(up[name], work, streams).tokens_per_s for _ in range(2))
                 say(f"  {name}, {streams} streams, warming: {first:.0f}, then {again:.0f} tokens/s")
                 told[f"{name}, {streams}, first run"] = round(first, 1)
-            for _ in range(args.rounds):
+            for number in range(args.rounds):
+                if number and time.perf_counter() > args.end:
+                    break
                 for name in names:
                     runs[name].append(send(up[name], work, streams))
             for name in names:
