@@ -62,7 +62,7 @@ class Decoder:
 
     @property
     def captured(self) -> int:
-        """Shapes of passes that were captured so far, on a GPU: the first of each takes hundreds of times longer."""
+        """Shapes of passes that were captured so far, on a GPU: the first of each takes far longer."""
         return getattr(self.shortcut, "captured", 0)
 
     @property

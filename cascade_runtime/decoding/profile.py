@@ -18,7 +18,7 @@ _GUESS = StepCost(base=0.01, per_row=0.0005, per_token=0.0005)
 
 def profile(decoder: Decoder) -> StepCost:
     """Run a pass of each shape on rows of random embeddings, and give their slots back. The first of each is not timed:
-    a GPU compiles and captures it, which takes hundreds of passes' time.
+    a GPU compiles and captures it, which takes far longer than a pass.
     """
     model = CostModel(_GUESS)
     language, most = decoder.language, min(4, decoder.free_slots)
