@@ -227,7 +227,7 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _pass(self, tasks: list[Task]) -> None:
         """One `extend` over the picked rows, then each row's settlement."""
         batch, decoder = [self.rows[task.row.handle] for task in tasks], self.level.decoder
-        fed, context = decoder.tokens_fed, sum(one.row.held for one in batch)
+        fed, context, captured = decoder.tokens_fed, sum(one.row.held for one in batch), decoder.captured
         start, worked = time.monotonic_ns(), time.thread_time()
         try:
             tasks, choices = self.passes.run(batch, tasks)
@@ -241,7 +241,8 @@ class LanguageStage(StageLoop[ActiveRow]):
         end = time.monotonic_ns()
         self.clock.busy_ns += end - start
         work_s = (time.thread_time() - worked) * max(1, self.config.threads)
-        self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9, work_s)
+        first = decoder.captured > captured
+        self.scheduler.ran(tasks, decoder.tokens_fed - fed, context, (end - start) / 1e9, work_s, first=first)
         sound = [(task, chosen) for task, chosen in zip(tasks, choices, strict=True) if self._usable(task, chosen)]
         kept = [task for task, _ in sound]
         settled = self.scheduler.settle(kept, [chosen for _, chosen in sound], time.monotonic())

@@ -61,6 +61,11 @@ class Decoder:
         return len(self._free)
 
     @property
+    def captured(self) -> int:
+        """Shapes of passes that were captured so far, on a GPU: the first of each takes far longer."""
+        return getattr(self.shortcut, "captured", 0)
+
+    @property
     def tokens_shared(self) -> int:
         """Positions of prompts that were copied instead of computed."""
         return self._prefixes.tokens_shared

@@ -17,7 +17,9 @@ _GUESS = StepCost(base=0.01, per_row=0.0005, per_token=0.0005)
 
 
 def profile(decoder: Decoder) -> StepCost:
-    """Run a pass of each shape, twice, on rows of random embeddings, and give their slots back."""
+    """Run a pass of each shape on rows of random embeddings, and give their slots back. The first of each is not timed:
+    a GPU compiles and captures it, which takes far longer than a pass.
+    """
     model = CostModel(_GUESS)
     language, most = decoder.language, min(4, decoder.free_slots)
     if decoder.cache.max_len < 4 * _PROMPT or not most:
@@ -28,11 +30,15 @@ def profile(decoder: Decoder) -> StepCost:
     rows = [decoder.admit(prompt, SamplingParams(max_tokens=16)) for _ in range(most)]
     try:
         decoder.extend([Extension(row, []) for row in rows])
-        for count, tokens in _SHAPES * 2:
-            extensions = [Extension(row, [0], [0] * (tokens - 1)) for row in rows[:count]]
+        seen = set[tuple[int, int]]()
+        for shape in _SHAPES * 3:
+            extensions = [Extension(row, [0], [0] * (shape[1] - 1)) for row in rows[: shape[0]]]
             start = time.perf_counter()
             decoder.extend(extensions)
-            model.observe(len(extensions), len(extensions) * tokens, _PROMPT, time.perf_counter() - start)
+            if shape in seen:
+                tokens = len(extensions) * shape[1]
+                model.observe(len(extensions), tokens, _PROMPT, time.perf_counter() - start)
+            seen.add(shape)
     finally:
         for row in rows:
             decoder.release(row)

@@ -84,6 +84,8 @@ def load_checkpoint(
     if wrong or isinstance(parts, str) or not parts:
         raise ConfigError("parts", parts, f"some of {PARTS}")
     place, kind = torch.device(device), _dtype(dtype, torch.device(device))
+    if place.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 in a tower's convolution too, as everywhere else
     fields = read_json(directory / "config.json")
     if fields.get("quantization_config"):
         raise ConfigError(

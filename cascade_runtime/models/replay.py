@@ -38,6 +38,7 @@ class Replays:
         self._language, self._cache, self._captures = language, cache, captures
         self._passes: dict[tuple[tuple[int, int], tuple[int, ...]], FixedPass] = {}
         self.states: torch.Tensor | None = None  # of the last call, see `logits`
+        self.captured = 0  # shapes so far: a pass that captured one took longer than it will again
         self._most = _MOST if language.weight_bytes > _LARGE else MAX_TOKENS
 
     def shape(self, counts: Sequence[int]) -> tuple[int, int] | None:
@@ -76,6 +77,7 @@ class Replays:
         one.fill(tokens, slots, starts, positions, branches)
         if self._captures and one.graph is None:
             one.capture(next((each.graph.pool() for each in self._passes.values() if each.graph is not None), None))
+            self.captured += 1
         logits, self.states = one.run()
         return logits[: len(tokens)]
 

@@ -68,7 +68,8 @@ class StageScheduler:
         self.silences = 0  # passes that were run because a row had waited for drafts until its deadline
         self._held_back: set[int] = set()
         self._work_s = 0.0  # of the pass that is to be settled
-        self._prefilled_s = 0.0  # in passes with prompts
+        self._odd_s = 0.0  # in passes that are no steps: with prompts, or captured
+        self._odd = False  # so is the pass that is to be settled
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -209,12 +210,23 @@ class StageScheduler:
             self._held_back.update(row.handle for row in ready)
         return tasks
 
-    def ran(self, tasks: Sequence[Task], fed: int, context: int, seconds: float, work_s: float = 0.0) -> None:
+    def ran(
+        self,
+        tasks: Sequence[Task],
+        fed: int,
+        context: int,
+        seconds: float,
+        work_s: float = 0.0,
+        *,
+        first: bool = False,
+    ) -> None:
         """The model has run: it fed so many tokens to rows that held `context` positions in all, and took `work_s`
-        of the cores that neighbours use as well. Before `settle`.
+        of the cores that neighbours use as well. first: it also compiled or captured what later passes will repeat.
+        Before `settle`.
         """
-        if any(task.prompt for task in tasks):  # a prefill says nothing of a step
-            self._prefilled_s += seconds
+        self._odd = first or any(task.prompt for task in tasks)
+        if self._odd:  # a prefill says nothing of a step
+            self._odd_s += seconds
         else:
             self._work_s = work_s
             self.policy.observe_pass(len(tasks), fed, context, seconds, work_s)
@@ -229,7 +241,7 @@ class StageScheduler:
     def settle(self, tasks: Sequence[Task], choices: Sequence[Sequence[int] | Grown], now: float) -> Iterator[Settled]:
         """The pass is over: take each row's choices, or the tree it has drafted. Yields what each brought, in order."""
         looked = grown = 0
-        mixed = any(task.prompt for task in tasks)  # the time of such a pass is left out, and so is what it brought
+        odd, self._odd = self._odd or any(task.prompt for task in tasks), False  # left out, and so is what it brought
         for task, chosen in zip(tasks, choices, strict=True):
             row = task.row
             row.prompt_left -= task.prompt or 0
@@ -249,9 +261,9 @@ class StageScheduler:
                 self.policy.observe_settled(settled.drafted, settled.accepted, relayed=not own)
             if self.stage and settled.accepted < settled.drafted:
                 row.restarted = now
-            if row.produced is not None and not mixed:
-                self.policy.observe_pace(now - self._prefilled_s - row.produced, len(settled.added))
-            row.produced = None if row.standing.blocked else now - self._prefilled_s
+            if row.produced is not None and not odd:
+                self.policy.observe_pace(now - self._odd_s - row.produced, len(settled.added))
+            row.produced = None if row.standing.blocked else now - self._odd_s
             row.missed = row.missed + 1 if row.late else 0
             if row.late:
                 self.silences += row.missed <= _PATIENCE

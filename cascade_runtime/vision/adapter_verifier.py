@@ -44,12 +44,14 @@ class AdapterVerifier:
 
     @classmethod
     def load(cls, recipe: Recipe) -> AdapterVerifier:
-        """Load every distinct tower of the recipe's levels and, where the recipe has one, the adapter."""
+        """Load every distinct tower of the recipe's levels and, where the recipe has one, the adapter. A tower that the
+        target shares is of the target's type: what the target sees is no matter of who drafts for it.
+        """
         device = (recipe.adapter or recipe.target).device
         device = "auto" if "+" in device else device  # whatever this process has: the target's own are full of layers
         by_space: dict[str, tuple[Any, Any]] = {}
         towers = []
-        for stage in recipe.stages:
+        for stage in reversed(recipe.stages):
             space = load_front(stage).space
             if space not in by_space:
                 model = load_checkpoint(
@@ -59,8 +61,9 @@ class AdapterVerifier:
             towers.append(by_space[space])
         adapter = None
         if recipe.adapter is not None:
-            adapter = load_adapter(checkpoint_path(recipe.adapter), pick_device(recipe.adapter.device))
-        return cls(towers, adapter, recipe.gate, keep_bytes=recipe.cascade.keep_features_mb << 20)
+            stage = recipe.adapter
+            adapter = load_adapter(checkpoint_path(stage), pick_device(stage.device), stage.dtype)
+        return cls(towers[::-1], adapter, recipe.gate, keep_bytes=recipe.cascade.keep_features_mb << 20)
 
     @property
     def shared(self) -> tuple[bool, ...]:

@@ -91,7 +91,8 @@ class EventBranch:
         """Load what the recipe names."""
         encoder = None
         if recipe.encoder is not None:
-            encoder = load_event_encoder(checkpoint_path(recipe.encoder), pick_device(recipe.encoder.device))
+            stage = recipe.encoder
+            encoder = load_event_encoder(checkpoint_path(stage), pick_device(stage.device), stage.dtype)
         counts = any(Sees.parse(stage.sees).counts_events for stage in recipe.stages)
         return cls(load_front(recipe.target).pixels.event_representation, encoder, counts=counts)
 

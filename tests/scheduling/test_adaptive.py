@@ -75,6 +75,21 @@ def test_figures_are_looked_at_although_every_pass_feeds_somebodys_prompt() -> N
     assert scheduler.policy.decision.min_drafts == 0
 
 
+def test_a_pass_that_captured_its_shape_is_neither_a_cost_nor_a_pace() -> None:
+    scheduler = StageScheduler(0, 1, Adaptive(StepCost(base=0.02), most=16), upstream_s=0.05)
+    scheduler.admit(Standing(0, 0, 1, 256, 1000, frozenset(), None), 0.0)
+    now = 0.0
+    for number in range(40):
+        tasks = scheduler.next_batch(now)
+        seconds = 3.0 if number in (3, 11, 29) else 0.02
+        now += seconds
+        scheduler.ran(tasks, 1, 64, seconds, first=seconds > 1)
+        list(scheduler.settle(tasks, [[5]], now))
+    assert scheduler.policy.pace_us == pytest.approx(20_000, rel=0.01)
+    costs = scheduler.policy.costs  # type: ignore[attr-defined]
+    assert costs.fit(False).seconds(1, 1, 64) == pytest.approx(0.02, rel=0.05)
+
+
 def test_a_prompt_is_not_held_back_for_drafts() -> None:
     policy = Adaptive(StepCost(base=0.02), most=16, first_wait=4)
     ready, waiting = row(0), row(1)
