@@ -4,7 +4,7 @@ Stages are placed from the target down: beside what is placed already, or on a d
 devices of a pool are one choice, so a thousand nodes are as quick as one; a beam bounds what many pools bring.
 
 A language model that no single device of a pool holds is split by layers over several of one node. It keeps them to
-itself: the launcher leaves no GPU to what lives beside it. Where one device suffices a split would only be slower.
+itself. Where one device suffices a split would only be slower.
 """
 
 from __future__ import annotations

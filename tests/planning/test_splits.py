@@ -33,6 +33,8 @@ from cascade_runtime.planning import (
     plan,
     to_toml,
 )
+from cascade_runtime.planning.confirm import confirm
+from cascade_runtime.planning.forecast import forecast
 from cascade_runtime.planning.free_devices import FreeDevices
 from cascade_runtime.planning.layout import layouts, pieces_on, slots_that_fit
 from cascade_runtime.planning.plan import Replica, StageOnDevice
@@ -44,7 +46,7 @@ LAYER = 2 * 8192 * 8192 + 2 * 8192 * 1024 + (8192 + 2 * 1024) + 3 * 8192 * 29568
 ENDS = 2 * 152_128 * 8192 + 8192  # embeddings, head, last norm
 PROJECTOR, TOWER = 76_570_624, 397_747_744
 SLOT = 2 * 8 * 128 * 8192 * 2  # of one layer, bfloat16
-SEEN = {"stage": "heavy", "kind": "h100_80", "base_ms": 60.0, "request_ms": 100.0}  # a tower that is quick enough
+SEEN = {"stage": "heavy", "kind": "h100_80", "base_ms": 60.0, "request_ms": 100.0}
 
 SMALL = {"memory_gib": 6, "bandwidth_gb_s": 400, "tflops": {"bfloat16": 60, "float32": 10}}
 TINY = {"memory_gib": 0.1, "bandwidth_gb_s": 400, "tflops": {"bfloat16": 60, "float32": 10}}
@@ -160,7 +162,7 @@ def test_an_event_branch_needs_devices_of_its_own_and_the_refusal_counts_them() 
         plan(recipe, cluster("h100_80", 2))
     (replica,) = plan(recipe, cluster("h100_80", 3)).replicas
     assert [len(device.stages) for device in replica.devices if device.stages[0].stage == "heavy"] == [1, 1]
-    assert replica.tower_s == 0.0 and stages_of(replica, "adapter")  # the adapter's device has the tower
+    assert stages_of(replica, "adapter")
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
@@ -185,16 +187,25 @@ def test_devices_of_a_split_share_its_time() -> None:
     first, second = stages_of(replica, "heavy")
     assert first.pass_ms + second.pass_ms == pytest.approx(60.0)
     assert first.pass_ms / second.pass_ms == pytest.approx(first.busy / second.busy) == pytest.approx(39 / 41)
-    assert first.busy + second.busy <= 1.0 and replica.tower_s == 0.0  # who measured a request had a tower
+    assert first.busy + second.busy <= 1.0
     assert replica.bottleneck == "heavy"
 
 
-def test_a_tower_that_a_split_leaves_no_gpu_counts_on_a_core() -> None:
+def test_the_tower_of_a_split_counts_on_its_first_device_as_on_one_that_were_large_enough() -> None:
     (replica,) = plan(onevision(), load_cluster("2xh100")).replicas
-    seconds = 8 * 2 * TOWER * 729 / (0.5 * 0.1e12)  # frames x operations, at half of a core's data sheet
-    assert replica.tower_s == pytest.approx(seconds) and replica.bottleneck == "tower"
-    assert [replica.tokens_per_s, replica.simulated_tokens_per_s] == pytest.approx([80 / seconds] * 2)
-    assert replica.ttft_s > seconds and sum(stage.busy for stage in stages_of(replica, "heavy")) < 0.1
+    problem = problem_of(onevision(), load_cluster("2xh100"), Load())
+    part, kind = problem.levels[-1], problem.cluster.kinds["h100_80"]
+    tower_s = 8 * 2 * TOWER * 729 / (0.5 * 989e12)  # frames x operations, at half of the data sheet
+    prompt_s = 4 * problem.cost(part, kind, 2).seconds(1, 1633 / 4, 1633 / 2)  # in pieces of at most 512
+    assert tower_s == pytest.approx(0.00938, rel=1e-3) and problem.request_s(part, kind) == pytest.approx(tower_s)
+    assert replica.ttft_s == pytest.approx(tower_s + prompt_s)
+    (layout,) = [layout for layout in layouts(problem, {0: 2}) if layout.levels == (2,)]
+    said = forecast(problem, layout, 2)
+    seen, unseen = (
+        confirm(replace(problem, load=replace(problem.load, frames=frames)), layout, said) for frames in (8, 1)
+    )
+    assert seen is not None and unseen is not None  # the prompt is the same: seven frames more hold up 80 tokens
+    assert 80 / seen.tokens_per_s - 80 / unseen.tokens_per_s == pytest.approx(7 / 8 * tower_s)
 
 
 def test_one_more_device_counts_when_it_makes_another_split() -> None:
@@ -223,7 +234,6 @@ def test_text_json_and_picture_show_a_split_on_each_device() -> None:
     text = found.text()
     assert "  heavy is split by layers over 2 h100_80 of one node, which work one after the other" in text
     assert "    heavy 1/2 39 layers, bfloat16 74.4 GB + 2.62 GB KV, " in text and "    heavy 2/2 41 layers" in text
-    assert "heavy's vision tower takes 92.8 s a request on one core of that node" in text
     assert "states cross between two devices of a node in 20 us" in text
     told = json.loads(json.dumps(found.to_dict()))
     stages = [stage for device in told["replicas"][0]["devices"] for stage in device["stages"]]
@@ -231,7 +241,7 @@ def test_text_json_and_picture_show_a_split_on_each_device() -> None:
     assert pieces == [["heavy", 1, 2, 39], ["heavy", 2, 2, 41]]
     root = ElementTree.fromstring(draw(found))
     words = ["".join(item.itertext()) for item in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"heavy 1/2", "heavy 2/2"} <= set(words)
+    assert {"heavy 1/2 (bottleneck)", "heavy 2/2 (bottleneck)"} <= set(words)
     assert any("one after the other" in each for each in words)
 
 
