@@ -1,7 +1,8 @@
 """`forecast`: what one replica in a layout should reach, by `scheduling.prediction`, with the best m and W.
 
-Stages on one device slow each other by the share of time that the others are busy. A verifier waits
-for m drafts and its drafter stays within W; prefill, and vision where it is done, take their share of each device.
+Stages on one device slow each other by the share of time that the others are busy; beside a split as if its devices
+were one, in the simulator, too. A verifier waits for m drafts and its drafter stays within W; prefill, and vision where
+it is done, take their share of each device.
 
 Over a link W tokens may be under way at a time: from being drafted until their verdict is back they take a round trip
 and a pass, so that up to W steps of it are hidden. A refusal costs a round trip whatever W is, and a verifier that

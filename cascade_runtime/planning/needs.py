@@ -13,8 +13,8 @@ from cascade_runtime.planning.problem import Part, Problem, parts_of
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one stage's weights and of all its KV slots; of one replica, where it has several. piece: " 1/2" for what
-    the first of two devices holds of it; pieces: those, where its layers are split.
+    """Bytes of one stage's weights and of all its KV slots; of one replica, where it has several. piece: " 1/2" for
+    what the first of two devices holds of it; pieces: those, where its layers are split.
     """
 
     stage: str

@@ -45,6 +45,7 @@ from cascade_runtime.planning.roofline import CROSSING_S
 LAYER = 2 * 8192 * 8192 + 2 * 8192 * 1024 + (8192 + 2 * 1024) + 3 * 8192 * 29568 + 2 * 8192
 ENDS = 2 * 152_128 * 8192 + 8192  # embeddings, head, last norm
 PROJECTOR, TOWER = 76_570_624, 397_747_744
+LIGHT = 24 * (2 * 896 * 896 + 2 * 896 * 128 + 1152 + 3 * 896 * 4864 + 2 * 896) + 152_000 * 896 + 896 + 1_837_696  # 0.5B
 SLOT = 2 * 8 * 128 * 8192 * 2  # of one layer, bfloat16
 SEEN = {"stage": "heavy", "kind": "h100_80", "base_ms": 60.0, "request_ms": 100.0}
 
@@ -142,27 +143,53 @@ def test_more_devices_are_taken_only_for_requests_that_they_hold() -> None:
     assert spans(2) == {2} and spans(4) == {2, 3} and spans(10_000) == set(range(2, 9))
 
 
-def test_a_drafter_gets_a_device_beside_the_split_and_never_one_of_its() -> None:
+def test_a_drafter_has_a_device_of_its_own_or_lives_on_the_first_of_the_split() -> None:
     profiles = [SEEN, {"stage": "light", "kind": "h100_80", "base_ms": 4.0}]
-    known = cluster("h100_80", 3, profiles=profiles, agreement={"light->heavy": 0.9})
-    (replica,) = plan(onevision(), known, load=Load(streams=1)).replicas
-    assert replica.levels == ("light", "heavy")
-    assert [sorted(stage.label for stage in device.stages) for device in replica.devices] == [
-        ["heavy 1/2"],
-        ["heavy 2/2"],
-        ["light"],
-    ]
-    assert replica.simulated_tokens_per_s == pytest.approx(replica.tokens_per_s, rel=0.25)
+
+    def placed(devices: int) -> list[list[str]]:
+        known = cluster("h100_80", devices, profiles=profiles, agreement={"light->heavy": 0.9})
+        (replica,) = plan(onevision(), known, load=Load(streams=1)).replicas
+        assert replica.simulated_tokens_per_s == pytest.approx(replica.tokens_per_s, rel=0.25)
+        return [sorted(stage.label for stage in device.stages) for device in replica.devices]
+
+    assert placed(3) == [["heavy 1/2"], ["heavy 2/2"], ["light"]]
+    assert placed(2) == [["heavy 1/2", "light"], ["heavy 2/2"]]
+    problem = problem_of(onevision(), cluster("h100_80", 2), Load(streams=2))
+    (beside,) = [layout for layout in layouts(problem, {0: 2}) if layout.levels == (0, 2)]
+    first, second = (pieces_on(problem, beside, device) for device in (0, 1))
+    assert sum(piece.weight_bytes for piece in first.values()) == 74_392_992_832 + 2 * LIGHT
+    assert set(second) == {"heavy"}
+    assert slots_that_fit(problem, beside) == 1  # 1.41 GB each, where 77.31 - 75.38 are left
 
 
-def test_an_event_branch_needs_devices_of_its_own_and_the_refusal_counts_them() -> None:
-    recipe = replace(load_planned_recipe("three_level"), stages=onevision().stages)
-    recipe = replace(recipe, cascade=replace(recipe.cascade, max_len=8192))
+def with_event_branch(max_len: int) -> Recipe:
+    recipe = load_planned_recipe("three_level")
+    return replace(recipe, stages=onevision().stages, cascade=replace(recipe.cascade, max_len=max_len))
+
+
+def test_an_event_branch_lives_beside_the_first_device_of_a_split() -> None:
+    recipe, known = with_event_branch(8192), cluster("h100_80", 2)
+    found = plan(recipe, known)
+    (replica,) = found.replicas
+    first, second = replica.devices
+    assert {stage.label for stage in first.stages} >= {"heavy 1/2", "encoder", "adapter"} and len(second.stages) == 1
+    heavy, (adapter,) = stages_of(replica, "heavy")[0], stages_of(replica, "adapter")
+    assert heavy.weight_bytes == 2 * (39 * LAYER + ENDS + PROJECTOR) and adapter.weight_bytes > 2 * TOWER
+    heavier = replace(adapter, weight_bytes=2 * heavy.weight_bytes)  # whatever it weighs, the split has the place
+    other = replace(first, stages=tuple(heavier if stage is adapter else stage for stage in first.stages))
+    for devices in ((first, second), (other, second)):
+        (placed,) = placed_recipes(recipe, replace(found, replicas=(replace(replica, devices=devices),)), known)
+        assert (placed.target.device, placed.target.num_gpus, placed.target.beside) == ("cuda:0+cuda:1", 2.0, "")
+        for stage in (placed.encoder, placed.adapter):
+            assert stage is not None and (stage.device, stage.num_gpus, stage.beside) == ("auto", 0.0, "heavy")
+
+
+def test_an_adapter_without_room_beside_a_split_asks_for_one_more_device() -> None:
+    recipe = with_event_branch(20_000)  # a slot of 3.19 GB beside 73.6, and 0.8 of the tower, in 77.3
     with pytest.raises(ConfigError, match="Would fit: 3 h100_80 on one node"):
         plan(recipe, cluster("h100_80", 2))
-    (replica,) = plan(recipe, cluster("h100_80", 3)).replicas
-    assert [len(device.stages) for device in replica.devices if device.stages[0].stage == "heavy"] == [1, 1]
-    assert stages_of(replica, "adapter")
+    found = layouts(problem_of(recipe, cluster("h100_80", 3), Load()), {0: 3})
+    assert {layout.at["adapter"] for layout in found if layout.spans["heavy"] == 2} == {2}
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
@@ -329,7 +356,7 @@ def random_problem(pools: list[tuple[str, int, int, bool]], recipe: str, streams
     st.sampled_from(["", "int8"]),
 )
 @settings(max_examples=40, deadline=None)
-def test_no_device_is_over_full_and_a_split_is_alone_on_one_node(
+def test_no_device_is_over_full_and_a_split_is_on_one_node_with_others_on_its_first_device(
     pools: list[tuple[str, int, int, bool]], recipe: str, streams: int, dtype: str
 ) -> None:
     problem = random_problem(pools, recipe, streams, dtype)
@@ -343,7 +370,7 @@ def test_no_device_is_over_full_and_a_split_is_alone_on_one_node(
             held = pieces_on(problem, layout, device)
             used = sum(piece.weight_bytes + rows * piece.slot_bytes for piece in held.values())
             assert used <= problem.cluster.kind_of(problem.cluster.pools[pool]).usable_bytes
-            assert len(held) == 1 or not set(held) & set(layout.spans)
+            assert len(held) == 1 or device in layout.at.values()
         for name, span in layout.spans.items():
             first = layout.at[name]
             (where,) = set(layout.devices[first : first + span])
@@ -355,29 +382,3 @@ def test_no_device_is_over_full_and_a_split_is_alone_on_one_node(
             assert sum(piece.weight_bytes for piece in pieces) == pytest.approx(problem.weight_bytes(part, kind), abs=9)
             assert sum(piece.slot_bytes for piece in pieces) == problem.slot_bytes(part, kind)
             assert problem.weight_bytes(part, kind) + problem.slot_bytes(part, kind) > kind.usable_bytes
-
-
-@given(
-    st.integers(1, 60),
-    st.integers(0, 9),
-    st.lists(st.tuples(st.lists(st.integers(1, 8), min_size=1), st.integers(1, 4))),
-)
-@settings(max_examples=200, deadline=None)
-def test_groups_are_taken_from_nodes_that_hold_them(
-    devices: int, each: int, taken: list[tuple[list[int], int]]
-) -> None:
-    (pool,) = cluster("small", devices, min(each, devices)).pools
-    free = FreeDevices.of([pool], {0: devices})
-    node = pool.on_a_node(devices)
-    assert sum(size * count for size, count in free.nodes[0].items()) == devices and max(free.nodes[0]) == node
-    for size in range(1, 9):  # of one size, closed form
-        assert free.most({0: (size,)}) == devices // node * (node // size) + devices % node // size
-    for groups, times in taken:
-        asked = {0: tuple(groups)}
-        most = free.most(asked)
-        assert most == 0 or max(groups) <= node
-        assert sum(free.without(asked, most).nodes[0].values()) <= devices  # so often there is a place
-        after = free.without(asked, min(times, most)) if most else free
-        assert free.left[0] - after.left[0] == min(times, most) * sum(groups)
-        assert sum(size * count for size, count in after.nodes[0].items()) == after.left[0] >= 0
-        free = after
