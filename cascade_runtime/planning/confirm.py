@@ -61,11 +61,10 @@ def confirm(problem: Problem, layout: Layout, said: Forecast) -> Confirmed | Non
     )
     tower = layout.at[problem.tower.name]
     kind = cluster.kind_of(cluster.pools[layout.devices[tower]])
-    span = layout.span(problem.tower.name)
-    encode_s = problem.request_s(problem.tower, kind, span)
+    encode_s = problem.request_s(problem.tower, kind)
     began, ended = (result.finished_at_s[k * said.rows - 1] for k in (1, 3))  # while every row is taken
     rate = 2 * said.rows * load.tokens / (ended - began)
-    if encode_s and (problem.tower is not problem.levels[-1] or span > 1):
+    if encode_s and problem.tower is not problem.levels[-1]:
         rate = min(rate, load.tokens / encode_s)
     elif encode_s and problem.measured_request_s(problem.tower, kind) is None:
         rate = 1 / (1 / rate + encode_s / load.tokens)  # the target's own tower holds up its decoding

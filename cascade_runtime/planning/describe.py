@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cascade_runtime.planning.confirm import Confirmed, planned_recipe
-from cascade_runtime.planning.forecast import TOWER, Forecast, forecast
+from cascade_runtime.planning.forecast import Forecast, forecast
 from cascade_runtime.planning.layout import Layout, pieces_on, slots_that_fit
 from cascade_runtime.planning.plan import DevicePlan, Replica, StageOnDevice
 from cascade_runtime.planning.problem import Problem, split_device
@@ -52,24 +52,13 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
         simulated_ttft_s=chosen.confirmed.ttft_s if chosen.confirmed else None,
         bottleneck=bottleneck(problem, layout, said),
         overrides=tuple(overrides) if whole else (),
-        tower_s=_tower_s(problem, layout),
     )
 
 
 def bottleneck(problem: Problem, layout: Layout, said: Forecast) -> str:
     """The part whose being faster would bring most tokens per second."""
-    names = (*layout.at, TOWER) if _tower_s(problem, layout) else layout.at
-    gains = {name: forecast(problem, layout, said.rows, {name: _FASTER}).tokens_per_s for name in names}
+    gains = {name: forecast(problem, layout, said.rows, {name: _FASTER}).tokens_per_s for name in layout.at}
     return max(gains, key=lambda name: (gains[name], said.busy.get(name, 0.0)))
-
-
-def _tower_s(problem: Problem, layout: Layout) -> float:
-    """Seconds of a request in a tower without a GPU, where nobody has measured them."""
-    tower = problem.tower
-    kind = problem.cluster.kind_of(problem.cluster.pools[layout.devices[layout.at[tower.name]]])
-    if layout.span(tower.name) == 1 or problem.measured_request_s(tower, kind) is not None:
-        return 0.0
-    return problem.request_s(tower, kind, layout.span(tower.name))
 
 
 def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> DevicePlan:

@@ -219,7 +219,7 @@ def _answers(problem: Problem, layout: Layout, said: Forecast) -> Answers:
     return Answers(
         levels=tuple(problem.levels[level].name for level in layout.levels),
         tokens_per_s=said.tokens_per_s,
-        answer_s=problem.request_s(tower, kind, layout.span(tower.name)) + in_turn_s,
+        answer_s=problem.request_s(tower, kind) + in_turn_s,
         min_drafts=first.min_drafts if first else 0,
         window=first.window if first else 0,
         drafts_per_pass=first.drafts_per_pass if first else 0.0,

@@ -1,7 +1,8 @@
 """`forecast`: what one replica in a layout should reach, by `scheduling.prediction`, with the best m and W.
 
-Stages on one device slow each other by the share of time that the others are busy. A verifier waits
-for m drafts and its drafter stays within W; prefill, and vision where it is done, take their share of each device.
+Stages on one device slow each other by the share of time that the others are busy; beside a split as if its devices
+were one, in the simulator, too. A verifier waits for m drafts and its drafter stays within W; prefill, and vision where
+it is done, take their share of each device.
 
 Over a link W tokens may be under way at a time: from being drafted until their verdict is back they take a round trip
 and a pass, so that up to W steps of it are hidden. A refusal costs a round trip whatever W is, and a verifier that
@@ -25,8 +26,6 @@ from cascade_runtime.scheduling.prediction import Conditions, Prediction, predic
 _WAITS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _WINDOWS = (4, 8, 16, 32, 64)
 _ROUNDS = 3
-TOWER = "tower"
-"""The target's vision tower, where a split leaves it no GPU (`problem.py`)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def forecast(
     faster: Mapping[str, float] | None = None,
     own: frozenset[str] = frozenset(),
 ) -> Forecast:
-    """faster: part name, or `TOWER` -> how many times as fast its device is taken to be, to see what depends on it.
+    """faster: part name -> how many times as fast its device is taken to be, to see what depends on it.
     own: parts of which every row has one to itself, on such a device.
     """
     return max(
@@ -86,17 +85,14 @@ class _Chain:
         self.problem, self.layout, self.rows, self.own = problem, layout, rows, own
         self.names = [problem.levels[level].name for level in layout.levels]
         self.pools = {name: problem.cluster.pools[layout.devices[device]] for name, device in layout.at.items()}
-        self.apart = layout.span(problem.tower.name) > 1  # the tower of a split target is on no device of it
         self.costs: dict[str, StepCost] = {}
         self.request_s: dict[str, float] = {}
         for part in problem.parts:
             if part.name in self.pools:
                 kind, gain = problem.cluster.kind_of(self.pools[part.name]), faster.get(part.name, 1.0)
-                span = layout.span(part.name)
-                sees = faster.get(TOWER, 1.0) if self.apart and part is problem.tower else gain
-                self.request_s[part.name] = problem.request_s(part, kind, span) / sees
+                self.request_s[part.name] = problem.request_s(part, kind) / gain
                 if part.level is not None:
-                    self.costs[part.name] = slowed(problem.cost(part, kind, span), 1 / gain)
+                    self.costs[part.name] = slowed(problem.cost(part, kind, layout.span(part.name)), 1 / gain)
         self.context = problem.prompt + problem.load.tokens / 2
 
     def run(self, window: int) -> Forecast:
@@ -144,10 +140,6 @@ class _Chain:
             whole = (self.request_s[name] + prefill.get(name, 0.0)) / (rows if name in self.own else 1)
             if self._on_a_device(name) and whole > 0:
                 rate = min(rate, tokens / (whole * (1 + others[name])))
-        tower = self.problem.tower.name
-        if self.apart and self.request_s[tower] * rate > tokens:
-            waits = tokens / (self.request_s[tower] * rate)
-            rate, used = rate * waits, {name: waits * share for name, share in used.items()}
         busy = {name: used.get(name, 0.0) for name in self.pools}
         for name in self.pools:
             share = (
@@ -162,7 +154,7 @@ class _Chain:
 
     def _on_a_device(self, name: str) -> bool:
         """Host work as measured (`request_ms` of a level) overlaps with the device; towers do not."""
-        return name not in self.names or (name == self.problem.tower.name and not self.apart)
+        return name not in self.names or name == self.problem.tower.name
 
     def _prefill_s(self, name: str) -> float:
         """What a prompt adds: to each pass that feeds a piece of it, and of the passes that its own row misses."""

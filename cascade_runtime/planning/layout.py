@@ -3,8 +3,8 @@
 Stages are placed from the target down: beside what is placed already, or on a device of its own of any pool. Equal
 devices of a pool are one choice, so a thousand nodes are as quick as one; a beam bounds what many pools bring.
 
-A language model that no single device of a pool holds is split by layers over several of one node. It keeps them to
-itself: the launcher leaves no GPU to what lives beside it. Where one device suffices a split would only be slower.
+A language model that no single device of a pool holds is split by layers over several of one node. Others may live
+beside it on the first of them. Where one device suffices a split would only be slower.
 """
 
 from __future__ import annotations
@@ -100,10 +100,8 @@ def pieces_on(problem: Problem, layout: Layout, device: int) -> dict[str, Piece]
 
 def _placed(problem: Problem, room: Mapping[int, int], layout: Layout, part: Part) -> Iterator[Layout]:
     """The layout with one more part: beside another, on a device of its own, or split over several."""
-    taken = {device for name in layout.spans for device in range(layout.at[name], layout.at[name] + layout.span(name))}
-    for device in range(len(layout.devices)):
-        if device not in taken:
-            yield from _checked(problem, replace(layout, at={**layout.at, part.name: device}), part)
+    for device in sorted({*layout.at.values()}):  # of a split the first, where the launcher puts its neighbours
+        yield from _checked(problem, replace(layout, at={**layout.at, part.name: device}), part)
     used = layout.usage
     for pool, count in room.items():
         if used[pool] < count:

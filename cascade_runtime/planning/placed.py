@@ -1,6 +1,7 @@
 """`placed_recipes`: a plan as recipes that run as it says: levels, drafts and slots, and where each stage goes.
 
-A stage that is split asks for all its devices, and names them as its process will see them.
+A stage that is split asks for all its devices, and names them as its process will see them. Who lives
+beside it has the first.
 
 What a pool's labels and a stage's `labels`, `num_gpus` and `beside` say is all that placement needs: the launcher turns
 it into bundles (`cluster/placement.py`), and the file can be read, kept and changed by hand.
@@ -61,17 +62,17 @@ def _placed(recipe: Recipe, replica: Replica, cluster: Cluster, number: int) -> 
 def _on_device(
     device: DevicePlan, pool: Pool, cpu: bool, stages: dict[str, StageConfig], in_turns: bool
 ) -> list[StageConfig]:
-    """The stages of one device: the first has the place, the others live beside it. One that is split has its place
-    with its first device, and nothing beside it.
+    """The stages of one device: one has the place, the others live beside it. One that is split has its place with its
+    first device.
     """
     here = [stages[each.stage] for each in device.stages if each.stage in stages and each.piece == 1]
-    pieces = max((each.pieces for each in device.stages), default=1)
+    shown = {each.stage: each for each in device.stages}
     if in_turns:  # one process on one device: Ray has no part in it
         return [replace(stage, device="cpu" if cpu else "cuda", num_gpus=0.0, labels={}, beside="") for stage in here]
-    here.sort(key=lambda stage: -next(each.weight_bytes for each in device.stages if each.stage == stage.name))
+    here.sort(key=lambda stage: (-shown[stage.name].pieces, -shown[stage.name].weight_bytes))
     placed = []
     for stage in here:
-        beside = here[0].name if stage is not here[0] else ""
+        beside, pieces = here[0].name if stage is not here[0] else "", shown[stage.name].pieces
         placed.append(
             replace(
                 stage,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cascade_runtime.planning.forecast import TOWER, Edge
+from cascade_runtime.planning.forecast import Edge
 
 SCHEMA = 1
 
@@ -57,8 +57,7 @@ class DevicePlan:
 class Replica:
     """`count` equal pipelines. slots: requests at a time of one; slots_that_fit: for which there would be memory.
     tokens_per_s of one as predicted; simulated_tokens_per_s: None where it was not simulated. overrides: for `--set`.
-    drafts: where stages take turns, how many a drafter makes for each request. tower_s: of a request in the target's
-    vision tower where a split leaves it no GPU.
+    drafts: where stages take turns, how many a drafter makes for each request.
     """
 
     count: int
@@ -75,22 +74,16 @@ class Replica:
     bottleneck: str
     overrides: tuple[str, ...]
     drafts: int = 0
-    tower_s: float = 0.0
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """In words: which stages are split, and where that leaves the target's tower."""
+        """In words: which stages are split."""
         found = ((d.kind, stage) for d in self.devices for stage in d.stages if stage.pieces > 1 and stage.piece == 1)
-        said = [
+        return tuple(
             f"{stage.stage} is split by layers over {stage.pieces} {kind} of one node, which work one after the other: "
             "for memory, not speed"
             for kind, stage in found
-        ]
-        if self.tower_s:
-            mark = " <- bottleneck" if self.bottleneck == TOWER else ""
-            where = "on one core of that node, as no GPU is left to what lives beside a split"
-            said.append(f"{self.levels[-1]}'s vision tower takes {_seconds(self.tower_s)} a request {where}{mark}")
-        return tuple(said)
+        )
 
 
 @dataclass(frozen=True)

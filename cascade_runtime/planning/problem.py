@@ -1,8 +1,7 @@
 """`Problem`: a recipe on a cluster, resolved into parts to place: what each weighs and what its passes cost, anywhere.
 
 Parts are the recipe's levels, then "encoder" and "adapter" where it has them. The target's vision tower lives with the
-adapter, else with the target. Beside a target that is split over devices no GPU is left to it (`cluster/placement.py`):
-its memory counts on the first of them, as in one process, its time on one core of the node, as on Ray.
+adapter, else with the target: on the first device of one that is split.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from cascade_runtime.config import Recipe, StageConfig
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.models.layer_split import shares
-from cascade_runtime.planning.cluster import DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Kind, Load, device_kinds
+from cascade_runtime.planning.cluster import DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Kind, Load
 from cascade_runtime.planning.model_size import ModelSize, size_of
 from cascade_runtime.planning.roofline import BYTES, cost_of, kv_bytes, vision_s
 from cascade_runtime.scheduling.cost import StepCost
@@ -109,7 +108,7 @@ class Problem:
         """Of a pass of a language stage, whole or split."""
         return cost_of(self.cluster, part.name, part.size, kind, self.dtype(part, kind), devices)
 
-    def request_s(self, part: Part, kind: Kind, devices: int = 1) -> float:
+    def request_s(self, part: Part, kind: Kind) -> float:
         """What one request costs a part besides its language passes: vision, or as measured."""
         measured = self.measured_request_s(part, kind)
         if measured is not None:
@@ -118,8 +117,7 @@ class Problem:
         if part.level is None:
             seconds += vision_s(part.size, kind, self.dtype(part, kind), self.load.frames)
         if part is self.tower:
-            home = kind if devices == 1 else device_kinds()["cpu_core"]
-            seconds += vision_s(self.levels[-1].size, home, self.dtype(part, home), self.load.frames)
+            seconds += vision_s(self.levels[-1].size, kind, self.dtype(part, kind), self.load.frames)
         return seconds
 
     def measured_request_s(self, part: Part, kind: Kind) -> float | None:

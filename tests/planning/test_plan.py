@@ -215,7 +215,7 @@ PLAN_KEYS = (
 )
 REPLICA_KEYS = (
     "count mode levels slots slots_that_fit devices edges tokens_per_s simulated_tokens_per_s ttft_s simulated_ttft_s "
-    "bottleneck overrides drafts tower_s"
+    "bottleneck overrides drafts"
 )
 EDGE_KEYS = "upstream downstream agreement latency_s min_drafts window drafts_per_pass tokens_per_pass"
 STAGE_KEYS = "stage dtype weight_bytes kv_bytes pass_ms busy load_s turn piece pieces layers"
