@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -105,6 +106,10 @@ def slowed(stage: Any, seconds: float) -> None:
     stage.level.decoder.extend = slow
 
 
+def whole(controller: Any) -> bool:
+    return all(controller.supervisor._watch.whole(name) for name in controller.crew.handles)
+
+
 def all_free(controller: Any) -> bool:
     stats = [controller.crew.handles[name].stage.stats() for name in controller.recipe.level_members]
     return all(each["free_slots"] == each["slots"] and not each["active_rows"] for each in stats)
@@ -198,6 +203,25 @@ def test_a_replica_that_is_there_again_is_given_its_part_of_those_who_run(family
         assert all_free(controller)
 
 
+def test_a_replica_is_started_anew_on_purpose_while_its_requests_go_on_at_another(family: Path) -> None:
+    recipe, (asked,) = recipe_of(family, (1, 1, 2, 2)), requests(1, 60)
+    with supervised(recipe) as controller, ThreadPoolExecutor(2) as pool:
+        for name in recipe.target.members:
+            slowed(controller.crew.handles[name].stage, 0.02)
+        first, start, over = controller.crew.handles["target"].stage, controller.crew.start, threading.Event()
+        controller.crew.start = lambda stage: over.wait(30) and start(stage)  # it loads for long
+        answer: Future[Answer] = pool.submit(controller.generate, asked)
+        assert until(lambda: first.rows and len(next(iter(first.rows.values())).standing.prefix) > 10)
+        restarted = pool.submit(controller.supervisor.restart, "target", 60.0)
+        try:
+            assert answer.result(30).token_ids == expected(family, [asked])[0]
+            assert not restarted.done()
+        finally:
+            over.set()
+        assert restarted.result(30).planned
+        assert not controller._admissions.quarantine.guilty("target", asked.request_id)
+
+
 @pytest.mark.parametrize("counts", [(2, 2, 2, 2, 2), (1, 1, 2, 3)])
 def test_answers_stay_while_any_replica_dies_at_any_time(family: Path, counts: tuple[int, ...]) -> None:
     recipe, asked = recipe_of(family, counts), requests(24, 60)
@@ -207,24 +231,30 @@ def test_answers_stay_while_any_replica_dies_at_any_time(family: Path, counts: t
         for name in recipe.target.members:
             slowed(controller.crew.handles[name].stage, 0.03)
 
+        def grown(since: dict[str, int]) -> bool:
+            """Whether all inside have been told more since then: who has not could be what kills."""
+            return all(len(c.progress.tokens) > since.get(i, -1) for i, c in dict(controller._inside).items())
+
         def kill() -> None:
-            turn = 0
-            while not over.wait(0.4):
-                name = names[turn % len(names)]
+            reached: dict[str, int] = {}
+            for name in itertools.cycle(names):
+                if not until(lambda: over.is_set() or (whole(controller) and grown(reached))) or over.wait(0.05):
+                    return
+                reached.clear()
+                reached.update({i: len(each.progress.tokens) for i, each in dict(controller._inside).items()})
                 controller.crew.handles[name].kill()
                 killed[name] += 1
-                turn += 1
 
         killer = threading.Thread(target=kill)
         killer.start()
         try:
-            answers = list(pool.map(controller.generate, asked))
+            answers = [updates[-1] for updates in pool.map(lambda each: list(controller.stream(each)), asked)]
         finally:
             over.set()
             killer.join()
         assert [answer.token_ids for answer in answers] == expected(family, asked)
         assert sum(killed.values()) > 5
-        assert until(lambda: all(controller.supervisor._watch.whole(name) for name in controller.crew.handles))
+        assert until(lambda: whole(controller))
         assert all_free(controller)
         after = controller.generate(requests(1)[0])
         assert sum(edge.num_accepted_tokens for edge in after.edges) > 0  # every link is there again
