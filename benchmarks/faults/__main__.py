@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of flood")
     parser.add_argument("--warm", type=int, default=3000, help="requests before `soak`, by the thousand")
     parser.add_argument("--minutes", type=float, default=30.0, help="of `soak`")
+    parser.add_argument("--set", action="append", default=[], help="TABLE.KEY=VALUE, for `stages` and `nodes`")
     parser.add_argument("--max-tokens", type=int, default=32)
     args = parser.parse_args()
     keep_few_arenas()

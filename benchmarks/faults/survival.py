@@ -31,7 +31,7 @@ _SAY_S = 15.0
 
 def stages(args: argparse.Namespace) -> dict[str, Any]:
     """Each is killed, then each hangs, and so on."""
-    names = ("encoder", "adapter", *recipe().cascade.levels)
+    names = [member for members in recipe(*args.set).members.values() for member in members]
     turns = [(kind, stage) for _ in range(args.times) for kind in ("kill", "hang") for stage in names]
     return _survive([Fault(args.every, *turn) for turn in turns], args)
 
@@ -45,7 +45,7 @@ def _survive(faults: Sequence[Fault], args: argparse.Namespace) -> dict[str, Any
     kinds = {fault.kind for fault in faults}
     spread = [f"{place}.num_cpus=1" for place in _PLACES]  # else one node would hold all of them
     spread = spread if "node" in kinds else []
-    hardy = recipe("supervision.restarts=1000", "deadlines.request_s=900", "deadlines.start_s=900", *spread)
+    hardy = recipe("supervision.restarts=1000", "deadlines.request_s=900", "deadlines.start_s=900", *spread, *args.set)
     with contextlib.redirect_stdout(sys.stderr), chaos_pipeline(hardy, kinds, SEED, sys.stderr) as started:
         told = asyncio.run(_run(*started, faults, args))
     print(rows(told), flush=True)
@@ -117,7 +117,7 @@ async def taken_slots(pipeline: Pipeline) -> int:
     end = time.monotonic() + 30.0
     while True:
         stats = await asyncio.to_thread(pipeline.stats)
-        taken = sum(stats[name]["slots"] - stats[name]["free_slots"] for name in pipeline.recipe.cascade.levels)
+        taken = sum(stats[name]["slots"] - stats[name]["free_slots"] for name in pipeline.recipe.level_members)
         if not taken or time.monotonic() > end:
             return taken
         await asyncio.sleep(0.5)
