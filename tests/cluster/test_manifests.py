@@ -1,5 +1,12 @@
 """The manifests: against Ray's own schemas where the installed Ray has them, and those fields of KubeRay's that they
 use. Its whole resource definitions are a megabyte and not part of Ray: `tests/acceptance/test_kuberay_definitions.py`.
+
+Field names, types, required lists, enums, patterns and keys of lists were compared with KubeRay's published definitions
+at two commits of its repository that have `authOptions` (in releases since 1.5.1): a RayService's at 02a80a6f2abf, in
+helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml, and the spec of a RayJob as the template of a RayCronJob at
+12cb11e48d1a, in ray-operator/config/crd/bases/ray.io_raycronjobs.yaml. Whether a release has exactly these was not
+checked. Where the schema here asks for more than they do (an image, limits, a token, no negative number, one worker
+group of a name), that is on purpose.
 """
 
 from __future__ import annotations
@@ -8,12 +15,14 @@ import copy
 import importlib
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from resource_definitions import KEYS, validator
 
 from cascade_runtime.errors import ConfigError
 from cluster.label_selectors import meets
@@ -22,8 +31,13 @@ from cluster.serving.settings import ServerSettings
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-COUNT = {"type": "integer", "minimum": 0}
-AMOUNT = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
+COUNT = {"type": "integer", "format": "int32", "minimum": 0}
+# The definitions take a minus, too, which no pod may ask for.
+NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+AMOUNT = {
+    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}],
+    "pattern": rf"^\+?{NUMBER}(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?{NUMBER}))?$",
+}
 
 
 def closed(required: str, **properties: Any) -> dict[str, Any]:
@@ -35,18 +49,27 @@ def closed(required: str, **properties: Any) -> dict[str, Any]:
     }
 
 
+def listed(items: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {"type": "array", "items": items, KEYS: list(keys)}
+
+
 AMOUNTS = {"type": "object", "additionalProperties": AMOUNT}
-VARIABLE = closed("name", name={"type": "string"}, value={"type": "string"}, valueFrom={"type": "object"})
-PORT = closed("containerPort", name={"type": "string", "maxLength": 15}, containerPort={"type": "integer"})
+VARIABLE = closed("name value", name={"type": "string"}, value={"type": "string"})
+PORT = closed(
+    "containerPort",
+    name={"type": "string", "maxLength": 15},
+    containerPort={"type": "integer", "minimum": 1, "maximum": 65535},
+    protocol={"enum": ["TCP", "UDP", "SCTP"], "default": "TCP"},
+)
 MOUNT = closed("name mountPath", name={"type": "string"}, mountPath={"type": "string"}, readOnly={"type": "boolean"})
 CONTAINER = closed(
     "name image resources",
     name={"type": "string"},
     image={"type": "string"},
-    env={"type": "array", "items": VARIABLE},
-    ports={"type": "array", "items": PORT},
+    env=listed(VARIABLE, "name"),
+    ports=listed(PORT, "containerPort", "protocol"),
     resources=closed("limits", limits=AMOUNTS, requests=AMOUNTS),
-    volumeMounts={"type": "array", "items": MOUNT},
+    volumeMounts=listed(MOUNT, "mountPath"),
 )
 VOLUME = closed(
     "name",
@@ -58,13 +81,14 @@ POD = closed(
     "spec",
     spec=closed(
         "containers",
-        containers={"type": "array", "items": CONTAINER, "minItems": 1},
-        volumes={"type": "array", "items": VOLUME},
+        containers=listed(CONTAINER, "name") | {"minItems": 1},
+        volumes=listed(VOLUME, "name"),
     ),
 )
-HEAD = closed("template", template=POD, labels=TEXTS, resources=TEXTS, rayStartParams=TEXTS)
+# Earlier definitions require rayStartParams of every group, these two no longer do.
+HEAD = closed("rayStartParams template", template=POD, labels=TEXTS, resources=TEXTS, rayStartParams=TEXTS)
 WORKERS = closed(
-    "groupName template",
+    "groupName minReplicas maxReplicas rayStartParams template",
     groupName={"type": "string"},
     replicas=COUNT,
     minReplicas=COUNT,
@@ -80,13 +104,14 @@ CLUSTER = closed(
     rayVersion={"type": "string"},
     authOptions=AUTH,
     headGroupSpec=HEAD,
-    workerGroupSpecs={"type": "array", "items": WORKERS},
+    workerGroupSpecs=listed(WORKERS, "groupName"),
 )
 META = closed("name", name={"type": "string"})
 SERVICE = closed("serveConfigV2 rayClusterConfig", serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER)
 JOB = closed(
     "entrypoint rayClusterSpec",
     entrypoint={"type": "string"},
+    # a text in the definition; these are the modes that the operator knows
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
     shutdownAfterJobFinishes={"type": "boolean"},
     ttlSecondsAfterFinished=COUNT,
@@ -106,7 +131,7 @@ def check(manifest: dict[str, Any]) -> None:
     whole = closed(
         "apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind=kinds, metadata=META, spec=spec
     )
-    jsonschema.validate(manifest, whole)
+    validator(whole).validate(manifest)
 
 
 @pytest.mark.parametrize("name", ["rayservice.yaml", "rayjob.yaml"])
@@ -125,6 +150,31 @@ def test_kuberay_manifests_have_the_fields_of_its_api_and_ask_for_a_token(name: 
     )
     with pytest.raises(jsonschema.ValidationError):
         check(open_door)
+
+
+def test_the_schema_refuses_what_kuberays_definitions_refuse_and_takes_whole_numbers_as_amounts() -> None:
+    def changed(change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> dict[str, Any]:
+        manifest = read("rayservice.yaml")
+        cluster = manifest["spec"]["rayClusterConfig"]
+        change(cluster["headGroupSpec"]["template"]["spec"]["containers"][0], cluster["workerGroupSpecs"][0])
+        return manifest
+
+    for fine in (2, "500m", "1e3", "+.5Gi"):
+        check(changed(lambda head, group, amount=fine: head["resources"]["limits"].update(cpu=amount)))
+    for change in (
+        *(
+            lambda head, group, amount=amount: head["resources"]["limits"].update(memory=amount)
+            for amount in ("4GB", "4 Gi", "", "-4Gi", -4, 0.5)
+        ),
+        *(lambda head, group, name=name: group.pop(name) for name in ("minReplicas", "maxReplicas", "groupName")),
+        lambda head, group: group.update(maxReplicas=2**31),
+        lambda head, group: group.update(groupName="edge"),
+        lambda head, group: head["env"].append({"name": "OMP_NUM_THREADS", "value": "2"}),
+        lambda head, group: head["ports"].append({"containerPort": 6379, "protocol": "TCP"}),
+        lambda head, group: head["volumeMounts"].append({"name": "keys", "mountPath": "/etc/cascade"}),
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            check(changed(change))
 
 
 def environment(pod: dict[str, Any]) -> dict[str, str]:
