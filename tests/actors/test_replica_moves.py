@@ -1,0 +1,130 @@
+"""Requests that move between replicas: whatever comes late, twice, in another order or not at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_replicas import all_free, expected, recipe_of, requests, slowed, until
+from threaded_pipeline import threaded_pipeline
+from toy_family import write_toy_family
+
+from cascade_runtime.api import Answer
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_family(tmp_path_factory.mktemp("toy"))
+
+
+def stage(controller: Any, name: str) -> Any:
+    return controller.crew.handles[name].stage
+
+
+def held(owner: Any, method: str, until_set: threading.Event, reached: threading.Event | None = None) -> None:
+    """The first call of this method begins once that is set."""
+    call, first = getattr(owner, method), threading.Lock()
+
+    def waiting(*args: Any) -> Any:
+        if first.acquire(blocking=False):
+            if reached is not None:
+                reached.set()
+            assert until_set.wait(30)
+        return call(*args)
+
+    setattr(owner, method, waiting)
+
+
+def back(controller: Any, name: str, incarnation: int = 1) -> None:
+    """It is there again, as it was."""
+    controller.renew(name, controller.crew.handles[name], incarnation)
+
+
+def grown(target: Any, tokens: int) -> Callable[[], bool]:
+    return lambda: bool(target.rows) and all(len(one.standing.prefix) >= tokens for one in target.rows.values())
+
+
+def drafts_help(target: Any) -> Callable[[], bool]:
+    before = target.totals.num_accepted_tokens
+    return lambda: target.totals.num_accepted_tokens > before + 8
+
+
+def test_an_admission_that_arrives_after_its_request_has_moved_on_takes_no_slot(family: Path) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 2, 1), cascade={"slots": 8}), requests(2, 60)
+    features = threading.Event()
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(2) as pool:
+        controller.fell("level0.2", 1, 0.0)
+        adapter, target = stage(controller, "adapter"), stage(controller, "target")
+        align = adapter.align
+        adapter.align = lambda *args: features.wait(30) and align(*args)
+        slowed(target, 0.03)
+        answers = [pool.submit(controller.generate, each) for each in asked]
+        assert until(lambda: len(target.rows) == 2)
+        back(controller, "level0.2")
+        features.set()
+        assert until(lambda: len(stage(controller, "level0.2").rows) == 1)
+        assert until(drafts_help(target))
+        assert len(stage(controller, "level0").rows) == 1
+        assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
+        assert all_free(controller)
+
+
+def test_a_stage_that_hears_of_two_moves_in_the_other_order_speaks_with_who_has_the_request(family: Path) -> None:
+    recipe, (asked,) = recipe_of(family, (1, 1, 2, 1)), requests(1, 80)
+    late, reached = threading.Event(), threading.Event()
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(1) as pool:
+        target = stage(controller, "target")
+        slowed(target, 0.03)
+        held(target, "reroute", late, reached)
+        answer: Future[Answer] = pool.submit(controller.generate, asked)
+        assert until(grown(target, 8))
+        controller.fell("level0", 1, 0.0)
+        assert reached.wait(10)
+        back(controller, "level0")
+        controller.fell("level0.2", 1, 0.0)
+        time.sleep(0.1)
+        late.set()
+        time.sleep(0.3)
+        (row,) = target.rows.values()
+        assert row.scheduled.upstream == 0
+        assert until(drafts_help(target), 10)
+        assert answer.result(60).token_ids == expected(family, [asked])[0]
+
+
+def test_a_request_that_returns_while_it_is_still_moving_away_is_drafted_for(family: Path) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 2, 1), cascade={"slots": 8}), requests(2, 100)
+    late, reached = threading.Event(), threading.Event()
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(3) as pool:
+        controller.fell("level0.2", 1, 0.0)
+        target = stage(controller, "target")
+        slowed(target, 0.03)
+        answers = [pool.submit(controller.generate, each) for each in asked]
+        assert until(lambda: len(target.rows) == 2 and grown(target, 40)())
+        handle = controller.crew.handles["level0"]
+        start = handle.start
+
+        def delayed(method: str, *args: Any) -> Any:
+            if method == "vacate":
+                reached.set()
+                assert late.wait(30)
+            return start(method, *args)
+
+        handle.start = delayed
+        moving = pool.submit(back, controller, "level0.2")
+        assert reached.wait(10)
+        controller.fell("level0.2", 2, 0.0)
+        time.sleep(0.2)
+        late.set()
+        moving.result(10)
+        rows = [one.edge for one in target.rows.values()]
+        before = [edge.num_accepted_tokens for edge in rows]
+        assert until(
+            lambda: all(edge.num_accepted_tokens > had + 4 for edge, had in zip(rows, before, strict=True)), 10
+        )
+        assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
+        assert all_free(controller)
