@@ -128,6 +128,8 @@ class Admissions:
         for stage in stages:
             with self._changed:
                 moved = [(course, former, course.turns[stage] - 1) for course, former in self._seating.spread(stage)]
+                for course, former, _ in moved if stage in self.names[:-1] else ():
+                    course.told.pop(former, None)
             if stage in self.names[:-1]:
                 for course, former, turn in moved:
                     self.stages[former].start("vacate", course.handle, turn)
@@ -184,6 +186,7 @@ class Admissions:
         if leaves:
             with contextlib.suppress(StageError, ChannelError, DeadlineExceeded, CapacityError):
                 self._call(self.stages[former], self.stages[former].start("vacate", course.handle, over), course)
+                course.told.pop(former, None)
         self.permit(course, name)
         with self._changed:
             seat, route = course.at[name], self._seating.route(course, len(self.names) - 1)

@@ -128,3 +128,23 @@ def test_a_request_that_returns_while_it_is_still_moving_away_is_drafted_for(fam
         )
         assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
         assert all_free(controller)
+
+
+@pytest.mark.parametrize("name", ["target", "level0"])
+def test_who_has_moved_away_is_not_blamed_for_what_becomes_of_the_replica_it_left(family: Path, name: str) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 2, 2), cascade={"slots": 8}), requests(2, 100)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(2) as pool:
+        controller.fell(f"{name}.2", 1, 0.0)
+        for each in recipe.target.members:
+            slowed(stage(controller, each), 0.03)
+        answers = [pool.submit(controller.generate, each) for each in asked]
+        assert until(lambda: len(stage(controller, name).rows) == 2)
+        time.sleep(0.2)
+        back(controller, f"{name}.2")
+        assert until(lambda: len(stage(controller, f"{name}.2").rows) == len(stage(controller, name).rows) == 1)
+        time.sleep(0.1)
+        controller.fell(name, 1, 0.0)
+        crashes = controller._admissions.quarantine._crashes
+        assert sum(crashes.values()) == 1
+        back(controller, name)
+        assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
