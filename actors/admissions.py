@@ -191,10 +191,12 @@ class Admissions:
         with self._changed:
             seat, route = course.at[name], self._seating.route(course, len(self.names) - 1)
             course.target_at, course.target = (seat, self.incarnations.present[seat]), self.stages[seat]
+            course.admitted = False
             course.tell(self.incarnations.present, name)
         if former and former != seat:
             self._reroute(course, name)
         self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1, route), course)
+        course.admitted = True
         course.made()
         course.seeing = {
             "encoder": self.stages[course.at["encoder"]].start("moments", course.handle),

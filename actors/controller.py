@@ -227,7 +227,7 @@ class Controller:
                 if not course.prepared:
                     self._admissions.permit(course, "encoder", "adapter")
                     self._admissions.admit(course)
-                elif course.target_at != ((seat := course.at[self.names[-1]]), renewals[seat]):
+                elif not course.admitted or course.target_at != ((seat := course.at[self.names[-1]]), renewals[seat]):
                     self._admissions.admit_target(course, course.features[self.names[-1]])
                 progress = yield from self._follow(course, telling, stream=stream)
                 if progress is not None:

@@ -50,6 +50,7 @@ class Course:
     turns: dict[str, int] = field(default_factory=dict)
     target_at: tuple[str, int] = NOWHERE
     target: StageHandle | None = None
+    admitted: bool = False  # that replica has said that it knows it
     prepared: bool = False  # encoder and adapter are through with it, as far as is known
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

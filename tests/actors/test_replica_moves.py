@@ -15,6 +15,7 @@ from threaded_pipeline import threaded_pipeline
 from toy_family import write_toy_family
 
 from cascade_runtime.api import Answer
+from cascade_runtime.errors import CallLost
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,21 @@ def test_a_request_that_returns_while_it_is_still_moving_away_is_drafted_for(fam
         )
         assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
         assert all_free(controller)
+
+
+def test_a_request_whose_admission_at_another_target_is_lost_is_told_there_once_more(family: Path) -> None:
+    recipe, (asked,) = recipe_of(family, (1, 1, 1, 2)), requests(1, 60)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(1) as pool:
+        slowed(stage(controller, "target"), 0.03)
+        answer: Future[Answer] = pool.submit(controller.generate, asked)
+        assert until(grown(stage(controller, "target"), 8))
+        second, lost = controller.crew.handles["target.2"], Future[Any]()
+        lost.set_exception(CallLost("a call was lost on its way"))
+        start, losses = second.start, [lost]
+        second.start = lambda method, *args: losses.pop() if method == "admit" and losses else start(method, *args)
+        controller.crew.kill("target", None)
+        controller.fell("target", 1, 0.0)
+        assert answer.result(30).token_ids == expected(family, [asked])[0]
 
 
 @pytest.mark.parametrize("name", ["target", "level0"])
