@@ -192,6 +192,7 @@ class Admissions:
             seat, route = course.at[name], self._seating.route(course, len(self.names) - 1)
             course.target_at, course.target = (seat, self.incarnations.present[seat]), self.stages[seat]
             course.admitted = False
+            self._changed.notify_all()  # there is room at the former
             course.tell(self.incarnations.present, name)
         if former and former != seat:
             self._reroute(course, name)

@@ -164,3 +164,36 @@ def test_who_has_moved_away_is_not_blamed_for_what_becomes_of_the_replica_it_lef
         assert sum(crashes.values()) == 1
         back(controller, name)
         assert [answer.result(60).token_ids for answer in answers] == expected(family, asked)
+
+
+def test_who_waits_for_room_gets_what_a_move_leaves_behind(family: Path) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 3), cascade={"slots": 6}), requests(8, 100)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(8) as pool:
+        for each in recipe.target.members:
+            slowed(stage(controller, each), 0.1)
+        answers = [pool.submit(controller.generate, each) for each in asked[:6]]
+        assert until(lambda: all(len(stage(controller, each).rows) == 2 for each in recipe.target.members))
+        at = {name: course.at["target"] for name, course in controller._inside.items()}
+
+        def falls(name: str) -> None:
+            controller.crew.kill(name, None)
+            controller.fell(name, 1, 0.0)
+            for request in [request for request, seat in at.items() if seat == name]:
+                controller.cancel(request)
+
+        falls("target.3")
+        answers += [pool.submit(controller.generate, each) for each in asked[6:]]
+        inside = controller._inside
+        assert until(lambda: [course.at.get("target") for course in inside.values()][4:] == ["target.3"] * 2)
+        time.sleep(0.3)
+        falls("target.2")
+        controller.crew.start("target.2")
+        slowed(stage(controller, "target.2"), 0.1)
+        with controller._changed:  # nobody who waits comes first
+            controller.crew.resume("target.2", 1)
+        there = ("target", "target.2")
+        assert until(lambda: sum(len(stage(controller, each).rows) for each in there) == 4, 5)
+        for each in asked:
+            controller.cancel(each.request_id)
+        for answer in answers:
+            assert answer.exception(30) is not None
