@@ -182,12 +182,14 @@ class Controller:
 
     def _leave(self, course: Course) -> None:
         with self._changed:
-            del self._inside[course.request.request_id]
-            self._admissions.quarantine.left(course.request.request_id)
-            if course.entered:
-                self._free += 1
-            self._changed.notify_all()
+            self._forget(course)
+            self._free += 1
         self._admissions.spread(*self.names)
+
+    def _forget(self, course: Course) -> None:
+        del self._inside[course.request.request_id]
+        self._admissions.quarantine.left(course.request.request_id)
+        self._changed.notify_all()
 
     def _enter(self, course: Course) -> None:
         """Wait for a slot; a request that is cancelled meanwhile leaves at once.
@@ -213,7 +215,7 @@ class Controller:
                 if course.cancelled:
                     raise course.cancellation()
             except BaseException:
-                self._leave(course)
+                self._forget(course)  # with no slot to give to others
                 raise
             self._free -= 1
             course.entered = True

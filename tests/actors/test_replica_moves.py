@@ -197,3 +197,32 @@ def test_who_waits_for_room_gets_what_a_move_leaves_behind(family: Path) -> None
             controller.cancel(each.request_id)
         for answer in answers:
             assert answer.exception(30) is not None
+
+
+def test_nothing_is_asked_of_a_stage_while_the_controller_is_locked(family: Path) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 2, 1), cascade={"slots": 4}), requests(3, 100)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(3) as pool:
+        controller.fell("level0.2", 1, 0.0)
+        slowed(stage(controller, "target"), 0.03)
+        locked: list[str] = []
+        for name, handle in controller.crew.handles.items():
+
+            def start(method: str, *args: Any, call: Any = handle.start, name: str = name) -> Any:
+                if controller._changed._is_owned():
+                    locked.append(f"{name}.{method}")
+                return call(method, *args)
+
+            handle.start = start
+        answers = [pool.submit(controller.generate, each) for each in asked[:2]]
+        assert until(lambda: len(stage(controller, "level0").rows) == 2)
+        with controller._changed:
+            controller._free = 0
+        waiting = pool.submit(controller.generate, asked[2], 1.0)
+        with controller._changed:
+            controller._admissions.incarnations.renewed("level0.2", 1)  # as `renew` does before it spreads
+        assert waiting.exception(10) is not None
+        assert not locked
+        for each in asked:
+            controller.cancel(each.request_id)
+        for answer in answers:
+            answer.exception(10)
