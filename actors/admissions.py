@@ -124,16 +124,22 @@ class Admissions:
         return course.prepared and self._seating.take(course, target) and course.moves(target)
 
     def spread(self, *stages: str) -> None:
-        """Move requests where one replica has many and another few; those of the target go when they next look."""
+        """Move requests where one replica has many and another few, or where a drafter is down and others have room;
+        those of the target go when they next look.
+        """
         for stage in stages:
+            stranded: list[Course] = []
             with self._changed:
+                for member in self._seating.members[stage] if stage in self.names[:-1] else ():
+                    if self.incarnations.down(member):
+                        stranded += self._seating.leave(member, stage)
                 moved = [(course, former, course.turns[stage] - 1) for course, former in self._seating.spread(stage)]
                 for course, former, _ in moved if stage in self.names[:-1] else ():
                     course.told.pop(former, None)
             if stage in self.names[:-1]:
                 for course, former, turn in moved:
                     self.stages[former].start("vacate", course.handle, turn)
-                self._move(stage, [course for course, *_ in moved])
+                self._move(stage, dict.fromkeys([*stranded, *(course for course, *_ in moved)]))
 
     def admit(self, course: Course) -> None:
         """Start everything that can run at once, perhaps once more; wait for nothing but the target's admission."""

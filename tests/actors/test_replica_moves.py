@@ -199,6 +199,26 @@ def test_who_waits_for_room_gets_what_a_move_leaves_behind(family: Path) -> None
             assert answer.exception(30) is not None
 
 
+def test_a_request_without_a_drafter_gets_the_first_place_that_is_free(family: Path) -> None:
+    recipe, asked = recipe_of(family, (1, 1, 2, 1), cascade={"slots": 4}), requests(4, 150)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(4) as pool:
+        target = stage(controller, "target")
+        slowed(target, 0.05)
+        answers = [pool.submit(controller.generate, each) for each in asked]
+        assert until(lambda: len(target.rows) == 4 and grown(target, 4)())
+        seats = {name: course.at["level0"] for name, course in controller._inside.items()}
+        controller.crew.kill("level0.2", None)
+        controller.fell("level0.2", 1, 0.0)
+        controller.give_up("level0.2", "test")
+        ended = [name for name, seat in seats.items() if seat == "level0"]
+        for name in ended:
+            controller.cancel(name)
+        assert until(lambda: len(stage(controller, "level0").rows) == 2, 5)
+        assert until(drafts_help(target), 5)
+        left = [(answer, each) for answer, each in zip(answers, asked, strict=True) if each.request_id not in ended]
+        assert [answer.result(60).token_ids for answer, _ in left] == expected(family, [each for _, each in left])
+
+
 def test_nothing_is_asked_of_a_stage_while_the_controller_is_locked(family: Path) -> None:
     recipe, asked = recipe_of(family, (1, 1, 2, 1), cascade={"slots": 4}), requests(3, 100)
     with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(3) as pool:
