@@ -16,6 +16,7 @@ and one is blamed only after it was looked for a few times, which a supervisor t
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ class Ping:
 
 @dataclass(frozen=True)
 class Fell:
-    """A stage is dead, or hangs; this incarnation is to follow. well_at: what it was told later is not the cause."""
+    """A stage is dead, or hangs, or is to be ended; this incarnation is to follow. well_at: what it was told later is
+    not the cause.
+    """
 
     stage: str
     incarnation: int
@@ -250,6 +253,7 @@ class Watch:
                 edge.state, edge.since, edge.retry_at = "broken", now, now
         if planned:
             one.phase, one.due = "down", now
+            self._fallen.append(Fell(name, one.incarnation + 1, -math.inf))  # of nobody's doing
             return
         self._fallen.append(Fell(name, one.incarnation + 1, now if well_at is None else well_at))
         while one.failures and one.failures[0] <= now - self._config.window_s:

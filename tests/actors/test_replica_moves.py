@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_replicas import all_free, expected, recipe_of, requests, slowed, until
+from test_replicas import all_free, expected, recipe_of, requests, slowed, supervised, until
 from threaded_pipeline import threaded_pipeline
 from toy_family import write_toy_family
 
@@ -144,6 +144,26 @@ def test_a_request_whose_admission_at_another_target_is_lost_is_told_there_once_
         controller.crew.kill("target", None)
         controller.fell("target", 1, 0.0)
         assert answer.result(30).token_ids == expected(family, [asked])[0]
+
+
+@pytest.mark.parametrize("name", ["target", "level0"])
+def test_requests_of_a_replica_that_is_restarted_on_purpose_go_on_at_another(family: Path, name: str) -> None:
+    recipe, (asked,) = recipe_of(family, (1, 1, 2, 2)), requests(1, 80)
+    loaded = threading.Event()
+    with supervised(recipe) as controller, ThreadPoolExecutor(2) as pool:
+        for each in recipe.target.members:
+            slowed(stage(controller, each), 0.02)
+        answer: Future[Answer] = pool.submit(controller.generate, asked)
+        assert until(grown(stage(controller, "target"), 8))
+        held(controller.crew, "start", loaded)
+        restarted = pool.submit(controller.supervisor.restart, name, 60.0)
+        try:
+            assert answer.result(10).token_ids == expected(family, [asked])[0]
+            assert until(lambda: stage(controller, f"{name}.2").level.decoder.passes > 3, 5)
+        finally:
+            loaded.set()
+        assert restarted.result(60).planned
+        assert not controller._admissions.quarantine._crashes
 
 
 @pytest.mark.parametrize("name", ["target", "level0"])
