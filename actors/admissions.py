@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors.course import Course
-from actors.handles import StageHandle, ask
+from actors.handles import StageHandle, ask_any
 from actors.incarnations import Incarnations
 from actors.quarantine import Quarantine
 from actors.rows import Route
@@ -39,7 +39,8 @@ class Admissions:
     ) -> None:
         self.recipe, self.names, self.stages = recipe, recipe.cascade.levels, dict(stages)
         self._inside, self._changed = inside, changed
-        self.shared: tuple[bool, ...] = ask(stages["adapter"], recipe.deadlines.start_s, "info")["shared"]
+        adapters = [stages[each] for each in recipe.members["adapter"]]
+        self.shared: tuple[bool, ...] = ask_any(adapters, recipe.deadlines.start_s, "info")["shared"]
         self.incarnations = Incarnations(stages)
         self.quarantine = Quarantine()
         self._seating = Seating(recipe, self.incarnations, inside)

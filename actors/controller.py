@@ -28,7 +28,7 @@ from collections.abc import Generator, Iterator, Mapping
 from actors.admissions import Admissions
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
-from actors.handles import StageHandle, ask
+from actors.handles import StageHandle, ask_any
 from actors.heap import keep_heap
 from actors.pulse import Pulse
 from actors.rows import RowReport
@@ -66,7 +66,7 @@ class Controller:
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
         start_s = recipe.deadlines.start_s  # they may be loading, too
-        self.ends: tuple[int, ...] = ask(stages[self.names[-1]], start_s, "info")["ends"]
+        self.ends: tuple[int, ...] = ask_any([stages[each] for each in recipe.target.members], start_s, "info")["ends"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows

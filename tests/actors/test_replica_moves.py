@@ -6,16 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_replicas import all_free, expected, recipe_of, requests, slowed, supervised, until
-from threaded_pipeline import threaded_pipeline
+from threaded_pipeline import ThreadStage, threaded_pipeline
 from toy_family import write_toy_family
 
+from actors.controller import Controller
 from cascade_runtime.api import Answer
-from cascade_runtime.errors import CallLost
+from cascade_runtime.errors import CallLost, StageDied
+from cluster.supervision.supervisor import Supervisor
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +269,37 @@ def test_nothing_is_asked_of_a_stage_while_the_controller_is_locked(family: Path
             controller.cancel(each.request_id)
         for answer in answers:
             answer.exception(10)
+
+
+def test_a_controller_that_is_started_anew_sends_nobody_to_a_replica_that_is_given_up(family: Path) -> None:
+    recipe = recipe_of(family, (1, 2, 1, 2))
+    recipe, asked = replace(recipe, supervision=replace(recipe.supervision, restarts=1)), requests(4, 20)
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(4) as pool:
+        crew, gone = controller.crew, ("target", "adapter")
+        crew.handles["controller"] = ThreadStage(controller, "controller")
+        start, resume = crew.start, crew.resume
+
+        def started(name: str) -> float:
+            if name in gone:
+                raise StageDied(name, "-", "its machine is gone")
+            if name != "controller":
+                return start(name)
+            stages = {each: handle for each, handle in crew.handles.items() if each != name}
+            crew.controller = Controller(recipe, stages, 1 << 32)
+            crew.handles[name] = ThreadStage(crew.controller, name)
+            return time.monotonic()
+
+        crew.start, crew.resume = started, lambda name, number: None if name == "controller" else resume(name, number)
+        fell = crew.fell
+        crew.fell = lambda name, *args: None if name == "controller" else fell(name, *args)
+        supervisor = Supervisor(recipe, crew.handles, crew)
+        try:
+            for name in gone:
+                crew.handles[name].kill()
+            assert until(lambda: set(supervisor.given_up) == set(gone))
+            crew.handles["controller"].kill()
+            assert until(lambda: crew.controller is not controller and supervisor._watch.whole("controller"), 10)
+            answers = list(pool.map(lambda request: crew.controller.generate(request, 10.0), asked))
+            assert [answer.token_ids for answer in answers] == expected(family, asked)
+        finally:
+            supervisor.stop()
