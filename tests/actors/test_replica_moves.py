@@ -175,7 +175,7 @@ def test_who_has_moved_away_is_not_blamed_for_what_becomes_of_the_replica_it_lef
     with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(2) as pool:
         controller.fell(f"{name}.2", 1, 0.0)
         for each in recipe.target.members:
-            slowed(stage(controller, each), 0.03)
+            slowed(stage(controller, each), 0.15)
         answers = [pool.submit(controller.generate, each) for each in asked]
         assert until(lambda: len(stage(controller, name).rows) == 2)
         time.sleep(0.2)
@@ -303,3 +303,22 @@ def test_a_controller_that_is_started_anew_sends_nobody_to_a_replica_that_is_giv
             assert [answer.token_ids for answer in answers] == expected(family, asked)
         finally:
             supervisor.stop()
+
+
+def test_an_answer_does_not_wait_for_a_target_that_never_had_its_request(family: Path) -> None:
+    recipe, (asked,) = recipe_of(family, (1, 1, 1, 2)), requests(1, 16)
+    answered = threading.Event()
+    with threaded_pipeline(recipe) as controller, ThreadPoolExecutor(1) as pool:
+        first = stage(controller, "target")
+        slowed(first, 0.02)
+        held(stage(controller, "target.2"), "release", answered)
+        answer: Future[Answer] = pool.submit(controller.generate, asked)
+        assert until(lambda: bool(first.rows))
+        with controller._changed:  # it is to move when it next looks, and ends before
+            (course,) = controller._inside.values()
+            course.sit("target", "target.2")
+        try:
+            assert answer.result(10).token_ids == expected(family, [asked])[0]
+        finally:
+            answered.set()
+        assert until(lambda: all_free(controller))
