@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from actors.course import Course
-from actors.handles import StageHandle, ask
+from actors.handles import StageHandle, ask_any
 from actors.incarnations import Incarnations
 from actors.quarantine import Quarantine
+from actors.rows import Route
 from actors.seating import Seating
 from cascade_runtime.config import Recipe, stage_of
-from cascade_runtime.errors import ChannelError, DeadlineExceeded, Quarantined, StageError
+from cascade_runtime.errors import CapacityError, ChannelError, DeadlineExceeded, Quarantined, StageError
 
 _GUILTY = "has crashed with this request in it, again and again"
 
@@ -38,7 +39,8 @@ class Admissions:
     ) -> None:
         self.recipe, self.names, self.stages = recipe, recipe.cascade.levels, dict(stages)
         self._inside, self._changed = inside, changed
-        self.shared: tuple[bool, ...] = ask(stages["adapter"], recipe.deadlines.start_s, "info")["shared"]
+        adapters = [stages[each] for each in recipe.members["adapter"]]
+        self.shared: tuple[bool, ...] = ask_any(adapters, recipe.deadlines.start_s, "info")["shared"]
         self.incarnations = Incarnations(stages)
         self.quarantine = Quarantine()
         self._seating = Seating(recipe, self.incarnations, inside)
@@ -123,14 +125,22 @@ class Admissions:
         return course.prepared and self._seating.take(course, target) and course.moves(target)
 
     def spread(self, *stages: str) -> None:
-        """Move requests where one replica has many and another few; those of the target go when they next look."""
+        """Move requests where one replica has many and another few, or where a drafter is down and others have room;
+        those of the target go when they next look.
+        """
         for stage in stages:
+            stranded: list[Course] = []
             with self._changed:
-                moved = self._seating.spread(stage)
+                for member in self._seating.members[stage] if stage in self.names[:-1] else ():
+                    if self.incarnations.down(member):
+                        stranded += self._seating.leave(member, stage)
+                moved = [(course, former, course.turns[stage] - 1) for course, former in self._seating.spread(stage)]
+                for course, former, _ in moved if stage in self.names[:-1] else ():
+                    course.told.pop(former, None)
             if stage in self.names[:-1]:
-                for course, former in moved:
-                    self.stages[former].start("vacate", course.handle)
-                self._move(stage, [course for course, _ in moved])
+                for course, former, turn in moved:
+                    self.stages[former].start("vacate", course.handle, turn)
+                self._move(stage, dict.fromkeys([*stranded, *(course for course, *_ in moved)]))
 
     def admit(self, course: Course) -> None:
         """Start everything that can run at once, perhaps once more; wait for nothing but the target's admission."""
@@ -177,18 +187,24 @@ class Admissions:
             adapter = self.stages[course.at["adapter"]]
             self._call(adapter, adapter.start("moments", course.handle, features), course)
             course.made()
-        former = course.target_at[0]
-        if course.moves(name) and not self.incarnations.down(former):
-            with contextlib.suppress(StageError, ChannelError, DeadlineExceeded):
-                self._call(self.stages[former], self.stages[former].start("vacate", course.handle), course)
+        with self._changed:
+            former, over = course.target_at[0], course.turns[name] - 1
+            leaves = course.moves(name) and not self.incarnations.down(former)
+        if leaves:
+            with contextlib.suppress(StageError, ChannelError, DeadlineExceeded, CapacityError):
+                self._call(self.stages[former], self.stages[former].start("vacate", course.handle, over), course)
+                course.told.pop(former, None)
         self.permit(course, name)
         with self._changed:
-            seat = course.at[name]
+            seat, route = course.at[name], self._seating.route(course, len(self.names) - 1)
             course.target_at, course.target = (seat, self.incarnations.present[seat]), self.stages[seat]
+            course.admitted = False
+            self._changed.notify_all()  # there is room at the former
+            course.tell(self.incarnations.present, name)
         if former and former != seat:
             self._reroute(course, name)
-        course.tell(self.incarnations.present, name)
-        self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1), course)
+        self._call(course.target, self._start_admit(course.target, course, len(self.names) - 1, route), course)
+        course.admitted = True
         course.made()
         course.seeing = {
             "encoder": self.stages[course.at["encoder"]].start("moments", course.handle),
@@ -207,13 +223,14 @@ class Admissions:
         name, request_id = self.names[level], course.request.request_id
         with self._changed:
             admits = self.quarantine.admits(name, request_id)
+            drafter, route = self.stages[course.at[name]], self._seating.route(course, level)
+            if admits:
+                course.tell(self.incarnations.present, name)
         if not admits:  # the others can do without it
             course.drafting.pop(name, None)
             course.notes.append(f"without {name}: it {_GUILTY}")
             return
-        drafter = self.stages[course.at[name]]
-        course.tell(self.incarnations.present, name)
-        course.drafting[name] = drafter, self._start_admit(drafter, course, level)
+        course.drafting[name] = drafter, self._start_admit(drafter, course, level, route)
         if course.better is not None and level not in course.own:
             drafter.start("revise", course.handle, course.better)
 
@@ -224,21 +241,24 @@ class Admissions:
                 self._admit_drafter(course, self.names.index(stage))
                 self._reroute(course, stage)
 
-    def _start_admit(self, stage: StageHandle, course: Course, level: int) -> Any:
+    def _start_admit(self, stage: StageHandle, course: Course, level: int, route: Route) -> Any:
         """Begin an admission, see `Admission`; its features are the reference of a call that gives them."""
         request = course.request
         asked = request.request_id, request.question, course.features[self.names[level]], request.sampling
-        route = self._seating.route(course, level)
         said = course.expects(level), course.progress.tokens, course.progress.masks, route
         return stage.start("admit", course.handle, *asked, *said)
 
     def _reroute(self, course: Course, stage: str) -> None:
         """Another replica of a stage has it: tell its neighbours."""
         level = self.names.index(stage)
-        for neighbour in (level - 1, level + 1):
-            if 0 <= neighbour < len(self.names) and (name := self.names[neighbour]) in course.features:
-                route = self._seating.route(course, neighbour)
-                self.stages[course.at[name]].start("reroute", course.handle, route)
+        with self._changed:
+            told = [
+                (self.stages[course.at[self.names[neighbour]]], self._seating.route(course, neighbour))
+                for neighbour in (level - 1, level + 1)
+                if 0 <= neighbour < len(self.names) and self.names[neighbour] in course.features
+            ]
+        for neighbour, route in told:
+            neighbour.start("reroute", course.handle, route)
 
     def _call(self, stage: StageHandle, reference: Any, course: Course) -> Any:
         return stage.result(reference, min(course.left_s, self.recipe.deadlines.control_s))

@@ -28,7 +28,7 @@ from collections.abc import Generator, Iterator, Mapping
 from actors.admissions import Admissions
 from actors.course import Course, Telling, lightest_of
 from actors.ending import Ending
-from actors.handles import StageHandle, ask
+from actors.handles import StageHandle, ask_any
 from actors.heap import keep_heap
 from actors.pulse import Pulse
 from actors.rows import RowReport
@@ -66,7 +66,7 @@ class Controller:
         self.names = recipe.cascade.levels
         self.tokenizer = load_tokenizer(recipe)
         start_s = recipe.deadlines.start_s  # they may be loading, too
-        self.ends: tuple[int, ...] = ask(stages[self.names[-1]], start_s, "info")["ends"]
+        self.ends: tuple[int, ...] = ask_any([stages[each] for each in recipe.target.members], start_s, "info")["ends"]
         self._ending = Ending(recipe, self.tokenizer, self.ends)
         self._handles = itertools.count(first_handle)
         self._changed = threading.Condition()  # guards what follows
@@ -182,12 +182,14 @@ class Controller:
 
     def _leave(self, course: Course) -> None:
         with self._changed:
-            del self._inside[course.request.request_id]
-            self._admissions.quarantine.left(course.request.request_id)
-            if course.entered:
-                self._free += 1
-            self._changed.notify_all()
+            self._forget(course)
+            self._free += 1
         self._admissions.spread(*self.names)
+
+    def _forget(self, course: Course) -> None:
+        del self._inside[course.request.request_id]
+        self._admissions.quarantine.left(course.request.request_id)
+        self._changed.notify_all()
 
     def _enter(self, course: Course) -> None:
         """Wait for a slot; a request that is cancelled meanwhile leaves at once.
@@ -213,7 +215,7 @@ class Controller:
                 if course.cancelled:
                     raise course.cancellation()
             except BaseException:
-                self._leave(course)
+                self._forget(course)  # with no slot to give to others
                 raise
             self._free -= 1
             course.entered = True
@@ -227,7 +229,7 @@ class Controller:
                 if not course.prepared:
                     self._admissions.permit(course, "encoder", "adapter")
                     self._admissions.admit(course)
-                elif course.target_at != ((seat := course.at[self.names[-1]]), renewals[seat]):
+                elif not course.admitted or course.target_at != ((seat := course.at[self.names[-1]]), renewals[seat]):
                     self._admissions.admit_target(course, course.features[self.names[-1]])
                 progress = yield from self._follow(course, telling, stream=stream)
                 if progress is not None:

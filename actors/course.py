@@ -25,6 +25,7 @@ class Course:
 
     features: by stage, what it is admitted with, until the request ends: a stage that is started anew is told again.
     at: by stage, the replica that has it; seats: all replicas of levels that may have heard of it.
+    turns: by stage, how many replicas have had it so far.
     target_at, target: the replica of the target that knows it, which incarnation of that, and its handle. progress: the
     last it said. told: by replica, which incarnation may be at it, and since when; without those that are known to be
     through with it.
@@ -46,8 +47,10 @@ class Course:
     first_token_at: float = 0.0  # on the controller's clock; 0 while there is none
     at: dict[str, str] = field(default_factory=dict)
     seats: dict[str, None] = field(default_factory=dict)
+    turns: dict[str, int] = field(default_factory=dict)
     target_at: tuple[str, int] = NOWHERE
     target: StageHandle | None = None
+    admitted: bool = False  # that replica has said that it knows it
     prepared: bool = False  # encoder and adapter are through with it, as far as is known
     told: dict[str, tuple[int, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -76,7 +79,7 @@ class Course:
 
     def sit(self, stage: str, member: str) -> None:
         """This replica of a stage has it from now on."""
-        self.at[stage] = member
+        self.at[stage], self.turns[stage] = member, self.turns.get(stage, 0) + 1
         self.seats[member] = None
 
     def settled(self, stage: str) -> bool:

@@ -42,7 +42,8 @@ class Ending:
         reports: dict[str, RowReport] = {}
         for member, reference in references.items():
             name = stage_of(member)
-            has, last = course.at[name] == member, name == self._names[-1]
+            last = name == self._names[-1]
+            has = ((last and course.target_at[0]) or course.at[name]) == member  # it may end while it is to move
             wait_s = self._recipe.deadlines.control_s if last and has else max(0.0, until - time.monotonic())
             try:
                 report = stages[member].result(reference, wait_s)

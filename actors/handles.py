@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, Protocol
 
-from cascade_runtime.errors import CallLost
+from cascade_runtime.errors import CallLost, StageDied
 
 
 class StageHandle(Protocol):
@@ -33,3 +34,14 @@ def ask(stage: StageHandle, timeout_s: float, method: str, *args: Any, begun: An
             if time.monotonic() >= end:
                 raise
             reference = stage.start(method, *args)
+
+
+def ask_any(stages: Iterable[StageHandle], timeout_s: float, method: str) -> Any:
+    """What the first of these replicas that is not dead gives."""
+    first, *others = stages
+    try:
+        return ask(first, timeout_s, method)
+    except StageDied:
+        if not others:
+            raise
+        return ask_any(others, timeout_s, method)

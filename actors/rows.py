@@ -22,10 +22,22 @@ from cascade_runtime.vision.features import VisualFeatures
 
 
 class Route(NamedTuple):
-    """Which replicas of the stages next door have a request, by number."""
+    """Which replicas of the stages next door have a request, by number. turn: how many of this stage have had it by
+    then, and of each of those: calls may come in another order than they were made.
+    """
 
     upstream: int = 0
     downstream: int = 0
+    turn: int = 0
+    upstream_turn: int = 0
+    downstream_turn: int = 0
+
+    def later(self, other: Route) -> Route:
+        """What is known after both, whichever came first."""
+        up = other if other.upstream_turn > self.upstream_turn else self
+        down = other if other.downstream_turn > self.downstream_turn else self
+        turn = max(self.turn, other.turn)
+        return Route(up.upstream, down.downstream, turn, up.upstream_turn, down.downstream_turn)
 
 
 STRAIGHT = Route()  # where every stage has one
@@ -76,6 +88,7 @@ class ActiveRow:
     scheduled: ScheduledRow
     edge: EdgeCounters
     since_ns: int
+    route: Route = STRAIGHT
     rejections: list[Rejection] = field(default_factory=list)
 
     @property

@@ -68,11 +68,12 @@ class Seating:
     def route(self, course: Course, level: int) -> Route:
         """Which replicas of its neighbours the level is to speak with."""
 
-        def number(of: int) -> int:
+        def number(of: int) -> tuple[int, int]:
             name = self._levels[of] if 0 <= of < len(self._levels) else ""
-            return self.members[name].index(course.at[name]) if name in course.at else 0
+            return (self.members[name].index(course.at[name]), course.turns[name]) if name in course.at else (0, 0)
 
-        return Route(number(level - 1), number(level + 1))
+        (upstream, upstream_turn), (_, turn), (downstream, downstream_turn) = map(number, (level - 1, level, level + 1))
+        return Route(upstream, downstream, turn, upstream_turn, downstream_turn)
 
     def _take(self, course: Course, stage: str) -> bool:
         members, has = self.members[stage], course.at.get(stage)

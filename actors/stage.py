@@ -21,7 +21,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,7 +36,7 @@ from cascade_runtime.channels import ChannelSpec, wait_any
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.decoding.choice import NOT_FINITE
 from cascade_runtime.emulation.loading import load_level
-from cascade_runtime.errors import ChannelClosed
+from cascade_runtime.errors import ChannelClosed, StageError
 from cascade_runtime.messages import DraftBlock, Verdict
 from cascade_runtime.metrics import EdgeCounters
 from cascade_runtime.scheduling.from_recipe import patience_s, policy_from_recipe, share_cores, window_of_row
@@ -46,11 +46,13 @@ from cascade_runtime.scheduling.work import Grown, Settled
 from cascade_runtime.tracing import Share
 from cascade_runtime.vision.features import VisualFeatures
 
+Known = TypeVar("Known")
+
 log = logging.getLogger(__name__)
 
 _REPORTS = 1024  # of ended requests that nobody has collected
 _MESSAGES = 256  # messages taken from one link before the rows get their turn
-_ROUTES = 1024  # kept of requests that are not here yet
+_KEPT = 1024  # requests that are elsewhere, of which is known where to, or that they have left
 _IDLE_S = 0.5
 
 
@@ -78,6 +80,7 @@ class LanguageStage(StageLoop[ActiveRow]):
         self.totals = EdgeCounters(f"{upstream}-{self.config.name}" if upstream else self.config.name)
         self._reports: OrderedDict[int, RowReport] = OrderedDict()
         self._routes: OrderedDict[int, Route] = OrderedDict()  # of requests that are not here yet
+        self._vacated: OrderedDict[int, int] = OrderedDict()  # of requests that have left: the turn that is over
         self._news = News()
         self._decided: Decision | None = None  # as last noted
         self._slept = False  # the loop slept before this turn: what has come came just now
@@ -302,13 +305,16 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _admit(self, admission: Admission) -> None:
         handle = admission.handle
         self._expect(handle, admission.request_id)
+        if admission.route.turn <= self._vacated.get(handle, -1):
+            raise StageError(self.name, admission.request_id, "had left before it was admitted")
         if handle in self.rows:
+            self._reroute(handle, admission.route)
             return
         row = self.level.admit(admission.question, admission.features, admission.sampling)
         window = window_of_row(self.recipe, self.index, admission.features.occupancy)
         room = self.level.decoder.room(row, 0)
         standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window, room)
-        route = self._routes.pop(handle, admission.route)
+        route = admission.route.later(self._routes.pop(handle, admission.route))
         upstream_epoch, downstream_epoch = self.links.epochs(route)
         standing.renew_upstream(upstream_epoch)
         standing.renew_downstream(downstream_epoch)
@@ -319,10 +325,10 @@ class LanguageStage(StageLoop[ActiveRow]):
             prompt=len(row.prompt),
             left=row.prompt_left,
             prefix=row.prompt.prefix,
-            route=route,
+            route=route[:2],
         )
         counters = EdgeCounters(self.totals.edge)
-        self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns())
+        self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns(), route)
 
     def _revise(self, handle: int, features: VisualFeatures) -> None:
         one = self.rows.get(handle)
@@ -335,25 +341,27 @@ class LanguageStage(StageLoop[ActiveRow]):
     def _reroute(self, handle: int, route: Route) -> None:
         one, now = self.rows.get(handle), time.monotonic()
         if one is None:  # its admission may still be under way
-            self._routes[handle] = route
-            while len(self._routes) > _ROUTES:
-                self._routes.popitem(last=False)
+            _keep(self._routes, handle, self._routes.get(handle, route).later(route))
             return
-        upstream_epoch, downstream_epoch = self.links.epochs(route)
-        if route.upstream != one.scheduled.upstream:
-            self.scheduler.turn_upstream(one.scheduled, route.upstream, upstream_epoch, now)
-        if route.downstream != one.scheduled.downstream:
-            self.scheduler.turn_downstream(one.scheduled, route.downstream, downstream_epoch, now)
+        known, one.route = one.route, one.route.later(route)
+        upstream_epoch, downstream_epoch = self.links.epochs(one.route[:2])
+        if one.route.upstream_turn != known.upstream_turn:  # the same replica may have it anew
+            self.scheduler.turn_upstream(one.scheduled, one.route.upstream, upstream_epoch, now)
+        if one.route.downstream_turn != known.downstream_turn:
+            self.scheduler.turn_downstream(one.scheduled, one.route.downstream, downstream_epoch, now)
 
     def _release(self, handle: int) -> RowReport | None:
         for downstream in list(self.links.downstream.values()):
             self._take(downstream, self._on_verdict, set())  # its last verdict may lie there
         self._routes.pop(handle, None)
+        self._vacated.pop(handle, None)
         return super()._release(handle)
 
-    def _vacate(self, handle: int) -> None:
-        self._routes.pop(handle, None)
-        self._end(handle)
+    def _vacate(self, handle: int, turn: int) -> None:
+        _keep(self._vacated, handle, max(turn, self._vacated.get(handle, turn)))
+        one = self.rows.get(handle)
+        if one is None or one.route.turn <= turn:  # else it has come back meanwhile
+            self._end(handle)
 
     def _forget(self, handle: int) -> RowReport | None:
         self._end(handle)
@@ -375,3 +383,10 @@ class LanguageStage(StageLoop[ActiveRow]):
         """This stage can do no more for one request; the others can."""
         log.warning("stage %s, request %s: %s", self.name, one.admission.request_id, problem)
         self._end(one.handle)
+
+
+def _keep(those: OrderedDict[int, Known], handle: int, known: Known) -> None:
+    """The oldest requests are forgotten."""
+    those[handle] = known
+    while len(those) > _KEPT:
+        those.popitem(last=False)

@@ -71,9 +71,11 @@ class StageLoop(ABC, Generic[Row]):
         """Forget a request, finished, running or still to come; its slot is free when this returns."""
         return self._command(lambda: self._release(handle))  # type: ignore[return-value]
 
-    def vacate(self, handle: int) -> None:
-        """Free a request's slot: it goes on at another replica, and may come back to this one."""
-        self._command(lambda: self._vacate(handle))
+    def vacate(self, handle: int, turn: int) -> None:
+        """Free a request's slot: it goes on at another replica, and may come back to this one. Admissions of this turn
+        and those before, see `Route`, are refused from now on.
+        """
+        self._command(lambda: self._vacate(handle, turn))
 
     def reroute(self, handle: int, route: Route) -> None:
         """Other replicas of the neighbouring stages have a request from now on."""
@@ -159,7 +161,7 @@ class StageLoop(ABC, Generic[Row]):
             self._released.popitem(last=False)
         return report
 
-    def _vacate(self, handle: int) -> None:
+    def _vacate(self, handle: int, turn: int) -> None:
         """The request is not inside any more."""
 
     def _reroute(self, handle: int, route: Route) -> None:

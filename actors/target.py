@@ -42,6 +42,7 @@ class _Outbox:
     progress: Progress
     changed: threading.Condition = field(default_factory=threading.Condition)
     wanted: list[int] = field(default_factory=list)
+    turn: int = 0  # see `Route`
 
     def news_beyond(self, seen: int) -> bool:
         """Whether the answer holds more tokens than that, or has ended."""
@@ -79,7 +80,8 @@ class Target(LanguageStage):
     def _admit(self, admission: Admission) -> None:
         super()._admit(admission)
         known = replace(NOTHING, tokens=admission.tokens, masks=admission.masks)
-        self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), known))
+        outbox = self._outboxes.setdefault(admission.handle, _Outbox(self.level.stopper(admission.sampling), known))
+        outbox.turn = max(outbox.turn, admission.route.turn)
 
     def _ended(self) -> None:
         for outbox in list(self._outboxes.values()):
@@ -97,10 +99,12 @@ class Target(LanguageStage):
         self._empty(handle)
         return report
 
-    def vacate(self, handle: int) -> None:
-        """Free its slot, see `StageLoop.vacate`; nobody waits here for a request that goes on elsewhere."""
-        super().vacate(handle)
-        self._empty(handle)
+    def _vacate(self, handle: int, turn: int) -> None:
+        """Nobody waits here for a request that goes on elsewhere."""
+        super()._vacate(handle, turn)
+        outbox = self._outboxes.get(handle)
+        if outbox is not None and outbox.turn <= turn:
+            self._empty(handle)
 
     def _empty(self, handle: int) -> None:
         outbox = self._outboxes.pop(handle, None)

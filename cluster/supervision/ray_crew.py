@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.handles import ask_any
 from actors.host import host
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe, stage_of
@@ -71,15 +72,16 @@ class RayCrew:
         return begun_at
 
     def _await_those_it_asks(self) -> None:
-        """Until target and adapter are there or load, which a controller asks as it begins: it would die of their
-        absence, and with it what waits for it; while they load, it may do so too. Raises `StageDied` where one of them
-        does not come.
+        """Until target and adapter are there or load, a replica of each, which a controller asks as it begins: it would
+        die of their absence, and with it what waits for it; while they load, it may do so too. Raises `StageDied` where
+        none of them comes.
         """
         end = time.monotonic() + self._recipe.deadlines.start_s
         for stage in ("adapter", self._recipe.target.name):
+            handles = [self._handles[member] for member in self._recipe.members[stage]]
             while True:
                 try:
-                    self._handles[stage].ask(_PAUSE_S, "info")
+                    ask_any(handles, _PAUSE_S, "info")
                     break
                 except DeadlineExceeded:  # it is not dead
                     break

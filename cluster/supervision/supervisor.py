@@ -10,6 +10,7 @@ One restart holds up no other, nor the pings. Times are of the monotonic clock.
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -222,6 +223,11 @@ class Supervisor:
         def up() -> None:
             self._watch.started(stage, incarnation, time.monotonic())
             self._under_way[stage] = replace(self._under_way[stage], begun_at=begun_at, loaded_at=loaded_at)
+            if stage == "controller":  # a new one takes all others to be there
+                for name, follows in self._watch.fallen().items():
+                    self._crew.fell(name, follows, math.inf)
+                for name, reason in self.given_up.items():
+                    self._hands.submit(self._tell_given_up, GiveUp(name, reason))
 
         self._events.put(up)
 

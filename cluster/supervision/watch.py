@@ -146,6 +146,11 @@ class Watch:
             if stage in pair and all(self.phase(end) == "up" for end in pair)
         )
 
+    def fallen(self) -> dict[str, int]:
+        """Those that are not up, and the incarnation that is to follow."""
+        down = {name: one for name, one in self._stages.items() if one.phase != "up"}
+        return {name: one.incarnation + (one.phase != "starting") for name, one in down.items()}
+
     # -- events ------------------------------------------------------------------------------------------------------
 
     def answered(self, stage: str, incarnation: int, now: float, pulse: Pulse) -> None:

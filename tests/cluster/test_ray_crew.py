@@ -87,6 +87,23 @@ def test_a_controller_is_made_once_those_it_asks_are_there() -> None:
     assert [method for method, _ in itertools.groupby(handles["heavy"].asked)] == ["evict", "info"]
 
 
+def test_a_controller_is_made_where_one_replica_of_those_it_asks_is_there() -> None:
+    handles, made = all_handles(), list[int]()
+    handles |= {name: Handle(name) for name in ("adapter.2", "heavy.2")}
+    handles["heavy.2"].actor = handles["adapter"].actor = None
+    crew = RayCrew(
+        load_recipe("three_level", ["deadlines.start_s=1.0", "stages.heavy.replicas=2", "adapter.replicas=2"]),
+        SimpleNamespace(),  # type: ignore[arg-type]
+        handles,
+        lambda stage: f"new {stage}",
+        lambda first: made.append(first) or "second",
+    )
+    crew.start("controller")
+    handles["heavy.2"].actor, handles["heavy"].actor = "second", None
+    crew.start("controller")
+    assert len(made) == 2
+
+
 def test_a_controller_loads_while_those_it_asks_do() -> None:
     handles, made = all_handles(), list[int]()
     handles["heavy"].there.clear()
