@@ -183,7 +183,9 @@ class Admissions:
         """Tell the target, once it may enter; the replica that had it before lets go of it first."""
         name = self.names[-1]
         course.features[name] = features
-        if not course.prepared and self.incarnations.down(course.at[name]):  # no other stage is at it while it waits
+        with self._changed:
+            waits = not course.prepared and not self._seating.take(course, name)
+        if waits:  # no other stage is at it meanwhile
             adapter = self.stages[course.at["adapter"]]
             self._call(adapter, adapter.start("moments", course.handle, features), course)
             course.made()
