@@ -94,10 +94,10 @@ class Links:
         renewed = scheduler.renew_upstream if upstream else scheduler.renew_downstream
         renewed(neighbour.channel.spec.epoch, time.monotonic(), replica)
 
-    def epochs(self, route: tuple[int, int]) -> tuple[int, int]:
+    def epochs(self, upstream: int, downstream: int) -> tuple[int, int]:
         """Of the links to a replica upstream and to one downstream; what no link has, where there is none."""
-        upstream, downstream = epochs_of(self.upstream), epochs_of(self.downstream)
-        return upstream.get(route[0], _NO_LINK), downstream.get(route[1], _NO_LINK)
+        above, below = epochs_of(self.upstream), epochs_of(self.downstream)
+        return above.get(upstream, _NO_LINK), below.get(downstream, _NO_LINK)
 
     def told(self, scheduler: StageScheduler) -> None:
         """Let a scheduler know which of them are there."""

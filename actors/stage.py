@@ -315,7 +315,7 @@ class LanguageStage(StageLoop[ActiveRow]):
         room = self.level.decoder.room(row, 0)
         standing = admission.standing(self.index, self.level.vocab_size, self.level.ends, window, room)
         route = admission.route.later(self._routes.pop(handle, admission.route))
-        upstream_epoch, downstream_epoch = self.links.epochs(route)
+        upstream_epoch, downstream_epoch = self.links.epochs(route.upstream, route.downstream)
         standing.renew_upstream(upstream_epoch)
         standing.renew_downstream(downstream_epoch)
         scheduled = self.scheduler.admit(
@@ -325,7 +325,7 @@ class LanguageStage(StageLoop[ActiveRow]):
             prompt=len(row.prompt),
             left=row.prompt_left,
             prefix=row.prompt.prefix,
-            route=route[:2],
+            route=(route.upstream, route.downstream),
         )
         counters = EdgeCounters(self.totals.edge)
         self.rows[handle] = ActiveRow(admission, row, scheduled, counters, time.monotonic_ns(), route)
@@ -344,7 +344,7 @@ class LanguageStage(StageLoop[ActiveRow]):
             _keep(self._routes, handle, self._routes.get(handle, route).later(route))
             return
         known, one.route = one.route, one.route.later(route)
-        upstream_epoch, downstream_epoch = self.links.epochs(one.route[:2])
+        upstream_epoch, downstream_epoch = self.links.epochs(one.route.upstream, one.route.downstream)
         if one.route.upstream_turn != known.upstream_turn:  # the same replica may have it anew
             self.scheduler.turn_upstream(one.scheduled, one.route.upstream, upstream_epoch, now)
         if one.route.downstream_turn != known.downstream_turn:
