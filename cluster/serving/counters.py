@@ -94,7 +94,7 @@ class ServerCounters:
 
 def _kv_usage(stats: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The share of its slots that are taken, where the target, or a replica of it, tells of them."""
-    name, target = "vllm:kv_cache_usage_perc", stage_of(list(stats)[-1])
-    told = [each for stage, each in stats.items() if stage_of(stage) == target and "free_slots" in each]
+    name, target = "vllm:kv_cache_usage_perc", [stage_of(stage) for stage in stats][-1:]
+    told = [each for stage, each in stats.items() if [stage_of(stage)] == target and "free_slots" in each]
     rows, free = sum(each["active_rows"] for each in told), sum(each["free_slots"] for each in told)
     return [f"# TYPE {name} gauge", f"{name} {rows / (rows + free):.15g}"] if told else []

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_replicas import all_free, expected, recipe_of, requests, slowed, supervised, until
+from replicated_toys import all_free, expected, recipe_of, requests, slowed, supervised, until
 from threaded_pipeline import ThreadStage, threaded_pipeline
 from toy_family import write_toy_family
 

@@ -52,9 +52,8 @@ def test_a_replica_may_be_killed_and_another_started_anew_while_requests_run(ray
         while min(rows()[name] for name in ("target", "target.2")) < 3 and time.monotonic() < end:
             time.sleep(0.05)
         assert [rows()[name] for name in ("level0", "level0.2", "target", "target.2")] == [3, 3, 3, 3]
-        pids = {name: pulse.pid for name, pulse in pipeline.supervisor.pulses().items()}
         for name in ("level0.2", "target.2"):
-            os.kill(pids[name], signal.SIGKILL)
+            os.kill(pipeline.stages[name].ask(30.0, "pulse").pid, signal.SIGKILL)
         assert [answer.result(60).token_ids for answer in answers] == expected
         answers = [pool.submit(pipeline.generate, each) for each in asked]
         assert {each.stage for each in pipeline.restart("target", "level0")} == {"target", "level0"}

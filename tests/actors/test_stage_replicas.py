@@ -4,80 +4,25 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from replicated_toys import all_free, expected, recipe_of, requests, slowed, supervised, until, whole
 from threaded_pipeline import threaded_pipeline
-from toy_family import toy_events, toy_recipe, write_toy_family
+from toy_family import toy_recipe, write_toy_family
 
-from cascade_runtime.api import Answer, GenerateRequest
-from cascade_runtime.config import Recipe, SamplingParams, links_between
-from cascade_runtime.engine import Engine
+from cascade_runtime.api import Answer
+from cascade_runtime.config import links_between
 from cascade_runtime.errors import ConfigError, Quarantined
-from cluster.supervision.supervisor import Supervisor
-
-LEVELS = ("level0", "level1", "target")
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy_family(tmp_path_factory.mktemp("toy"))
-
-
-def recipe_of(family: Path, counts: tuple[int, ...], **tables: Any) -> Recipe:
-    """counts: replicas of encoder, adapter and the levels."""
-    quick = {"backoff_s": 0.01, "silent_s": 0.6, "restarts": 1000}
-    patient = {"start_s": 300.0, "upstream_s": 0.5}
-    kinds = ["noisy", "identical"][-(len(counts) - 3) :] if len(counts) > 3 else []
-    recipe = toy_recipe(family, kinds, [2, 3][: len(kinds)], supervision=quick, deadlines=patient, **tables)
-    assert recipe.encoder and recipe.adapter
-    encoder, adapter, *levels = counts
-    return replace(
-        recipe,
-        encoder=replace(recipe.encoder, replicas=encoder),
-        adapter=replace(recipe.adapter, replicas=adapter),
-        stages=tuple(replace(stage, replicas=count) for stage, count in zip(recipe.stages, levels, strict=True)),
-    )
-
-
-def requests(count: int, tokens: int = 40) -> list[GenerateRequest]:
-    return [
-        GenerateRequest(
-            events=toy_events(seed % 3),
-            question="What moves?",
-            request_id=f"r{seed}",
-            sampling=SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=0.8 * (seed % 2), seed=seed),
-        )
-        for seed in range(count)
-    ]
-
-
-def expected(family: Path, asked: list[GenerateRequest]) -> list[tuple[int, ...]]:
-    return [answer.token_ids for answer in Engine.load(toy_recipe(family, [])).generate(asked)]  # type: ignore[union-attr]
-
-
-@contextmanager
-def supervised(recipe: Recipe) -> Iterator[Any]:
-    with threaded_pipeline(recipe) as controller:
-        controller.supervisor = Supervisor(recipe, controller.crew.handles, controller.crew)
-        try:
-            yield controller
-        finally:
-            controller.supervisor.stop()
-
-
-def until(condition: Any, timeout_s: float = 30.0) -> bool:
-    end = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def counted(controller: Any) -> Counter[str]:
@@ -93,26 +38,6 @@ def counted(controller: Any) -> Counter[str]:
 
         setattr(handle.stage, method, counting)
     return told
-
-
-def slowed(stage: Any, seconds: float) -> None:
-    """Each of its passes takes so much longer."""
-    extend = stage.level.decoder.extend
-
-    def slow(extensions: Any) -> Any:
-        time.sleep(seconds)
-        return extend(extensions)
-
-    stage.level.decoder.extend = slow
-
-
-def whole(controller: Any) -> bool:
-    return all(controller.supervisor._watch.whole(name) for name in controller.crew.handles)
-
-
-def all_free(controller: Any) -> bool:
-    stats = [controller.crew.handles[name].stage.stats() for name in controller.recipe.level_members]
-    return all(each["free_slots"] == each["slots"] and not each["active_rows"] for each in stats)
 
 
 @pytest.mark.parametrize(
