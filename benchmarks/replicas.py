@@ -4,6 +4,7 @@
 
 share   one pipeline; the same with two targets behind one drafter and one mid verifier; two whole pipelines' worth of
         devices in one (two of every level). Turn about, on emulated devices whose passes grow with what is in them.
+        Beside each what the planner's picture of it gives: one of the equal slices of the requests, simulated.
 kill    a stream of pieces while its target is killed: the longest silence, with one target and with two. With one it
         lasts until the process is started anew and the prompt is fed again; with two until that is done at the other.
         Here nothing is loaded: with real weights their loading comes on top of the first, not of the second.
@@ -26,6 +27,11 @@ from benchmarks.pipeline.run import drive, local_ray, ratio, scenes_without_mode
 from cascade_runtime.api import Answer
 from cascade_runtime.client import CascadeClient
 from cascade_runtime.config import Recipe, SamplingParams, load_recipe
+from cascade_runtime.config.emulation import StepProfile
+from cascade_runtime.emulation.level import step_cost
+from cascade_runtime.planning.roofline import crowded
+from cascade_runtime.scheduling.from_recipe import policy_from_recipe
+from cascade_runtime.simulation import Agreement, Link, Load, Stage, simulate
 
 _COSTS = (
     "stages.light.profile.per_token_ms=0.2",
@@ -60,8 +66,35 @@ def share(args: argparse.Namespace) -> None:
     for name, each in runs.items():
         show(name, each)
     first = next(iter(runs))
+    planned = {name: simulated(each, args.streams) for name, each in setups.items()}
     for name in list(runs)[1:]:
-        print(f"  {name}: {ratio(runs, name, first):.2f}x {first}")
+        said = f"{planned[name] / planned[first]:.2f}x by the planner's picture"
+        print(f"  {name}: {ratio(runs, name, first):.2f}x {first} ({said})")
+
+
+def simulated(recipe: Recipe, streams: int) -> float:
+    """Tokens per second of one slice, by how many there are (`planning/confirm.py`), with the agreement, costs and
+    policies of the recipe; a prompt holds up its target as one more pass would.
+    """
+    slices = max(stage.replicas for stage in recipe.stages)
+    rows, tokens = streams // slices, 64
+    stages = []
+    for k, stage in enumerate(recipe.stages):
+        assert isinstance(stage.profile, StepProfile)
+        cost = crowded(step_cost(stage.profile), slices / stage.replicas)
+        stages.append(Stage(stage.name, policy_from_recipe(recipe, k, cost), cost))
+    result = simulate(
+        stages,
+        Agreement(list(recipe.emulation.agreement)),
+        Load(streams=rows, requests=4 * rows, tokens=tokens),
+        [Link(1e-4)] * (len(stages) - 1),
+        upstream_s=recipe.deadlines.upstream_s,
+        window=recipe.cascade.window,
+    )
+    profile = recipe.target.profile
+    assert isinstance(profile, StepProfile)
+    prefill_s = profile.prefill_ms / 1000
+    return slices / (1 / result.tokens_per_s + prefill_s / tokens)
 
 
 def kill(args: argparse.Namespace) -> None:

@@ -37,6 +37,9 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
         drafts = ",".join(map(str, recipe.cascade.num_draft_tokens))
         overrides += [f"cascade.num_draft_tokens=[{drafts}]", f"cascade.window={recipe.cascade.window}"]
     overrides += [f"stages.{name}.device={split_device(span)}" for name, span in layout.spans.items()]
+    for part in problem.parts:
+        copies = layout.copies_of(layout.at[part.name]) if part.name in layout.at else 1
+        overrides += [f"{part.where}.replicas={copies}"] if copies > 1 else []
     whole = len(layout.levels) == len(problem.levels)
     return Replica(
         count=chosen.count,
@@ -64,7 +67,7 @@ def bottleneck(problem: Problem, layout: Layout, said: Forecast) -> str:
 def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> DevicePlan:
     pool = problem.cluster.pools[layout.devices[device]]
     kind = problem.cluster.kind_of(pool)
-    parts = {part.name: part for part in problem.parts}
+    parts, copies = {part.name: part for part in problem.parts}, layout.copies_of(device)
     stages: list[StageOnDevice] = []
     for name, piece in pieces_on(problem, layout, device).items():
         part, pieces = parts[name], layout.span(name)
@@ -76,7 +79,7 @@ def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> De
                 stage=name,
                 dtype=problem.dtype(part, kind),
                 weight_bytes=piece.weight_bytes,
-                kv_bytes=said.rows * piece.slot_bytes,
+                kv_bytes=-(-said.rows // copies) * piece.slot_bytes,
                 pass_ms=1000 * said.pass_s.get(name, 0.0) * layers,
                 busy=said.busy[name] * layers,
                 load_s=problem.load_s(part, kind) * weights,
@@ -85,7 +88,8 @@ def _device(problem: Problem, layout: Layout, said: Forecast, device: int) -> De
                 layers=piece.layers if pieces > 1 else None,
             )
         )
-    return DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, tuple(stages), device in layout.shared)
+    shared = device in layout.shared
+    return DevicePlan(pool.name, kind.name, pool.site, kind.usable_bytes, tuple(stages), shared, copies)
 
 
 def _in_turns(problem: Problem, count: int, turns: Turns) -> Replica:

@@ -8,6 +8,9 @@ Over a link W tokens may be under way at a time: from being drafted until their 
 and a pass, so that up to W steps of it are hidden. A refusal costs a round trip whatever W is, and a verifier that
 would wait for the next draft longer than `deadlines.upstream_s` goes on alone: drafts that overtake it all the same,
 as those of a quick drafter that is nearly always right do, are left out.
+
+Where a level has copies the requests fall into as many equal slices as there are of what is there most often, and one
+slice is looked at: what is there less often has the passes of several slices at once, and costs it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from functools import lru_cache
 
 from cascade_runtime.planning.layout import Layout
 from cascade_runtime.planning.problem import Problem
-from cascade_runtime.planning.roofline import slowed
+from cascade_runtime.planning.roofline import crowded, slowed
 from cascade_runtime.scheduling.cost import StepCost
 from cascade_runtime.scheduling.hazards import geometric
 from cascade_runtime.scheduling.prediction import Conditions, Prediction, predict
@@ -46,7 +49,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Of one replica. tokens_per_s over its `rows`. ttft_s of a request that meets an idle replica. busy: share of
+    """Of one replica. tokens_per_s over all its `rows`. ttft_s of a request that meets an idle replica. busy: share of
     time by part. pass_s: of each level.
     """
 
@@ -65,8 +68,8 @@ def forecast(
     faster: Mapping[str, float] | None = None,
     own: frozenset[str] = frozenset(),
 ) -> Forecast:
-    """faster: part name -> how many times as fast its device is taken to be, to see what depends on it.
-    own: parts of which every row has one to itself, on such a device.
+    """rows: of all slices, which have as many each. faster: part name -> how many times as fast its device is taken to
+    be, to see what depends on it. own: parts of which every row has one to itself, on such a device.
     """
     return max(
         (_Chain(problem, layout, rows, faster or {}, own).run(window) for window in _windows(layout)),
@@ -82,7 +85,7 @@ class _Chain:
     def __init__(
         self, problem: Problem, layout: Layout, rows: int, faster: Mapping[str, float], own: frozenset[str]
     ) -> None:
-        self.problem, self.layout, self.rows, self.own = problem, layout, rows, own
+        self.problem, self.layout, self.rows, self.own = problem, layout, rows // layout.slices, own
         self.names = [problem.levels[level].name for level in layout.levels]
         self.pools = {name: problem.cluster.pools[layout.devices[device]] for name, device in layout.at.items()}
         self.costs: dict[str, StepCost] = {}
@@ -90,9 +93,10 @@ class _Chain:
         for part in problem.parts:
             if part.name in self.pools:
                 kind, gain = problem.cluster.kind_of(self.pools[part.name]), faster.get(part.name, 1.0)
-                self.request_s[part.name] = problem.request_s(part, kind) / gain
+                self.request_s[part.name] = layout.crowd(part.name) * problem.request_s(part, kind) / gain
                 if part.level is not None:
-                    self.costs[part.name] = slowed(problem.cost(part, kind, layout.span(part.name)), 1 / gain)
+                    cost = slowed(problem.cost(part, kind, layout.span(part.name)), 1 / gain)
+                    self.costs[part.name] = crowded(cost, layout.crowd(part.name))
         self.context = problem.prompt + problem.load.tokens / 2
 
     def run(self, window: int) -> Forecast:
@@ -150,7 +154,8 @@ class _Chain:
             else:
                 busy[name] = min(1.0, busy[name] + share)
             busy[name] = (busy[name] + before[name]) / 2  # damped, so that the rounds settle
-        return Forecast(rows, rate, self._ttft_s(), tuple(edges), busy, pass_s)
+        slices = self.layout.slices
+        return Forecast(rows * slices, rate * slices, self._ttft_s(), tuple(edges), busy, pass_s)
 
     def _on_a_device(self, name: str) -> bool:
         """Host work as measured (`request_ms` of a level) overlaps with the device; towers do not."""
@@ -171,11 +176,12 @@ class _Chain:
 
     def _ttft_s(self) -> float:
         """Vision, features over the link, prefill. In strict mode the target waits for its own tower alone."""
-        problem, tower = self.problem, self.problem.tower.name
-        target, size = self.pools[self.names[-1]], self.problem.levels[-1].size
+        problem, tower, last = self.problem, self.problem.tower.name, self.names[-1]
+        target, size = self.pools[last], self.problem.levels[-1].size
         pieces, piece = self._pieces()
-        prefill_s = pieces * self.costs[self.names[-1]].seconds(1, piece, problem.prompt / 2)
-        seconds = self.request_s[tower] + prefill_s
+        alone = crowded(self.costs[last], 1 / self.layout.crowd(last))
+        prefill_s = pieces * alone.seconds(1, piece, problem.prompt / 2)
+        seconds = self.request_s[tower] / self.layout.crowd(tower) + prefill_s
         sender = self.pools.get("encoder", self.pools[tower])
         features = 2.0 * problem.load.frames * size.positions * size.feature_size
         latency_s = problem.cluster.latency_s(sender, target) or 0.0

@@ -24,7 +24,8 @@ _BEAM = 300
 class Layout:
     """levels: which take part. devices: the pool index of each device. at: part name -> index into `devices`, of the
     first one where a part has several in a row. spans: how many, of those that do. shared: devices that come with the
-    cameras and are not this replica's own.
+    cameras and are not this replica's own. copies: device -> how many like it there are, of those with more than one:
+    what is on them is there as often, and each has its share of the requests.
     """
 
     levels: tuple[int, ...]
@@ -32,20 +33,50 @@ class Layout:
     at: Mapping[str, int]
     shared: frozenset[int] = frozenset()
     spans: Mapping[str, int] = field(default_factory=dict)
+    copies: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def usage(self) -> Counter[int]:
         """Devices taken per pool."""
-        return Counter(pool for i, pool in enumerate(self.devices) if i not in self.shared)
+        used: Counter[int] = Counter()
+        for i, pool in enumerate(self.devices):
+            if i not in self.shared:
+                used[pool] += self.copies_of(i)
+        return used
 
     @property
     def groups(self) -> Groups:
         """The same as `FreeDevices` counts: those of a split are on one node."""
         found: dict[int, tuple[int, ...]] = {}
         for pool, used in self.usage.items():
-            splits = tuple(span for name, span in self.spans.items() if self.devices[self.at[name]] == pool)
+            names = [name for name in self.spans if self.devices[self.at[name]] == pool]
+            splits = tuple(self.spans[name] for name in names for _ in range(self.copies_of(self.at[name])))
             found[pool] = (*splits, *(1,) * (used - sum(splits)))
         return found
+
+    @property
+    def places(self) -> list[int]:
+        """The first device of every place of its own."""
+        return sorted({*self.at.values()} - self.shared)
+
+    @property
+    def slices(self) -> int:
+        """Equal parts of the requests: as many as what is there most often."""
+        return max(self.copies.values(), default=1)
+
+    def copies_of(self, device: int) -> int:
+        """How many there are of a device."""
+        return self.copies.get(device, 1)
+
+    def crowd(self, name: str) -> float:
+        """Of how many slices a copy of a part has the requests."""
+        return self.slices / self.copies_of(self.at[name])
+
+    def with_copy(self, place: int) -> Layout:
+        """With one more of a place, and of all that is there."""
+        span = max(self.span(name) for name, first in self.at.items() if first == place)
+        copies = dict.fromkeys(range(place, place + span), self.copies_of(place) + 1)
+        return replace(self, copies={**self.copies, **copies})
 
     def span(self, name: str) -> int:
         """How many devices a part has."""
@@ -83,7 +114,7 @@ def slots_that_fit(problem: Problem, layout: Layout) -> int:
         slot = sum(piece.slot_bytes for piece in here)
         if left < slot or left < 0:
             return 0
-        most = min(most, left // slot if slot else most)
+        most = min(most, left // slot * layout.copies_of(device) if slot else most)
     return most
 
 

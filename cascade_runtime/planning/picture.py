@@ -112,7 +112,8 @@ def _device(
 ) -> float:
     height = _HEAD_HEIGHT + _STAGE_HEIGHT * len(device.stages) + 6
     canvas.box(x, y, width, height, "#f4f6f8", "#b8c2cc", 8)
-    shared = ", shared" if device.shared else f" x {replica.count}" if replica.count > 1 else ""
+    number = replica.count * device.copies
+    shared = ", shared" if device.shared else f" x {number}" if number > 1 else ""
     canvas.text(x + 10, y + 20, f"{device.kind}{shared}", 14, extra=' font-weight="bold"')
     canvas.text(x + width - 10, y + 20, f"{device.pool} ({device.site})", 12, _DIM, ' text-anchor="end"')
     _memory_bar(canvas, device, x + 10, y + 30, width - 20)

@@ -1,7 +1,7 @@
 """`placed_recipes`: a plan as recipes that run as it says: levels, drafts and slots, and where each stage goes.
 
 A stage that is split asks for all its devices, and names them as its process will see them. Who lives
-beside it has the first.
+beside it has the first. Of a device with copies every stage has as many replicas.
 
 What a pool's labels and a stage's `labels`, `num_gpus` and `beside` say is all that placement needs: the launcher turns
 it into bundles (`cluster/placement.py`), and the file can be read, kept and changed by hand.
@@ -68,7 +68,8 @@ def _on_device(
     here = [stages[each.stage] for each in device.stages if each.stage in stages and each.piece == 1]
     shown = {each.stage: each for each in device.stages}
     if in_turns:  # one process on one device: Ray has no part in it
-        return [replace(stage, device="cpu" if cpu else "cuda", num_gpus=0.0, labels={}, beside="") for stage in here]
+        here = [replace(stage, replicas=1, num_gpus=0.0, labels={}, beside="") for stage in here]
+        return [replace(stage, device="cpu" if cpu else "cuda") for stage in here]
     here.sort(key=lambda stage: (-shown[stage.name].pieces, -shown[stage.name].weight_bytes))
     placed = []
     for stage in here:
@@ -80,6 +81,7 @@ def _on_device(
                 num_gpus=0.0 if cpu or beside else float(pieces),
                 labels={} if beside else dict(pool.labels),
                 beside=beside,
+                replicas=device.copies,
             )
         )
     return placed

@@ -37,7 +37,9 @@ class StageOnDevice:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """One device of every replica. shared: it comes with the cameras and serves all replicas."""
+    """One device of every replica. shared: it comes with the cameras and serves all replicas. copies: how many like it
+    a replica has; each of its stages is there as often, with its share of the requests.
+    """
 
     pool: str
     kind: str
@@ -45,6 +47,7 @@ class DevicePlan:
     usable_bytes: int
     stages: tuple[StageOnDevice, ...]
     shared: bool = False
+    copies: int = 1
 
     @property
     def used_bytes(self) -> int:
@@ -173,7 +176,8 @@ def _replica_lines(replica: Replica) -> list[str]:
         share = device.used_bytes / device.usable_bytes
         shared = ", shared by all" if device.shared else ""
         memory = f"{byte_words(device.used_bytes)} of {byte_words(device.usable_bytes)} ({share:.0%})"
-        lines.append(f"  {device.kind} in {device.pool} ({device.site}){shared}: {memory}")
+        several = f"{device.copies} x " if device.copies > 1 else ""
+        lines.append(f"  {several}{device.kind} in {device.pool} ({device.site}){shared}: {memory}")
         for stage in device.stages:
             mark = " <- bottleneck" if stage.stage == replica.bottleneck else ""
             turn = f"turn {stage.turn + 1}, loads in {_seconds(stage.load_s)}, " if stage.turn is not None else ""

@@ -1,6 +1,7 @@
 """`plan`: which stage on which device, how often, and what that should bring.
 
-    1  every layout of one replica that fits (`layout.py`), with the m and W that promise most (`forecast.py`)
+    1  every layout of one replica that fits (`layout.py`), with the m and W that promise most (`forecast.py`); of the
+       best with more than one device also those with several of what is busiest: one drafter for two targets
     2  the cluster filled with replicas: by tokens per second for the devices they take, from several beginnings
     3  the few best, and the best of each set of levels, in the simulator (`confirm.py`); 2 again with what that taught
     4  of all that were simulated, the best; and what one more device of each pool would bring
@@ -17,6 +18,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from cascade_runtime.config import Recipe
+from cascade_runtime.config.stage import MAX_REPLICAS
 from cascade_runtime.errors import ConfigError
 from cascade_runtime.planning.cluster import ASSUMPTIONS, DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Load
 from cascade_runtime.planning.confirm import Confirmed, confirm
@@ -31,6 +33,7 @@ from cascade_runtime.planning.turns import Turns, take_turns
 
 _CONFIRMED = 3
 _BEGINNINGS = 24
+_COPIED = 4
 _KINDS_OF_REPLICA = 8
 
 
@@ -57,8 +60,8 @@ class _Candidate:
 
     @property
     def sort(self) -> tuple[tuple[int, ...], int]:
-        """What a prediction's error depends on: the levels, and how many devices they have."""
-        return self.levels, sum(self.usage.values())
+        """What a prediction's error depends on: the levels, and how many devices one slice of them has."""
+        return self.levels, len(self.layout.devices) if self.layout else 1
 
 
 _Filled = list[tuple[_Candidate, int]]
@@ -146,9 +149,9 @@ def _candidates(problem: Problem, room: Mapping[int, int], sequential: bool) -> 
     for layout in layouts(problem, room):
         fit = slots_that_fit(problem, layout)
         for rows in sorted({min(wanted, fit) for wanted in _wanted(problem)}):
-            said = forecast(problem, layout, rows)
-            worth = said.tokens_per_s / rows if latency else said.tokens_per_s
-            found.append(_Candidate(layout.groups, said.tokens_per_s, worth, layout, said))
+            found.append(_together(problem, layout, rows))
+    if not latency:  # no request is answered sooner where another target is
+        found += list(_copied(problem, found, room))
     if sequential:
         for pool in room:
             for wanted in _wanted(problem):
@@ -159,22 +162,48 @@ def _candidates(problem: Problem, room: Mapping[int, int], sequential: bool) -> 
     return found
 
 
+def _together(problem: Problem, layout: Layout, rows: int) -> _Candidate:
+    said = forecast(problem, layout, rows)
+    worth = said.tokens_per_s / rows if problem.recipe.policy.objective == "latency" else said.tokens_per_s
+    return _Candidate(layout.groups, said.tokens_per_s, worth, layout, said)
+
+
+def _copied(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[_Candidate]:
+    """Of the best of each set of levels over several devices: with one more of the device that brings most, and again,
+    until there are two of every one, which is two replicas.
+    """
+    begun = Counter[tuple[int, ...]]()
+    for candidate in sorted(candidates, key=lambda each: _density(problem, room, each), reverse=True):
+        layout = candidate.layout
+        if layout is None or len(layout.places) < 2 or begun[candidate.levels] == _COPIED:
+            continue
+        begun[candidate.levels] += 1
+        while layout is not None and min(map(layout.copies_of, layout.places)) == 1:
+            grown = (_grown(problem, room, layout.with_copy(place), _rows(candidate)) for place in layout.places)
+            more = max((each for each in grown if each is not None), key=lambda each: each.rate, default=None)
+            if more is not None:
+                yield more
+            layout = more.layout if more is not None else None
+
+
+def _grown(problem: Problem, room: Mapping[int, int], layout: Layout, rows: int) -> _Candidate | None:
+    """A layout with copies and so many rows for each target, as many in each slice; None where there is no room."""
+    if layout.slices > MAX_REPLICAS or not FreeDevices.of(problem.cluster.pools, room).most(layout.groups):
+        return None
+    rows *= layout.copies_of(layout.at[problem.levels[-1].name])
+    rows = min(rows, slots_that_fit(problem, layout), problem.load.streams or rows)
+    rows -= rows % layout.slices
+    return _together(problem, layout, rows) if rows else None
+
+
 # -- the whole cluster -----------------------------------------------------------------------------------------------
 
 
 def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[_Filled]:
     """Ways to fill the cluster: each begins with another candidate and goes on with what pays most for what is left."""
-    latency = problem.recipe.policy.objective == "latency"
-
-    def density(candidate: _Candidate) -> float:
-        """Tokens per second for the scarcest share of the cluster that it takes."""
-        if latency:
-            return candidate.worth
-        return candidate.rate / max((n / max(room[pool], 1) for pool, n in candidate.usage.items()), default=1.0)
-
     whole = FreeDevices.of(problem.cluster.pools, room)
     fitting = [candidate for candidate in candidates if whole.most(candidate.groups)]
-    ranked = sorted(fitting, key=density, reverse=True)
+    ranked = sorted(fitting, key=lambda candidate: _density(problem, room, candidate), reverse=True)
     by_rate = sorted(fitting, key=lambda candidate: candidate.worth, reverse=True)
     of_levels = {candidate.levels: candidate for candidate in reversed(ranked)}
     for first in dict.fromkeys((*ranked[:_BEGINNINGS], *by_rate[:_BEGINNINGS], *of_levels.values())):
@@ -193,6 +222,13 @@ def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[
             free = free.without(candidate.groups, count)
         if filled:
             yield filled
+
+
+def _density(problem: Problem, room: Mapping[int, int], candidate: _Candidate) -> float:
+    """Tokens per second for the scarcest share of the cluster that it takes."""
+    if problem.recipe.policy.objective == "latency":
+        return candidate.worth
+    return candidate.rate / max((n / max(room[pool], 1) for pool, n in candidate.usage.items()), default=1.0)
 
 
 def _most_promising(filled: Iterable[_Filled]) -> list[_Filled]:
@@ -250,7 +286,7 @@ class _Measured:
         return total
 
     def corrected(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
-        """Predictions scaled by what the simulator found for the same levels on as many devices."""
+        """Predictions scaled by what the simulator found for others of their sort."""
         scale = {sort: sum(ratios) / len(ratios) for sort, ratios in self._ratios.items()}
         factors = ((candidate, scale.get(candidate.sort, 1.0)) for candidate in candidates)
         return [replace(each, rate=each.rate * by, worth=each.worth * by) for each, by in factors]

@@ -81,15 +81,15 @@ def kv_bytes(dtype: str) -> float:
 
 def slowed(cost: StepCost, by: float) -> StepCost:
     """The same pass on a device that others use, too: everything takes `by` times as long."""
+    scaled = replace(crowded(cost, by), base=by * cost.base, several=by * cost.several)
+    return replace(scaled, host_s=by * scaled.host_s) if isinstance(scaled, RooflineCost) else scaled
+
+
+def crowded(cost: StepCost, by: float) -> StepCost:
+    """The same pass with `by` times as much of everything in it: rows, tokens and positions."""
     scaled = replace(
-        cost,
-        base=by * cost.base,
-        per_row=by * cost.per_row,
-        per_token=by * cost.per_token,
-        per_position=by * cost.per_position,
-        several=by * cost.several,
+        cost, per_row=by * cost.per_row, per_token=by * cost.per_token, per_position=by * cost.per_position
     )
     if isinstance(scaled, RooflineCost):
-        host_s, compute_s, attention_s = by * scaled.host_s, by * scaled.compute_s, by * scaled.attention_s
-        return replace(scaled, host_s=host_s, compute_s=compute_s, attention_s=attention_s)
+        return replace(scaled, compute_s=by * scaled.compute_s, attention_s=by * scaled.attention_s)
     return scaled

@@ -306,9 +306,15 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
     patient = {"start_s": 300.0, "upstream_s": 10.0}  # on a busy machine too, the target does not go on without drafts
     recipe = toy_recipe(family, ["noisy"], event_branch=False, deadlines=patient)
     kind_at = {site: pool["kind"] for site, pool in pools.items()}
-    fast = {("level0", "edge"): 0.2, ("target", "lab"): 20.0}
+    fast = {("level0", "edge"): 0.2, ("target", "lab"): 20.0}  # and the more who share it the slower
     profiles = [
-        {"stage": stage, "kind": kind, "base_ms": fast.get((stage, site), 500.0), "request_ms": 0.0}
+        {
+            "stage": stage,
+            "kind": kind,
+            "base_ms": fast.get((stage, site), 500.0),
+            "per_row_ms": 20.0 * (stage == "target"),
+            "request_ms": 0.0,
+        }
         for stage in ("level0", "target")
         for site, kind in kind_at.items()
     ]
@@ -316,7 +322,9 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
     told = {
         **found.table,
         "kinds": kinds,
-        "pools": [{**pool, "kind": pool["site"], "devices": 1} for pool in found.table["pools"]],
+        "pools": [
+            {**pool, "kind": pool["site"], "devices": 1 + (pool["site"] == "lab")} for pool in found.table["pools"]
+        ],
         "profiles": [{**each, "kind": next(s for s, k in kind_at.items() if k == each["kind"])} for each in profiles],
         "agreement": {"level0->target": 0.95},
         "load": {"tokens": 20, "prompt": 50, "streams": 4},
@@ -324,13 +332,14 @@ def test_a_plan_for_the_live_cluster_runs_where_it_says(sites: None, family: Pat
     cluster = cluster_from_dict(told)
     planned = plan(recipe, cluster)
     (placed,) = placed_recipes(recipe, planned, cluster)
-    assert {d.site for d in planned.replicas[0].devices} == {"edge", "lab"}
+    assert {d.site: d.copies for d in planned.replicas[0].devices} == {"edge": 1, "lab": 2}  # one drafts for two
     requests = toy_requests(12, seed=2, max_tokens=12)
     expected = Engine.load(toy_recipe(family, [])).generate(requests)
     with CascadeClient("ray", recipe=placed) as client:
         where = nodes_of(client)
         assert (where["level0"], where["target"], where["adapter"]) == ("edge", "lab", "lab")
-        assert client._async._transport.pipeline.backends == ("stream",)  # type: ignore[attr-defined]
+        assert where["target.2"] == "lab" and "level0.2" not in where
+        assert client._async._transport.pipeline.backends == ("stream", "stream")  # type: ignore[attr-defined]
         answers = [update for _, update in sorted(_run(client, requests))]
     assert [a.token_ids for a in answers] == [e.token_ids for e in expected]  # type: ignore[union-attr]
     assert sum(a.edges[0].num_draft_tokens for a in answers) > 0

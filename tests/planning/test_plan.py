@@ -192,12 +192,14 @@ def test_the_encoder_stays_with_the_cameras_and_the_adapter_near_the_target():
 # -- size ------------------------------------------------------------------------------------------------------------
 
 
-def test_ten_thousand_devices_are_the_replica_of_one_ten_thousand_times():
+def test_ten_thousand_devices_are_filled_with_few_kinds_of_replica_and_worth_more_than_one_by_one():
     many = plan(small_recipe(), cluster([pool("big", "gpu", 10_000)]))
     one = plan(small_recipe(), cluster([pool("big", "gpu")]))
-    assert sum(r.count for r in many.replicas) == 10_000
-    assert many.tokens_per_s == pytest.approx(10_000 * one.tokens_per_s)
-    assert not many.spare
+    assert sum(r.count * d.copies for r in many.replicas for d in r.devices) == 10_000 and not many.spare
+    assert len(many.replicas) <= 3 and many.tokens_per_s > 10_000 * one.tokens_per_s
+    alone = plan(small_recipe(), cluster([pool("big", "gpu", 10_000)], agreement={"light->heavy": 0.0}))
+    assert [(r.levels, r.count) for r in alone.replicas] == [(("heavy",), 10_000)]
+    assert alone.tokens_per_s == pytest.approx(10_000 * one.tokens_per_s)
 
 
 def test_latency_prefers_the_quickest_answer_and_throughput_the_most_tokens():
@@ -227,7 +229,7 @@ def test_the_json_of_schema_1_keeps_its_keys():
     assert found["schema"] == 1 and set(found) == set(PLAN_KEYS.split())
     assert set(replica) == set(REPLICA_KEYS.split())
     assert set(replica["edges"][0]) == set(EDGE_KEYS.split())
-    assert set(replica["devices"][0]) == {"pool", "kind", "site", "usable_bytes", "stages", "shared"}
+    assert set(replica["devices"][0]) == {"pool", "kind", "site", "usable_bytes", "stages", "shared", "copies"}
     assert set(replica["devices"][0]["stages"][0]) == set(STAGE_KEYS.split())
     assert set(found["one_more"][0]) == {"pool", "kind", "tokens_per_s", "gain"}
 
