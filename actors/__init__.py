@@ -7,7 +7,7 @@ EdgeRelay: in the drafter's place, where that runs on edge boxes.
 Controller: admits requests to the stages and hands out answers; nothing passes through it per round.
 
     the stages     encoder.py, adapter.py; drafter.py, mid_verifier.py, target.py: each the loop of stage.py, which
-                   is a stage_loop.py, as edge_relay.py is
+                   is a stage_loop.py, as edge_relay.py is; stage_kind.py: which of them a name in a recipe is
     in the loop    passes.py computes, rows.py: what is inside; neighbour.py: the stage next door, links.py: how it is
                    reached (host.py: on which machine), heap.py; commands.py, bell.py: how other threads reach the loop
     the front      controller.py; course.py: one request's way, ending.py: its end, quarantine.py: who may not enter

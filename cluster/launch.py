@@ -38,14 +38,9 @@ from ray.exceptions import (
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.adapter import AdapterVerifierStage
 from actors.controller import MAX_WAITING, Controller
-from actors.drafter import Drafter
-from actors.edge_relay import EdgeRelay
-from actors.encoder import EventEncoderStage
 from actors.handles import ask
-from actors.mid_verifier import MidVerifier
-from actors.target import Target
+from actors.stage_kind import stage_kind
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe, links_between, stage_of
@@ -275,19 +270,8 @@ def _create_stage(recipe: Recipe, reserved: Reserved, stages: Mapping[str, RaySt
     """The actor of one stage, or one replica of it, in its own bundle. One that lives on the first of its host's GPUs
     waits until that is known.
     """
-    members = recipe.members[stage_of(name)]
-    level, last, replica = list(recipe.members).index(stage_of(name)) - 2, len(recipe.stages) - 1, members.index(name)
-    if level < 0:
-        kind, arguments = (EventEncoderStage, AdapterVerifierStage)[level + 2], (recipe, replica)
-    elif level == last:
-        kind, arguments = Target, (recipe, replica)
-    elif level:
-        kind, arguments = MidVerifier, (recipe, level, replica)
-    elif recipe.stages[0].drafter == "edge":
-        kind, arguments = EdgeRelay, (recipe,)
-    else:
-        kind, arguments = Drafter, (recipe, replica)
-    threads = _CONTROL_THREADS + (recipe.cascade.slots if level == last else 0)
+    kind, arguments = stage_kind(recipe, name)
+    threads = _CONTROL_THREADS + (recipe.cascade.slots if name in recipe.target.members else 0)
     environment: dict[str, str] = {}
     if host := reserved.share(name).host:
         gpus = stages[host].ask(recipe.deadlines.start_s, "info")["visible_gpus"]

@@ -69,8 +69,9 @@ def _verdict(recipe: Recipe, bundle: Bundle, node: RayNode) -> _Verdict | None:
     whole = _Verdict(asked, *_memory(node, kind, gpus))
     if gpus < 2 or not whole.fits:
         return whole
-    each = (_Verdict([piece], *_memory(node, kind, 1)) for need in asked for piece in need.pieces or [need])
-    return next((one for one in each if not one.fits), whole)
+    first = [(need.pieces or (need,))[0] for need in asked]  # who is not split lives on the first
+    cards = [first, *([piece] for need in asked for piece in need.pieces[1:])]
+    return next((one for card in cards if not (one := _Verdict(card, *_memory(node, kind, 1))).fits), whole)
 
 
 def _together(recipe: Recipe, held: Sequence[Bundle], there: Sequence[RayNode], on_gpus: bool) -> _Verdict | None:

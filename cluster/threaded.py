@@ -15,13 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from actors.adapter import AdapterVerifierStage
 from actors.controller import MAX_WAITING, Controller
-from actors.drafter import Drafter
-from actors.edge_relay import EdgeRelay
-from actors.encoder import EventEncoderStage
-from actors.mid_verifier import MidVerifier
-from actors.target import Target
+from actors.stage_kind import stage_kind
 from cascade_runtime.api import Answer, GenerateRequest, Health, Piece, ServedModel
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe, links_between
@@ -72,15 +67,11 @@ class ThreadedTransport:
         self.recipe = recipe
         limits = _CALLS + recipe.cascade.slots, recipe.deadlines.request_s
         made: dict[str, Any] = {}
-        for kind, stage in (("encoder", EventEncoderStage), ("adapter", AdapterVerifierStage)):
-            made |= {member: stage(recipe, number) for number, member in enumerate(recipe.members[kind])}
-        language = {
-            member: _language_stage(recipe, index, number)
-            for index, stage in enumerate(recipe.stages)
-            for number, member in enumerate(stage.members)
-        }
-        check_one_vocabulary({name: stage.info()["tokenizer"] for name, stage in language.items()})
-        self.stages = {name: ThreadStage(name, stage, *limits) for name, stage in {**made, **language}.items()}
+        for name in itertools.chain(*recipe.members.values()):
+            kind, arguments = stage_kind(recipe, name)
+            made[name] = kind(*arguments)
+        check_one_vocabulary({name: made[name].info()["tokenizer"] for name in recipe.level_members})
+        self.stages = {name: ThreadStage(name, stage, *limits) for name, stage in made.items()}
         self._link()
         self.controller = Controller(recipe, self.stages)
         self._pool = ThreadPoolExecutor(recipe.cascade.slots + MAX_WAITING, thread_name_prefix="requests")
@@ -168,11 +159,3 @@ class ThreadedTransport:
         for stage in self.stages.values():
             stage.close()
         self._pool.shutdown(wait=False)
-
-
-def _language_stage(recipe: Recipe, index: int, replica: int) -> Any:
-    if index == len(recipe.stages) - 1:
-        return Target(recipe, replica)
-    if index:
-        return MidVerifier(recipe, index, replica)
-    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe, replica)

@@ -11,13 +11,8 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from actors.adapter import AdapterVerifierStage
 from actors.controller import Controller
-from actors.drafter import Drafter
-from actors.edge_relay import EdgeRelay
-from actors.encoder import EventEncoderStage
-from actors.mid_verifier import MidVerifier
-from actors.target import Target
+from actors.stage_kind import stage_kind
 from cascade_runtime.channels import ChannelSpec
 from cascade_runtime.config import Recipe, links_between, stage_of
 from cascade_runtime.errors import DeadlineExceeded, FeaturesLost, StageDied
@@ -119,15 +114,8 @@ class ThreadCrew:
 
 def make_stage(recipe: Recipe, name: str) -> Any:
     """The stage, or replica of one, of this name."""
-    kind, number = stage_of(name), recipe.members[stage_of(name)].index(name)
-    if kind in ("encoder", "adapter"):
-        return (EventEncoderStage if kind == "encoder" else AdapterVerifierStage)(recipe, number)
-    index = recipe.cascade.levels.index(kind)
-    if index == len(recipe.stages) - 1:
-        return Target(recipe, number)
-    if index:
-        return MidVerifier(recipe, index, number)
-    return EdgeRelay(recipe) if recipe.stages[0].drafter == "edge" else Drafter(recipe, number)
+    kind, arguments = stage_kind(recipe, name)
+    return kind(*arguments)
 
 
 @contextmanager

@@ -129,6 +129,19 @@ def test_a_cpu_node_is_held_to_its_memory() -> None:
         check_memory(recipe, [RayNode("n", "192.0.2.9", 8, 0, "", 16 * GB, GB, {})])
 
 
+def test_who_lives_beside_a_split_counts_on_its_first_card() -> None:
+    node = gpu_node("H100", 2)
+    small = "stages.light.checkpoint=llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
+    beside = ["stages.light.drafter=model", small, "stages.light.beside=heavy"]
+    check_memory(load_recipe("setups/2xh100", [*beside, "cascade.slots=1", "cascade.max_len=4096"]), [node])
+    # 150.5 + 1.4 GB would fit 154.6; 76.9 of the target and the drafter do not fit the first card's 77.3.
+    with pytest.raises(ConfigError) as refused:
+        check_memory(load_recipe("setups/2xh100", beside), [node])
+    text = str(refused.value)
+    assert "heavy 1/2 74.4 GB" in text and "light" in text and "at most 77.3 GB, nine tenths of 1 x h100_80" in text
+    assert "2/2" not in text
+
+
 def test_stages_that_may_only_go_to_the_same_nodes_must_fit_beside_each_other() -> None:
     seven = {"checkpoint": "llava-hf/llava-onevision-qwen2-7b-ov-hf", "dtype": "bfloat16", "num_gpus": 0.5}
     halves = recipe_from_dict(table(mid=seven, heavy=seven))
