@@ -163,7 +163,7 @@ def send(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int) -> S
         answers = tuple(pool.map(ask, work))
     wall_s, after = time.perf_counter() - start, pipeline.stats()
     spent = {
-        key: {name: after[name].get(key, 0) - before[name].get(key, 0) for name in pipeline.recipe.cascade.levels}
+        key: {name: after[name].get(key, 0) - before[name].get(key, 0) for name in pipeline.recipe.level_members}
         for key in ("passes", "tokens_fed")
     }
     return Sent(answers, wall_s, spent["passes"], spent["tokens_fed"])

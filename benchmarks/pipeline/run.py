@@ -32,7 +32,7 @@ COUNTERS = ("busy_s", "awake_s", "passes", "tokens_fed")
 
 @dataclass
 class Run:
-    """One workload through one pipeline; counters per language stage."""
+    """One workload through one pipeline; counters per language stage, or replica of one."""
 
     tokens: int
     wall_s: float
@@ -106,7 +106,7 @@ def drive(pipeline: Pipeline, work: Sequence[GenerateRequest], streams: int, *, 
         answers = [each for i in range(0, len(work), share) for each in pool.map(ask, work[i : i + share])]
     wall_s = time.perf_counter() - start
     cores, after = (_core_s() - spent_s) / wall_s, pipeline.stats()
-    levels = pipeline.recipe.cascade.levels
+    levels = pipeline.recipe.level_members
     spent = {key: {name: after[name].get(key, 0) - before[name].get(key, 0) for name in levels} for key in COUNTERS}
     tokens = tuple(answer.token_ids for answer in answers)
     return Run(sum(map(len, tokens)), wall_s, tokens, cores=cores, **spent)
