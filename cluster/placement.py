@@ -88,13 +88,15 @@ class Reserved:
 
 def places(recipe: Recipe) -> dict[str, StageConfig]:
     """Replica of a stage -> what it asks of the cluster. Encoder and adapter of a recipe without them ask for one core
-    each; the adapter holds the target's vision tower and lives beside the target.
+    each; the adapter holds the target's vision tower and lives beside the target, of which each has one.
     """
-    source = recipe.target.checkpoint or "none"  # only the place is asked for
-    home = recipe.target.beside or recipe.target.name
+    source, target = recipe.target.checkpoint or "none", recipe.target  # only the place is asked for
+    adapter = StageConfig(
+        name="adapter", checkpoint=source, beside=target.beside or target.name, replicas=target.replicas
+    )
     stages = {
         "encoder": recipe.encoder or StageConfig(name="encoder", checkpoint=source),
-        "adapter": recipe.adapter or StageConfig(name="adapter", checkpoint=source, beside=home),
+        "adapter": recipe.adapter or adapter,
         **{stage.name: stage for stage in recipe.stages},
     }
     return {member: place for place in stages.values() for member in place.members}

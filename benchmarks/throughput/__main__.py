@@ -121,7 +121,9 @@ def _figures(
 
 
 def _memory(pipeline: Pipeline) -> dict[str, Any]:
-    """Per language stage, or replica of one: bytes of weights and of KV slots, the most its process has held, and its GPU's share."""
+    """Per language stage, or replica of one: bytes of weights and of KV slots, the most its process has held, and its
+    GPU's share.
+    """
     control_s, told = pipeline.recipe.deadlines.control_s, {}
     for name in pipeline.recipe.level_members:
         stage = pipeline.stages[name]

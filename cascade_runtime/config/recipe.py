@@ -13,7 +13,7 @@ from cascade_runtime.config.acceptance import RULES, SHARED_NOISE, AcceptanceCon
 from cascade_runtime.config.checks import NAME, choice, integer, number
 from cascade_runtime.config.drafting import check_drafting, check_runs_apart
 from cascade_runtime.config.emulation import EmulationConfig, profile_kind
-from cascade_runtime.config.stage import StageConfig
+from cascade_runtime.config.stage import StageConfig, members_of
 from cascade_runtime.config.supervision import SupervisionConfig
 from cascade_runtime.config.toml_file import arguments, known_keys, read_toml
 from cascade_runtime.config.tree import TreeConfig
@@ -281,10 +281,12 @@ class Recipe:
 
     @property
     def members(self) -> dict[str, tuple[str, ...]]:
-        """Stage -> the names of its replicas, in the order of the pipeline: encoder, adapter, the levels."""
-        vision = {"encoder": self.encoder, "adapter": self.adapter}
-        named = {name: stage.members if stage is not None else (name,) for name, stage in vision.items()}
-        return {**named, **{stage.name: stage.members for stage in self.stages}}
+        """Stage -> the names of its replicas, in the order of the pipeline: encoder, adapter, the levels. Where no
+        adapter is given there is one beside each target, with the target's tower.
+        """
+        encoders = self.encoder.members if self.encoder else members_of("encoder", 1)
+        adapters = self.adapter.members if self.adapter else members_of("adapter", self.target.replicas)
+        return {"encoder": encoders, "adapter": adapters, **{stage.name: stage.members for stage in self.stages}}
 
     @property
     def level_members(self) -> tuple[str, ...]:

@@ -118,7 +118,7 @@ class StageConfig:
     @property
     def members(self) -> tuple[str, ...]:
         """The names of its replicas: the first has the stage's own, the others "light.2" and so on."""
-        return (self.name, *(f"{self.name}.{number}" for number in range(2, self.replicas + 1)))
+        return members_of(self.name, self.replicas)
 
     @property
     def emulated(self) -> bool:
@@ -134,6 +134,11 @@ class StageConfig:
     def path(self) -> Path | None:
         """The checkpoint's directory with "~" expanded, or None for a bundled member."""
         return None if self.family_member else Path(self.checkpoint).expanduser()
+
+
+def members_of(stage: str, replicas: int) -> tuple[str, ...]:
+    """The names of a stage's replicas: the first has the stage's own, the others "light.2" and so on."""
+    return (stage, *(f"{stage}.{number}" for number in range(2, replicas + 1)))
 
 
 def stage_of(member: str) -> str:

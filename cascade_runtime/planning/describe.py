@@ -39,8 +39,9 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
     overrides += [f"stages.{name}.device={split_device(span)}" for name, span in layout.spans.items()]
     for part in problem.parts:
         copies = layout.copies_of(layout.at[part.name]) if part.name in layout.at else 1
-        overrides += [f"{part.where}.replicas={copies}"] if copies > 1 else []
+        overrides += [f"{part.where}.replicas={copies}"] if copies != part.config.replicas else []
     whole = len(layout.levels) == len(problem.levels)
+    apart = layout.slices == 1 or not any(part.config.beside for part in problem.parts)  # who lives beside whom changes
     return Replica(
         count=chosen.count,
         mode="together",
@@ -54,7 +55,7 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
         ttft_s=said.ttft_s,
         simulated_ttft_s=chosen.confirmed.ttft_s if chosen.confirmed else None,
         bottleneck=bottleneck(problem, layout, said),
-        overrides=tuple(overrides) if whole else (),
+        overrides=tuple(overrides) if whole and apart else (),
     )
 
 

@@ -1,7 +1,6 @@
 """`plan`: which stage on which device, how often, and what that should bring.
 
-    1  every layout of one replica that fits (`layout.py`), with the m and W that promise most (`forecast.py`); of the
-       best with more than one device also those with several of what is busiest: one drafter for two targets
+    1  every replica that fits, with what it promises (`candidates.py`)
     2  the cluster filled with replicas: by tokens per second for the devices they take, from several beginnings
     3  the few best, and the best of each set of levels, in the simulator (`confirm.py`); 2 again with what that taught
     4  of all that were simulated, the best; and what one more device of each pool would bring
@@ -13,58 +12,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import pairwise
 
 from cascade_runtime.config import Recipe
-from cascade_runtime.config.stage import MAX_REPLICAS
 from cascade_runtime.errors import ConfigError
+from cascade_runtime.planning.candidates import Candidate, Sort, candidates, density
 from cascade_runtime.planning.cluster import ASSUMPTIONS, DEFAULT_AGREEMENT, MAX_SPLIT, Cluster, Load
 from cascade_runtime.planning.confirm import Confirmed, confirm
 from cascade_runtime.planning.describe import Chosen, describe
-from cascade_runtime.planning.forecast import Forecast, forecast
-from cascade_runtime.planning.free_devices import FreeDevices, Groups
-from cascade_runtime.planning.layout import Layout, layouts, slots_that_fit
+from cascade_runtime.planning.free_devices import FreeDevices
+from cascade_runtime.planning.layout import layouts
 from cascade_runtime.planning.plan import OneMore, Plan, Spare
 from cascade_runtime.planning.problem import Problem, problem_of
 from cascade_runtime.planning.roofline import CROSSING_S
-from cascade_runtime.planning.turns import Turns, take_turns
+from cascade_runtime.planning.turns import take_turns
 
 _CONFIRMED = 3
 _BEGINNINGS = 24
-_COPIED = 4
 _KINDS_OF_REPLICA = 8
 
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    """One replica that fits: a layout and its forecast, or turns on one device."""
-
-    groups: Groups
-    rate: float
-    worth: float
-    layout: Layout | None = None
-    said: Forecast | None = None
-    turns: Turns | None = None
-
-    @cached_property
-    def usage(self) -> Mapping[int, int]:
-        """Devices taken per pool."""
-        return {pool: sum(groups) for pool, groups in self.groups.items()}
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """That take part at the same time; none where parts take turns."""
-        return self.layout.levels if self.layout else ()
-
-    @property
-    def sort(self) -> tuple[tuple[int, ...], int]:
-        """What a prediction's error depends on: the levels, and how many devices one slice of them has."""
-        return self.levels, len(self.layout.devices) if self.layout else 1
-
-
-_Filled = list[tuple[_Candidate, int]]
+_Filled = list[tuple[Candidate, int]]
 
 
 def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: Sequence[str] = ()) -> Plan:
@@ -72,16 +40,16 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
     allowed = tuple(dict.fromkeys((*cluster.assume, *assume)))
     problem = _quantised(problem_of(recipe, cluster, load or cluster.load), allowed)
     room = _room(problem)
-    candidates = _candidates(problem, {i: count + 1 for i, count in room.items()}, "sequential" in allowed)
+    found = candidates(problem, {i: count + 1 for i, count in room.items()}, "sequential" in allowed)
     measured = _Measured(problem)
-    tried = _most_promising(_fillings(problem, candidates, room))
+    tried = _worth_a_try(problem, found, room)
     if not tried:
         raise _impossible(problem, allowed)
     for filled in tried:
         measured.total(filled)
-    candidates = measured.corrected(candidates)
-    tried += _most_promising(_fillings(problem, candidates, room))
-    alone = [candidate for candidate in candidates if candidate.levels == (len(problem.levels) - 1,)]
+    found = measured.corrected(found)
+    tried += _worth_a_try(problem, found, room)
+    alone = [candidate for candidate in found if candidate.levels == (len(problem.levels) - 1,)]
     by_alone = max(_fillings(problem, alone, room), key=_worth, default=[])
     best = max([*tried, by_alone or tried[0]], key=measured.worth)
     chosen = [
@@ -106,7 +74,7 @@ def plan(recipe: Recipe, cluster: Cluster, *, load: Load | None = None, assume: 
         prompt=problem.prompt,
         answer_tokens=problem.load.tokens,
         replicas=replicas,
-        one_more=tuple(_one_more(problem, candidates, room)),
+        one_more=tuple(_one_more(problem, found, room)),
         spare=tuple(
             Spare(pool.name, pool.kind, pool.site, pool.devices - used[i])
             for i, pool in enumerate(cluster.pools)
@@ -121,9 +89,6 @@ def _room(problem: Problem) -> dict[int, int]:
     return {i: pool.devices for i, pool in enumerate(problem.cluster.pools)}
 
 
-# -- one replica -----------------------------------------------------------------------------------------------------
-
-
 def _quantised(problem: Problem, allowed: Sequence[str]) -> Problem:
     """The mildest allowed type of weights with which every level fits in some layout, else the smallest."""
     room = _room(problem)
@@ -134,101 +99,34 @@ def _quantised(problem: Problem, allowed: Sequence[str]) -> Problem:
     return problem
 
 
-def _wanted(problem: Problem) -> list[int]:
-    """Requests at a time that one replica might be given."""
-    streams, most = problem.load.streams, sum(pool.devices for pool in problem.cluster.pools)
-    if not streams:
-        return [problem.recipe.cascade.slots]
-    counts = {1, *(2**k for k in range(18) if 2**k <= min(most, streams)), min(most, streams)}
-    return sorted({min(4096, -(-streams // count)) for count in counts})
-
-
-def _candidates(problem: Problem, room: Mapping[int, int], sequential: bool) -> list[_Candidate]:
-    found: list[_Candidate] = []
-    latency = problem.recipe.policy.objective == "latency"
-    for layout in layouts(problem, room):
-        fit = slots_that_fit(problem, layout)
-        for rows in sorted({min(wanted, fit) for wanted in _wanted(problem)}):
-            found.append(_together(problem, layout, rows))
-    if not latency:  # no request is answered sooner where another target is
-        found += list(_copied(problem, found, room))
-    if sequential:
-        for pool in room:
-            for wanted in _wanted(problem):
-                turns = take_turns(problem, pool, wanted)
-                if turns is not None:
-                    worth = turns.tokens_per_s / turns.rows if latency else turns.tokens_per_s
-                    found.append(_Candidate({pool: (1,)}, turns.tokens_per_s, worth, turns=turns))
-    return found
-
-
-def _together(problem: Problem, layout: Layout, rows: int) -> _Candidate:
-    said = forecast(problem, layout, rows)
-    worth = said.tokens_per_s / rows if problem.recipe.policy.objective == "latency" else said.tokens_per_s
-    return _Candidate(layout.groups, said.tokens_per_s, worth, layout, said)
-
-
-def _copied(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[_Candidate]:
-    """Of the best of each set of levels over several devices: with one more of the device that brings most, and again,
-    until there are two of every one, which is two replicas.
-    """
-    begun = Counter[tuple[int, ...]]()
-    for candidate in sorted(candidates, key=lambda each: _density(problem, room, each), reverse=True):
-        layout = candidate.layout
-        if layout is None or len(layout.places) < 2 or begun[candidate.levels] == _COPIED:
-            continue
-        begun[candidate.levels] += 1
-        while layout is not None and min(map(layout.copies_of, layout.places)) == 1:
-            grown = (_grown(problem, room, layout.with_copy(place), _rows(candidate)) for place in layout.places)
-            more = max((each for each in grown if each is not None), key=lambda each: each.rate, default=None)
-            if more is not None:
-                yield more
-            layout = more.layout if more is not None else None
-
-
-def _grown(problem: Problem, room: Mapping[int, int], layout: Layout, rows: int) -> _Candidate | None:
-    """A layout with copies and so many rows for each target, as many in each slice; None where there is no room."""
-    if layout.slices > MAX_REPLICAS or not FreeDevices.of(problem.cluster.pools, room).most(layout.groups):
-        return None
-    rows *= layout.copies_of(layout.at[problem.levels[-1].name])
-    rows = min(rows, slots_that_fit(problem, layout), problem.load.streams or rows)
-    rows -= rows % layout.slices
-    return _together(problem, layout, rows) if rows else None
-
-
-# -- the whole cluster -----------------------------------------------------------------------------------------------
-
-
-def _fillings(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[_Filled]:
+def _fillings(problem: Problem, candidates: Sequence[Candidate], room: Mapping[int, int]) -> Iterable[_Filled]:
     """Ways to fill the cluster: each begins with another candidate and goes on with what pays most for what is left."""
     whole = FreeDevices.of(problem.cluster.pools, room)
     fitting = [candidate for candidate in candidates if whole.most(candidate.groups)]
-    ranked = sorted(fitting, key=lambda candidate: _density(problem, room, candidate), reverse=True)
+    ranked = sorted(fitting, key=lambda candidate: density(problem, room, candidate), reverse=True)
     by_rate = sorted(fitting, key=lambda candidate: candidate.worth, reverse=True)
     of_levels = {candidate.levels: candidate for candidate in reversed(ranked)}
     for first in dict.fromkeys((*ranked[:_BEGINNINGS], *by_rate[:_BEGINNINGS], *of_levels.values())):
-        free, filled = whole, list[tuple[_Candidate, int]]()
+        free, filled = whole, list[tuple[Candidate, int]]()
         streams = problem.load.streams
         for candidate in (first, *ranked):
             count = free.most(candidate.groups)
             if problem.load.streams:
-                count = min(
-                    count, streams // _rows(candidate) + (1 if not filled and streams < _rows(candidate) else 0)
-                )
+                count = min(count, streams // candidate.rows + (1 if not filled and streams < candidate.rows else 0))
             if count < 1 or len(filled) == _KINDS_OF_REPLICA:
                 continue
             filled.append((candidate, count))
-            streams -= count * _rows(candidate)
+            streams -= count * candidate.rows
             free = free.without(candidate.groups, count)
         if filled:
             yield filled
 
 
-def _density(problem: Problem, room: Mapping[int, int], candidate: _Candidate) -> float:
-    """Tokens per second for the scarcest share of the cluster that it takes."""
-    if problem.recipe.policy.objective == "latency":
-        return candidate.worth
-    return candidate.rate / max((n / max(room[pool], 1) for pool, n in candidate.usage.items()), default=1.0)
+def _worth_a_try(problem: Problem, candidates: Sequence[Candidate], room: Mapping[int, int]) -> list[_Filled]:
+    """Of every candidate, and of whole replicas only, whose predictions err less."""
+    whole = [candidate for candidate in candidates if not candidate.copied]
+    found = _most_promising(_fillings(problem, candidates, room))
+    return found + (_most_promising(_fillings(problem, whole, room)) if len(whole) < len(candidates) else [])
 
 
 def _most_promising(filled: Iterable[_Filled]) -> list[_Filled]:
@@ -238,10 +136,6 @@ def _most_promising(filled: Iterable[_Filled]) -> list[_Filled]:
     for each in ranked:
         of_levels.setdefault(each[0][0].levels, each)
     return [*ranked[:_CONFIRMED], *(each for each in of_levels.values() if each not in ranked[:_CONFIRMED])]
-
-
-def _rows(candidate: _Candidate) -> int:
-    return candidate.said.rows if candidate.said else candidate.turns.rows if candidate.turns else 1
 
 
 def _total(filled: _Filled) -> float:
@@ -259,9 +153,9 @@ class _Measured:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._said: dict[int, Confirmed | None] = {}
-        self._ratios: dict[tuple[tuple[int, ...], int], list[float]] = {}
+        self._ratios: dict[Sort, list[float]] = {}
 
-    def of(self, candidate: _Candidate) -> Confirmed | None:
+    def of(self, candidate: Candidate) -> Confirmed | None:
         """What the simulator says of a candidate; None where it cannot follow."""
         if candidate.layout is None or candidate.said is None:
             return None
@@ -282,17 +176,18 @@ class _Measured:
         """What the objective counts: all tokens per second, or those of one request."""
         total = self.total(filled)
         if self._problem.recipe.policy.objective == "latency":
-            return total / sum(count * _rows(candidate) for candidate, count in filled)
+            return total / sum(count * candidate.rows for candidate, count in filled)
         return total
 
-    def corrected(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
-        """Predictions scaled by what the simulator found for others of their sort."""
+    def corrected(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Predictions scaled by what the simulator found for others of their sort, else for those without copies."""
         scale = {sort: sum(ratios) / len(ratios) for sort, ratios in self._ratios.items()}
-        factors = ((candidate, scale.get(candidate.sort, 1.0)) for candidate in candidates)
+        whole = {sort[:2]: factor for sort, factor in scale.items() if not sort[2]}
+        factors = ((each, scale.get(each.sort, whole.get(each.sort[:2], 1.0))) for each in candidates)
         return [replace(each, rate=each.rate * by, worth=each.worth * by) for each, by in factors]
 
 
-def _one_more(problem: Problem, candidates: Sequence[_Candidate], room: Mapping[int, int]) -> Iterable[OneMore]:
+def _one_more(problem: Problem, candidates: Sequence[Candidate], room: Mapping[int, int]) -> Iterable[OneMore]:
     now = max(map(_total, _fillings(problem, candidates, room)))
     for i, pool in enumerate(problem.cluster.pools):
         then = max(map(_total, _fillings(problem, candidates, {**room, i: room[i] + 1})))

@@ -107,6 +107,33 @@ def test_one_more_device_is_worth_about_one_of_those_there() -> None:
     assert gains["big"] == pytest.approx(each, rel=0.1) and gains["little"] < 0.2 * each
 
 
+def without_copies(monkeypatch: pytest.MonkeyPatch, made: Cluster, load: Load) -> Plan:
+    with monkeypatch.context() as patch:
+        patch.setattr("cascade_runtime.planning.candidates._copied", lambda *_: [])
+        return plan(recipe(), made, load=load)
+
+
+@pytest.mark.parametrize("agreement", [0.4, 0.7, 0.9])
+@pytest.mark.parametrize(("big", "little", "streams"), [(8, 8, 16), (7, 2, 0), (20, 20, 20), (3, 1, 2), (1, 4, 50)])
+def test_no_plan_is_worth_less_than_whole_replicas(
+    monkeypatch: pytest.MonkeyPatch, big: int, little: int, streams: int, agreement: float
+) -> None:
+    made, load = cluster(big, little, agreement={"light->heavy": agreement}), Load(streams=streams)
+    whole, found = without_copies(monkeypatch, made, load), plan(recipe(), made, load=load)
+    assert all(device.copies == 1 for replica in whole.replicas for device in replica.devices)
+    assert found.tokens_per_s >= 0.999 * whole.tokens_per_s
+    assert found.tokens_per_s_alone == whole.tokens_per_s_alone
+
+
+def test_where_edge_boxes_draft_nothing_is_planned_twice() -> None:
+    sizes = [f"llava-hf/llava-onevision-qwen2-{size}-ov-hf" for size in ("0.5b", "7b")]
+    changes = [f"stages.{name}.checkpoint={size}" for name, size in zip(("light", "heavy"), sizes, strict=True)]
+    boxes = load_planned_recipe("edge_drafts", [*changes, "cascade.max_len=4096"])
+    known = cluster(4, 1)
+    placed = placed_recipes(boxes, plan(boxes, known), known)  # which would refuse replicas
+    assert all(stage.replicas == 1 for each in placed for stage in each.stages)
+
+
 # -- what becomes of it ----------------------------------------------------------------------------------------------
 
 
@@ -119,8 +146,8 @@ def test_the_recipe_of_the_plan_has_replicas_of_the_stage_each_with_a_place() ->
     again = recipe_from_dict(recipe_to_dict(placed))
     assert again == placed
     places = {tuple(bundle.shares): (bundle.num_gpus, dict(bundle.labels)) for bundle in bundles(placed)}
-    for member in placed.target.members[1:]:
-        assert places[(member,)] == (1.0, {"rack": "1"})
+    for member, adapter in zip(placed.target.members, placed.members["adapter"], strict=True):
+        assert places[(member, adapter)] == (1.0, {"rack": "1"})  # each target brings its tower, as the plan counts it
     assert places[("light",)] == (1.0, {"rack": "2"})
     (said,) = [text for text in found.replicas[0].overrides if "replicas" in text]
     assert load_planned_recipe("onevision_small", [said]).target.replicas == 4
@@ -132,10 +159,23 @@ def test_replicas_written_by_hand_do_not_stay_where_the_plan_has_one() -> None:
     known = cluster(1, 1)
     (placed,) = placed_recipes(by_hand, plan(by_hand, known), known)
     assert placed.target.replicas == 1
+    (replica,) = plan(by_hand, known).replicas
+    again = load_planned_recipe("onevision_small", ["stages.heavy.replicas=3", *replica.overrides])
+    assert (again.target.replicas, again.cascade.slots) == (1, replica.slots)
     tight = {**GPU, "memory_gib": 17}
     turns = cluster_from_dict({"name": "c", "kinds": {"k": tight}, "pools": [{"name": "p", "kind": "k"}]})
     (placed,) = placed_recipes(by_hand, plan(by_hand, turns, assume=("sequential",)), turns)
     assert (placed.cascade.loading, placed.target.replicas) == ("in_turns", 1)
+
+
+def test_the_line_of_overrides_is_left_out_where_it_would_not_do() -> None:
+    """Who lives beside whom is the recipe's to say, and a plan with copies may say otherwise."""
+    beside = load_planned_recipe("onevision_small", ["stages.heavy.num_gpus=1", "stages.light.beside=heavy"])
+    known = cluster(4, 1)
+    found = plan(beside, known)
+    assert copies(found)["heavy"] == 4 and found.replicas[0].overrides == ()
+    (placed,) = placed_recipes(beside, found, known)
+    assert placed.stage("light").beside == "" and placed.target.replicas == 4
 
 
 # -- the arithmetic --------------------------------------------------------------------------------------------------
