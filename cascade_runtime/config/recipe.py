@@ -238,12 +238,11 @@ class Recipe:
         own = [place.name for place in places if not place.beside]
         for place in places:
             if place.beside:
-                where = place.name if place.name in ("encoder", "adapter") else f"stages.{place.name}"
-                choice(f"{where}.beside", place.beside, own)
+                choice(f"{place.where}.beside", place.beside, own)
                 host = next(other for other in places if other.name == place.beside)
                 if place.replicas > host.replicas:
                     allowed = f"at most {host.replicas}, the replicas of {host.name}, beside which they live"
-                    raise ConfigError(f"{where}.replicas", place.replicas, allowed)
+                    raise ConfigError(f"{place.where}.replicas", place.replicas, allowed)
 
     def _check_emulation(self) -> None:
         """All stages are emulated or none: tokens and features of one kind mean nothing to the other."""

@@ -65,7 +65,7 @@ class StageConfig:
     replicas: int = 1
 
     def __post_init__(self) -> None:
-        where = self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
+        where = self.where
         if not isinstance(self.device, str) or not (_DEVICE.fullmatch(self.device) or _SEVERAL.fullmatch(self.device)):
             allowed = "auto, cpu, cuda, cuda:<index>, emulated, emulated:<name>, or several as in cuda:0+cuda:1"
             raise ConfigError(f"{where}.device", self.device, allowed)
@@ -114,6 +114,11 @@ class StageConfig:
             raise ConfigError(f"{where}.profile", self.profile, 'none, unless device = "emulated"')
         if self.emulated and not isinstance(self.profile, kind):
             raise ConfigError(f"{where}.profile", self.profile, f"a table with {', '.join(kind.__dataclass_fields__)}")
+
+    @property
+    def where(self) -> str:
+        """Its table in a recipe, as errors and overrides name it."""
+        return self.name if self.name in ("encoder", "adapter") else f"stages.{self.name}"
 
     @property
     def members(self) -> tuple[str, ...]:

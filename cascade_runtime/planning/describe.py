@@ -39,7 +39,7 @@ def describe(problem: Problem, chosen: Chosen) -> Replica:
     overrides += [f"stages.{name}.device={split_device(span)}" for name, span in layout.spans.items()]
     for part in problem.parts:
         copies = layout.copies_of(layout.at[part.name]) if part.name in layout.at else 1
-        overrides += [f"{part.where}.replicas={copies}"] if copies != part.config.replicas else []
+        overrides += [f"{part.config.where}.replicas={copies}"] if copies != part.config.replicas else []
     whole = len(layout.levels) == len(problem.levels)
     apart = layout.slices == 1 or not any(part.config.beside for part in problem.parts)  # who lives beside whom changes
     return Replica(

@@ -55,7 +55,7 @@ class ModelSize:
 
 def size_of(stage: StageConfig) -> ModelSize:
     """The size of a stage's checkpoint. Raises `ConfigError` where there is no configuration of it."""
-    where = stage.name if stage.name in ("encoder", "adapter") else f"stages.{stage.name}"
+    where = stage.where
     if not stage.checkpoint:
         raise ConfigError(f"{where}.checkpoint", stage.checkpoint, "a checkpoint: an emulated stage weighs nothing")
     if stage.drafter == "lookup":

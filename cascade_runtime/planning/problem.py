@@ -29,11 +29,6 @@ class Part:
     numbers: int
     level: int | None
 
-    @property
-    def where(self) -> str:
-        """Its table in a recipe."""
-        return self.name if self.level is None else f"stages.{self.name}"
-
 
 @dataclass(frozen=True)
 class Piece:

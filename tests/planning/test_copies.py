@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cascade_runtime.config import PolicyConfig, Recipe, recipe_from_dict, recipe_to_dict
 from cascade_runtime.planning import Load, Plan, cluster_from_dict, draw, load_planned_recipe, placed_recipes, plan
+from cascade_runtime.planning.candidates import candidates
 from cascade_runtime.planning.cluster import Cluster
 from cascade_runtime.planning.confirm import confirm
 from cascade_runtime.planning.forecast import forecast
@@ -80,20 +81,23 @@ def test_several_slow_drafters_serve_one_target() -> None:
     assert found.tokens_per_s > 1.2 * one.tokens_per_s
 
 
-def test_a_drafter_that_is_busy_gets_no_more_targets() -> None:
+@pytest.mark.parametrize(("token_ms", "targets"), [(3.0, 1), (1.0, 2), (0.3, 6)])
+def test_the_busier_a_drafter_the_fewer_targets_it_gets(token_ms: float, targets: int) -> None:
     profiles = [
-        {"stage": "light", "kind": "small", "base_ms": 1.0, "per_token_ms": 3.0},
+        {"stage": "light", "kind": "small", "base_ms": 1.0, "per_token_ms": token_ms},
         {"stage": "light", "kind": "gpu", "base_ms": 500.0},
         {"stage": "heavy", "kind": "gpu", "base_ms": 60.0},
     ]
     found = plan(recipe(), cluster(8, 1, profiles=profiles), load=Load(prompt=64))
-    drafted = [replica for replica in found.replicas if "light" in replica.levels]
-    assert all(device.copies < 8 for replica in drafted for device in replica.devices)
+    (drafted,) = [replica for replica in found.replicas if "light" in replica.levels]
+    assert {device.pool: device.copies for device in drafted.devices} == {"big": targets, "little": 1}
+    assert copies(found) == {"light": 1, "heavy": 8}
 
 
-def test_for_one_quick_answer_nothing_is_shared() -> None:
-    found = plan(recipe(objective="latency"), cluster(4, 1), load=Load(streams=1))
-    assert all(device.copies == 1 for replica in found.replicas for device in replica.devices)
+@pytest.mark.parametrize(("objective", "shared"), [("throughput", True), ("latency", False)])
+def test_for_one_quick_answer_nothing_is_shared(objective: str, shared: bool) -> None:
+    problem = problem_of(recipe(objective=objective), cluster(4, 1), Load())
+    assert any(each.copied for each in candidates(problem, {0: 4, 1: 1}, sequential=False)) == shared
 
 
 @pytest.mark.parametrize("streams", [1, 3, 5, 16])
