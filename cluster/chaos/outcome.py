@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -159,7 +160,7 @@ def _covered(spans: Sequence[tuple[float, float]]) -> float:
 def quantile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share does not exceed; 0 of none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 def longest_gap_s(sent: Sequence[Sent]) -> float:

@@ -15,7 +15,7 @@ from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import SamplingParams
 from cascade_runtime.errors import StageError
 from cluster.chaos.load import Heard, Load, Sent
-from cluster.chaos.outcome import count_answers, recoveries_of
+from cluster.chaos.outcome import count_answers, quantile, recoveries_of
 from cluster.chaos.plan import Fault
 from cluster.supervision.supervisor import Recovery
 
@@ -120,3 +120,10 @@ def test_a_recovery_without_loads_leaves_out_the_seconds_in_which_any_of_its_sta
     apart = [restart("heavy", 101.0, 101.0, 102.0, 102.5), restart("mid", 101.0, 103.0, 105.0, 105.5)]
     assert recoveries_of(done[:1], apart) == [(5.5, 2.5)]
     assert recoveries_of(done[:1], []) == [] and recoveries_of([(Fault(0.0, "pause", "mid"), 0.0)], restarts) == []
+
+
+def test_a_quantile_is_the_smallest_value_that_enough_do_not_exceed() -> None:
+    twenty = list(range(20, 0, -1))
+    assert quantile(twenty, 0.95) == 19 and quantile(twenty, 0.96) == 20 and quantile(twenty, 0.5) == 10
+    assert quantile(twenty, 1.0) == 20 and quantile(twenty, 0.0) == 1 and quantile([], 0.5) == 0.0
+    assert quantile([3.0], 0.99) == 3.0 and quantile([1.0, 2.0, 3.0], 0.5) == 2.0
