@@ -50,7 +50,7 @@ bench: $(STAMP)
 acceptance: $(STAMP)
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/pip install -q -r tests/acceptance/requirements.txt $(if $(GUIDELLM),-r tests/acceptance/requirements-guidellm.txt)
-	$(BIN)/python -m pip install -q playwright==1.65.2 openai==3.57.0 -c constraints.txt
+	$(BIN)/python -m pip install -q playwright==1.65.2 openai==3.57.0 kubernetes-validate==1.37.0 -c constraints.txt
 	cp tests/acceptance/package*.json $(TOOLS)/ && { ! command -v npm >/dev/null || npm ci --prefix $(TOOLS); }
 	CASCADE_ACCEPTANCE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/acceptance -s
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.faults.survival import taken_slots
-from benchmarks.gpu.one_device import on_device, say, used_gb
+from benchmarks.gpu.answers import say
+from benchmarks.gpu.one_device import on_device, used_gb
 from cluster.chaos.injection import Injection
 from cluster.chaos.load import Load, kinds_of_request
 from cluster.chaos.outcome import count_answers

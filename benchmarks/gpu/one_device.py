@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.answers import say
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, load_recipe
 from cluster.launch import FOREGROUND, Pipeline, launch
@@ -28,11 +29,6 @@ WAITING = (
     "deadlines.request_s=300",
     "supervision.restarts=1000",
 )
-
-
-def say(line: str) -> None:
-    """At once, whatever becomes of what follows."""
-    print(line, flush=True)
 
 
 @contextmanager
@@ -184,16 +180,6 @@ def row(name: str, runs: Sequence[Sent]) -> dict[str, Any]:
     passes = ", ".join(f"{level} {count}" for level, count in last.passes.items())
     say(f"  {name:<34}{cells}   {told['tokens_per_pass']:.2f} a pass   passes {passes}   accepted {last.edges}")
     return told
-
-
-def matching(mine: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """How many answers are the same token for token, and how much of all tokens lies before the first that is not."""
-    same = sum(tuple(a) == tuple(b) for a, b in zip(mine, other, strict=True))
-    before, total = 0, 0
-    for a, b in zip(mine, other, strict=True):
-        total += max(len(a), len(b))
-        before += next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return {"identical": same, "of": len(mine), "tokens_before_difference": round(before / max(1, total), 4)}
 
 
 def at_once(args: argparse.Namespace) -> int:

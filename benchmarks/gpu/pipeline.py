@@ -33,8 +33,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.answers import say
 from benchmarks.gpu.killed import faults
-from benchmarks.gpu.one_device import gpus_found_by_ray, ray_with_one_gpu, say, used_gb
+from benchmarks.gpu.one_device import gpus_found_by_ray, ray_with_one_gpu, used_gb
 from benchmarks.gpu.real_shapes import VARIANTS, shapes
 from benchmarks.gpu.sameness import same
 from benchmarks.gpu.speeds import speed

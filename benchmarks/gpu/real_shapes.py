@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.answers import matching, say
 from benchmarks.gpu.killed import one_fault
-from benchmarks.gpu.one_device import Sent, launched, matching, on_device, row, say, send, used_gb
+from benchmarks.gpu.one_device import Sent, launched, on_device, row, send, used_gb
 from benchmarks.gpu.random_checkpoint import write_checkpoint
 from benchmarks.pipeline.run import requests
 from cascade_runtime.api import GenerateRequest

@@ -7,7 +7,8 @@ import statistics
 import time
 from typing import Any
 
-from benchmarks.gpu.one_device import Sent, at_once, launched, on_device, row, say, send
+from benchmarks.gpu.answers import say
+from benchmarks.gpu.one_device import Sent, at_once, launched, on_device, row, send
 from benchmarks.pipeline.run import requests
 
 ALONE = "heavy"

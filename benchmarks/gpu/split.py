@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import shutil
@@ -28,12 +27,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.one_device import matching, say
+from benchmarks.gpu.answers import Tokens, compare, mixed, one_process, say
 from benchmarks.gpu.random_checkpoint import write_checkpoint
-from benchmarks.gpu.sameness import Tokens, mixed, one_process
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, load_recipe
-from cascade_runtime.engine import Engine
 from cluster.threaded import ThreadedTransport
 
 _RECIPES = ("heavy", "three_level")
@@ -61,9 +58,9 @@ def family(args: argparse.Namespace, told: dict[str, Any]) -> None:
         for where in (first, f"{first}+{second}", f"{second}+{first}"):
             recipe = _placed(name, first, where)
             label = f"{name}, target on {where}"
-            _compare(told, f"{label}, one process", one_process(recipe, work, f"{label}, one process"), here)
+            compare(told, f"{label}, one process", one_process(recipe, work, f"{label}, one process"), here)
             if name != "heavy":
-                _compare(told, f"{label}, threads", _threads(recipe, work, label), here)
+                compare(told, f"{label}, threads", _threads(recipe, work, label), here)
 
 
 def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
@@ -77,25 +74,11 @@ def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
         for where in (args.devices[0], "+".join(args.devices)):
             recipe = folder / "recipe.toml"
             recipe.write_text(_ALONE.format(folder=folder / "heavy", device=where))
-            _memory(load_recipe(str(recipe)), told, where)
             found[where] = one_process(load_recipe(str(recipe)), work, f"{args.size} on {where}")
         whole, split = found.values()
-        _compare(told, f"{args.size}: split and whole, bfloat16", split, whole)
+        compare(told, f"{args.size}: split and whole, bfloat16", split, whole)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _memory(recipe: Recipe, told: dict[str, Any], where: str) -> None:
-    before = _used()
-    engine = Engine.load(recipe)
-    told[f"GB of the GPU, {where}"] = gb = round(_used() - before, 2)
-    say(f"  on {where}: {gb:.2f} GB of the GPU's memory")
-    del engine
-    gc.collect()
-
-
-def _used() -> float:
-    return torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
 
 
 def _placed(name: str, others: str, target: str) -> Recipe:
@@ -124,12 +107,6 @@ def _threads(recipe: Recipe, work: Sequence[GenerateRequest], label: str) -> Tok
         return [tokens[index] for index in range(len(work))]
 
     return asyncio.run(run())
-
-
-def _compare(told: dict[str, Any], label: str, mine: Tokens, other: Tokens) -> None:
-    told[label] = found = matching(mine, other)
-    share = found["tokens_before_difference"]
-    say(f"  {label}: {found['identical']} of {found['of']} identical; {share:.4f} of tokens before a difference")
 
 
 def main() -> None:

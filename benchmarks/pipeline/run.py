@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from benchmarks.pipeline.processes import actors, cpu_s
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.config import Recipe, SamplingParams
 from cascade_runtime.events import Events
-from cluster.launch import FOREGROUND, Pipeline
+
+if TYPE_CHECKING:  # `requests` serve machines without Ray
+    from cluster.launch import Pipeline
 
 QUESTIONS = (
     "What are the key elements in this scene?",
@@ -64,6 +66,8 @@ class Run:
 def local_ray() -> Generator[None]:
     """A local Ray whose books have room for several pipelines; threads per stage are the recipe's all the same."""
     import ray
+
+    from cluster.launch import FOREGROUND
 
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=64, _system_config=FOREGROUND, **quiet)
