@@ -85,10 +85,6 @@ class Reserved:
         """The same, with the nodes where Ray has put bundles since their own were lost."""
         return replace(self, nodes=_nodes(self.group, len(self.bundles)))
 
-    def home(self, stage: str) -> str:
-        """The id of the node where Ray keeps the stage's bundle now; "" while it keeps it nowhere."""
-        return placement_group_table(self.group)["bundles_to_node_id"].get(self.index(stage), "")
-
 
 def places(recipe: Recipe) -> dict[str, StageConfig]:
     """Replica of a stage -> what it asks of the cluster. Encoder and adapter of a recipe without them ask for one core

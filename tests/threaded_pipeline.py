@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
@@ -90,9 +90,6 @@ class ThreadCrew:
         if stage in self.recipe.level_members:
             self.handles[stage].stage.link((), 1.0)
         return begun_at
-
-    def homeless(self, stages: Collection[str]) -> Collection[str]:
-        return ()
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
         self.controller.fell(stage, incarnation, ago_s)

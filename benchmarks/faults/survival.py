@@ -37,8 +37,10 @@ def stages(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def nodes(args: argparse.Namespace) -> dict[str, Any]:
-    """One after the other, at least ten seconds apart: a node takes a few to join."""
-    return _survive([Fault(10.0, "node")] * args.nodes, args)
+    """One after the other, twenty seconds apart: a stage that was not up for ten is started anew after a pause, which
+    doubles from one time to the next.
+    """
+    return _survive([Fault(20.0, "node")] * args.nodes, args)
 
 
 def _survive(faults: Sequence[Fault], args: argparse.Namespace) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,6 @@ class RayCrew:
         self._recipe, self._reserved, self._handles = recipe, reserved, handles
         self._create, self._create_controller = create, create_controller
         self._controllers = 1  # so far
-        self._homes = {name: reserved.node(name).node_id for name in handles}  # where each was last started
 
     def kill(self, stage: str, pulse: Pulse | None) -> None:
         """Ray's way, and the system's where the process is of this machine: Ray lets one that is stopped hold its place
@@ -64,13 +63,12 @@ class RayCrew:
             begun_at = time.monotonic()
             handle.actor = self._create_controller(first)
             handle.ask(start_s, "pulse")
-        else:
-            begun_at = time.monotonic()
-            handle.actor = self._create(stage)
-            handle.ask(start_s, "info")
-            if stage in self._recipe.level_members:
-                handle.ask(self._recipe.deadlines.control_s, "link", (), 1.0)
-        self._homes[stage] = self._reserved.home(stage)
+            return begun_at
+        begun_at = time.monotonic()
+        handle.actor = self._create(stage)
+        handle.ask(start_s, "info")
+        if stage in self._recipe.level_members:
+            handle.ask(self._recipe.deadlines.control_s, "link", (), 1.0)
         return begun_at
 
     def _await_those_it_asks(self) -> None:
@@ -99,11 +97,6 @@ class RayCrew:
         for name, reference in references.items():
             with contextlib.suppress(CascadeError):
                 self._handles[name].result(reference, _EVICT_S)
-
-    def homeless(self, stages: Collection[str]) -> Collection[str]:
-        """By Ray's table of nodes."""
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return [stage for stage in stages if self._homes[stage] and self._homes[stage] not in alive]
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
         """Without waiting: a controller that does not hear of it blames nobody."""

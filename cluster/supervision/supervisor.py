@@ -1,6 +1,6 @@
 """`Supervisor`: a thread that asks every stage for its pulse, and does what the `Watch` says.
 
-    every tick      pulses and errors that have come -> the watch -> pings at once; restarts, links and looks in threads
+    every tick      pulses and errors that have come -> the watch -> pings at once; restarts and links in threads
     a restart       kill (what hangs) -> start, which loads the model -> tell the controller       the watch: started
     a link          listen at the lighter stage -> join on both                                    the watch: wired
 
@@ -15,17 +15,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 from actors.handles import StageHandle
 from actors.pulse import Pulse
 from cascade_runtime.config import Recipe
 from cascade_runtime.errors import CascadeError, ChannelError, ConfigError, DeadlineExceeded, StageError
-from cluster.supervision.watch import TICK_S, Fell, GiveUp, Look, Ping, Restart, Rewire, Watch
+from cluster.supervision.watch import TICK_S, Fell, GiveUp, Ping, Restart, Rewire, Watch
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +43,6 @@ class Crew(Protocol):
         """Start it anew where it was, behind the same handle; returns once it has loaded and runs. When its loading
         began, after what else had to be done or waited for: `time.monotonic()` seconds.
         """
-        ...
-
-    def homeless(self, stages: Collection[str]) -> Collection[str]:
-        """Those of these stages whose machine is no longer of the cluster, as of when they were last started."""
         ...
 
     def fell(self, stage: str, incarnation: int, ago_s: float) -> None:
@@ -69,8 +64,9 @@ class Crew(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """One restart, in seconds of the monotonic clock: when it was found out, when its new process was begun and when
-    that had loaded, and when the stage was whole again, links included.
+    """One restart, in seconds of the monotonic clock: when it was found out, when its new process was begun (after a
+    pause, where it had not been up for long) and when that had loaded, and when the stage was whole again, links
+    included.
     """
 
     stage: str
@@ -92,8 +88,8 @@ class Supervisor:
         self._asked: dict[str, list[tuple[int, Any]]] = {}  # stage -> incarnations, references of their answers
         self._pulses: dict[str, Pulse] = {}
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._noticed: dict[str, float] = {}  # when a stage was found out that is not begun anew yet
         self._under_way: dict[str, Recovery] = {}
-        self._looking: Future[None] | None = None
         self._changed = threading.Condition()  # guards what follows
         self._recoveries: deque[Recovery] = deque(maxlen=_KEPT)
         self._given_up: dict[str, str] = {}
@@ -173,16 +169,15 @@ class Supervisor:
                 handle = self._handles[instruction.stage]
                 asked = self._asked.setdefault(instruction.stage, [])
                 asked.append((instruction.incarnation, handle.start("pulse")))
-            elif isinstance(instruction, Look):
-                if self._looking is None or self._looking.done():
-                    self._looking = self._hands.submit(self._look, instruction)
             elif isinstance(instruction, Fell):
+                self._noticed.setdefault(instruction.stage, time.monotonic())
                 ago_s = time.monotonic() - instruction.well_at
                 self._crew.fell(instruction.stage, instruction.incarnation, ago_s)
             elif isinstance(instruction, Restart):
                 log.warning("stage %s: %s; starting it anew", instruction.stage, instruction.reason)
                 self._asked.pop(instruction.stage, None)
-                recovery = Recovery(instruction.stage, instruction.reason, instruction.planned, time.monotonic())
+                noticed_at = self._noticed.pop(instruction.stage, time.monotonic())
+                recovery = Recovery(instruction.stage, instruction.reason, instruction.planned, noticed_at)
                 self._under_way.setdefault(instruction.stage, recovery)
                 self._hands.submit(self._restart, instruction)
             elif isinstance(instruction, Rewire):
@@ -215,17 +210,6 @@ class Supervisor:
                 still = []  # what else was asked is answered with it
                 break
             asked[:] = still
-
-    def _look(self, order: Look) -> None:
-        """A call to a machine that is gone may go without an answer for seconds; the cluster's books know it sooner."""
-        try:
-            gone = self._crew.homeless(order.stages)
-        except Exception as error:  # noqa: BLE001  whatever it is, nobody is known to be gone
-            log.warning("the machines of %s were not looked up: %s", ", ".join(order.stages), error)
-            return
-        for stage in gone:
-            died = partial(self._watch.died, stage, order.stages[stage])
-            self._events.put(lambda died=died: died(time.monotonic(), "its machine is gone"))
 
     def _restart(self, order: Restart) -> None:
         stage, incarnation = order.stage, order.incarnation

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,13 +40,6 @@ class Ping:
 
     stage: str
     incarnation: int
-
-
-@dataclass(frozen=True)
-class Look:
-    """These have owed an answer for a while: are the machines still there that they run on? stages: incarnations."""
-
-    stages: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class GiveUp:
     reason: str
 
 
-Instruction = Ping | Look | Fell | Restart | Rewire | GiveUp
+Instruction = Ping | Fell | Restart | Rewire | GiveUp
 
 
 @dataclass(eq=False)
@@ -233,13 +226,6 @@ class Watch:
                 elif not one.twice and now - one.asked_at >= 0.5 * self._config.silent_s:
                     one.twice = True
                     yield Ping(name, one.incarnation)
-        owing = {
-            name: one.incarnation
-            for name, one in self._stages.items()
-            if one.phase == "up" and one.asked_at is not None and now - one.asked_at >= PERIOD_S
-        }
-        if owing:
-            yield Look(owing)
         fallen, self._fallen = self._fallen, []
         yield from fallen
         for name, one in self._stages.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -36,24 +35,3 @@ def test_a_lost_question_is_asked_again(tmp_path: Path, how: str) -> None:
         assert len(controller.generate(long_request()).token_ids) == 60
         assert not controller.supervisor.recoveries and not controller.supervisor.down
         handle.start = start
-
-
-def test_a_stage_whose_machine_is_gone_is_not_waited_for(tmp_path: Path) -> None:
-    with supervised(recipe_of(write_toy_family(tmp_path), silent_s=60.0)) as controller:
-        crew, handle = controller.crew, controller.crew.handles["target"]
-        start = handle.start
-        handle.start = lambda method, *args: Future() if method == "pulse" else start(method, *args)
-        looked: list[set[str]] = []
-
-        def homeless(stages: Collection[str]) -> Collection[str]:
-            looked.append(set(stages))
-            if len(looked) == 1:
-                raise ChannelError("the book of machines was not there")
-            return [stage for stage in stages if stage == "target" and crew.handles["target"] is handle]
-
-        crew.homeless = homeless
-        assert until(lambda: len(controller.supervisor.recoveries) == 1)
-        (recovery,) = controller.supervisor.recoveries
-        assert recovery.stage == "target" and recovery.reason == "its machine is gone"
-        assert len(looked) >= 2 and {"target"} <= looked[1]
-        assert len(controller.generate(long_request()).token_ids) == 60

@@ -257,6 +257,17 @@ def test_a_stage_that_fails_too_often_is_given_up_and_says_so(family: Path) -> N
         assert list(controller.supervisor.given_up) == ["target"]
 
 
+def test_a_recovery_begins_when_its_stage_is_found_out_and_not_after_the_pause(family: Path) -> None:
+    with supervised(recipe_of(family, backoff_s=1.0)) as controller:
+        for number in (1, 2):
+            killed_at = time.monotonic()
+            controller.crew.handles["level0"].kill()
+            assert until(lambda number=number: len(controller.supervisor.recoveries) == number)
+        _, second = controller.supervisor.recoveries  # it had not been up for ten seconds
+        assert killed_at <= second.noticed_at <= second.begun_at - 1.0
+        assert second.begun_at <= second.loaded_at <= second.up_at
+
+
 def test_a_rolling_restart_fails_no_request(family: Path) -> None:
     requests = toy_requests(24, seed=3)
     reference = Engine.load(toy_recipe(family, [])).generate(requests)

@@ -9,9 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-import ray
-
 from cascade_runtime.config import Recipe, load_recipe
 from cascade_runtime.errors import DeadlineExceeded, StageDied
 from cluster.supervision.ray_crew import RayCrew
@@ -44,23 +41,13 @@ class Handle:
         self.result(method, timeout_s)
 
 
-class Places:
-    """All stages are on the node "first"; what is started anew is on "second"."""
-
-    def node(self, stage: str) -> SimpleNamespace:
-        return SimpleNamespace(node_id="first")
-
-    def home(self, stage: str) -> str:
-        return "second"
-
-
 def crew_of(handles: dict[str, Handle], made: list[int]) -> RayCrew:
     def create(first: int) -> str:
         assert handles["heavy"].actor is not None and handles["adapter"].actor is not None
         made.append(first)
         return "second"
 
-    reserved: Any = Places()
+    reserved: Any = SimpleNamespace()
     return RayCrew(recipe(), reserved, handles, lambda stage: f"new {stage}", create)
 
 
@@ -106,7 +93,7 @@ def test_a_controller_is_made_where_one_replica_of_those_it_asks_is_there() -> N
     handles["heavy.2"].actor = handles["adapter"].actor = None
     crew = RayCrew(
         load_recipe("three_level", ["deadlines.start_s=1.0", "stages.heavy.replicas=2", "adapter.replicas=2"]),
-        Places(),  # type: ignore[arg-type]
+        SimpleNamespace(),  # type: ignore[arg-type]
         handles,
         lambda stage: f"new {stage}",
         lambda first: made.append(first) or "second",
@@ -124,21 +111,3 @@ def test_a_controller_loads_while_those_it_asks_do() -> None:
     began = time.monotonic()
     assert crew.start("controller") >= began and handles["controller"].actor == "second"
     assert len(made) == 1 and not handles["heavy"].there.is_set()
-
-
-def test_the_homeless_are_those_whose_node_ray_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = {"first": True, "second": True}
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": name, "Alive": there} for name, there in alive.items()])
-    handles = all_handles()
-    crew = crew_of(handles, [])
-    assert crew.homeless(["heavy", "light"]) == []
-    alive["first"] = False
-    assert crew.homeless(["heavy", "light"]) == ["heavy", "light"]
-    crew.start("heavy")
-    crew.start("controller")
-    assert crew.homeless(["heavy", "light", "controller"]) == ["light"]
-    del alive["second"]
-    assert crew.homeless(["heavy"]) == ["heavy"]
-    monkeypatch.setattr(Places, "home", lambda self, stage: "")  # Ray has not said where it is
-    crew.start("heavy")
-    assert crew.homeless(["heavy"]) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.pulse import Pulse
 from cascade_runtime.config import SupervisionConfig, links_between
 from cluster.chaos.plan import draw_faults
-from cluster.supervision.watch import PERIOD_S, TICK_S, Fell, GiveUp, Look, Ping, Restart, Rewire, Watch
+from cluster.supervision.watch import PERIOD_S, TICK_S, Fell, GiveUp, Ping, Restart, Rewire, Watch
 
 LEVELS = ("light", "mid", "heavy")
 SINGLE = [(level,) for level in LEVELS]
@@ -37,7 +37,6 @@ class World:
         self.watch = Watch(stages, levels, config, self.now)
         self.config = config
         self.silent: set[str] = set()
-        self.homeless: set[str] = set()  # their machine is gone, and everybody knows it who asks
         self.stillborn: set[str] = set()
         self.unlinkable = False
         self.incarnation = dict.fromkeys(stages, 0)
@@ -66,16 +65,11 @@ class World:
                 assert order.incarnation == self.incarnation[order.stage]
                 if order.stage not in self.silent:
                     self.watch.answered(order.stage, order.incarnation, self.now, self.pulse(order.stage))
-            elif isinstance(order, Look):
-                assert all(self.watch.phase(stage) == "up" for stage in order.stages)
-                for stage in self.homeless & set(order.stages):
-                    self.watch.died(stage, order.stages[stage], self.now, "its machine is gone")
             elif isinstance(order, Restart):
                 assert order.incarnation == self.incarnation[order.stage] + 1
                 self.restarts.append((self.now, order))
                 self.incarnation[order.stage] += 1
                 self.silent.discard(order.stage)
-                self.homeless.discard(order.stage)
                 for pair in self.links:
                     if order.stage in pair:
                         self.links[pair] = None
@@ -135,22 +129,6 @@ def test_a_silent_stage_is_restarted_after_its_time_and_no_sooner() -> None:
     (fell,) = world.heard(Fell)
     assert since <= fell.well_at <= since + PERIOD_S + TICK_S  # type: ignore[attr-defined]  when it was last asked
     assert world.said.index(fell) < world.said.index(order)
-
-
-def test_the_machines_of_those_who_owe_an_answer_are_looked_for() -> None:
-    world = World()
-    world.run(1)
-    world.silent |= {"light", "heavy"}
-    world.homeless |= {"heavy", "mid"}  # mid answers all the same, and nobody asks for its machine
-    since = world.now
-    world.run(1)
-    (fell,) = world.heard(Fell)
-    assert fell.stage == "heavy"  # type: ignore[attr-defined]
-    ((at, order),) = world.restarts
-    assert order.stage == "heavy" and order.died and PERIOD_S <= at - since <= 2 * PERIOD_S + 3 * TICK_S
-    looks = world.heard(Look)
-    assert looks[0] == Look({"light": 0, "heavy": 0})
-    assert looks[1:] and all(look == Look({"light": 0}) for look in looks[1:])
 
 
 def test_who_does_not_answer_is_asked_once_more_before_it_is_blamed() -> None:
