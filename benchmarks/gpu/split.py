@@ -67,7 +67,7 @@ def shapes(args: argparse.Namespace, told: dict[str, Any]) -> None:
     """Published shapes."""
     folder = Path(tempfile.mkdtemp(prefix="split-"))
     try:
-        made = write_checkpoint(args.size, folder / "heavy", args.devices[0], frames=_FRAMES, seed=1, toy=args.toy)
+        made = write_checkpoint(args.size, folder / "heavy", args.devices[0], frames=_FRAMES, seed=1, toy=False)
         say(f"  {args.size}: {made:.2f} GB")
         work = mixed(4, _ANSWER)
         found: dict[str, Tokens] = {}
@@ -116,7 +116,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--size", default="7b", choices=("0.5b", "7b"))
-    parser.add_argument("--toy", action="store_true", help="tiny shapes")
     args = parser.parse_args()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
