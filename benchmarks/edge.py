@@ -1,17 +1,16 @@
 """What does a bad link between an edge box and the core cost, and does it ever change an answer?
 
-    python -m benchmarks.edge [--link tun|netem] [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts CUT ...]
+    python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features drafts]
     python -m benchmarks.edge --sizes FILE ...        bytes per window of recordings, for planning/edge_windows.toml
 
 `cascade edge-server` and `cascade edge` run in a network namespace each, with a link between them that delays, loses,
-narrows and breaks packets (`slow_link.py`: `tc netem` where the kernel has it, else the same by TUN devices). Cuts are
-raw, frames, features, drafts. A recording of simulated scenes is replayed in real time, 20 windows of
+narrows and breaks packets (`slow_link.py`). A recording of simulated scenes is replayed in real time, 20 windows of
 50 ms a second, newest kept; during the 10 s cut nothing may be left out. Every answered window is compared, token by
 token, with this process' answer to the same window. With the cut "drafts" light runs on the edge (recipe
 `edge_drafts`), and "accepted" counts the answer tokens that it had drafted, per window; the other cuts are of
 `light_heavy`. Latency is from the moment when the sensor closed a window to the
-moment when the edge has its answer; "core ms" is when the core had the window whole (median). Needs root, namespaces,
-and /dev/net/tun or netem; elsewhere it says so. The last line is JSON.
+moment when the edge has its answer; "core ms" is when the core had the window whole (median). Needs root, namespaces
+and /dev/net/tun; elsewhere it says so. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.slow_link import CORE, LINKS, OPEN, LinkState, SlowLink
+from benchmarks.slow_link import CORE, SlowLink
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client.recording import to_events
 from cascade_runtime.config import SamplingParams, load_recipe
@@ -56,22 +55,24 @@ RULES = {"activity": {"frames": 2, "size": 64}, "event_frame/last_wins": {"frame
 
 @dataclass(frozen=True)
 class Setting:
-    """cut_s: how long the link is cut, a second after the first answer."""
+    """A state of the link; delays are one way. cut_s: how long it is cut, two seconds after the first answers."""
 
     name: str
-    state: LinkState = OPEN
+    delay_ms: float = 0.0
+    loss: float = 0.0
+    mbit_s: float | None = None
     cut_s: float = 0.0
     cuts: tuple[str, ...] = tuple(CUTS)
 
 
 SETTINGS = (
     Setting("no delay"),
-    Setting("5 ms", LinkState(delay_ms=5)),
-    Setting("50 ms", LinkState(delay_ms=50)),
-    Setting("200 ms", LinkState(delay_ms=200)),
-    Setting("5 ms, 1 % loss", LinkState(delay_ms=5, loss=0.01)),
-    Setting("5 ms, 10 Mbit/s", LinkState(delay_ms=5, mbit_s=10.0)),
-    Setting("5 ms, cut 10 s", LinkState(delay_ms=5), cut_s=10.0, cuts=("raw", "frames")),
+    Setting("5 ms", delay_ms=5),
+    Setting("50 ms", delay_ms=50),
+    Setting("200 ms", delay_ms=200),
+    Setting("5 ms, 1 % loss", delay_ms=5, loss=0.01),
+    Setting("5 ms, 10 Mbit/s", delay_ms=5, mbit_s=10.0),
+    Setting("5 ms, cut 10 s", delay_ms=5, cut_s=10.0, cuts=("raw", "frames")),
 )
 
 
@@ -125,7 +126,7 @@ def core(link: SlowLink, token: Path, recipe: str) -> Iterator[None]:
 
 def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path, max_tokens: int) -> list[Any]:
     """The lines of one replay, the last of them its counts."""
-    link.set(setting.state)
+    link.set(delay_ms=setting.delay_ms, loss=setting.loss, mbit_s=setting.mbit_s)
     keep = ["--keep", "all", "--waiting", "1024"] if setting.cut_s else ["--keep", "newest"]
     command = [sys.executable, "-m", "cluster.cli", "edge", str(file), "-q", QUESTION]
     command += ["--server", f"{CORE}:{PORTS[CUTS[cut]]}"]
@@ -149,7 +150,7 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
         for line in process.stdout:
             lines.append(json.loads(line))
             if setting.cut_s and len(lines) == 1:
-                threading.Thread(target=_cut, args=(link, setting), daemon=True).start()
+                threading.Thread(target=_cut, args=(link, setting.cut_s), daemon=True).start()
         if process.wait(120):
             raise RuntimeError(f"{setting.name}, {cut}: the edge failed")
     finally:
@@ -157,11 +158,11 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
     return lines
 
 
-def _cut(link: SlowLink, setting: Setting) -> None:
+def _cut(link: SlowLink, seconds: float) -> None:
     time.sleep(1.0)
-    link.set(replace(setting.state, cut=True))
-    time.sleep(setting.cut_s)
-    link.set(setting.state)
+    link.cut = True
+    time.sleep(seconds)
+    link.cut = False
 
 
 def measured(setting: Setting, cut: str, lines: list[Any], here: dict[int, list[int]]) -> dict[str, Any]:
@@ -228,7 +229,6 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--only", help="settings whose name contains this")
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS), metavar="CUT", help="only these")
-    parser.add_argument("--link", choices=LINKS, default="tun")
     parser.add_argument("--sizes", nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.sizes:
@@ -238,16 +238,15 @@ def main() -> None:
     events = recording(args.seconds)
     busy = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; load at the start {busy:.1f}")
-    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time")
-    print(f"link: {args.link}\n")
+    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time\n")
     rows: list[dict[str, Any]] = []
-    link = LINKS[args.link]()
+    link = SlowLink()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             stack.enter_context(link.up())
         except (OSError, subprocess.SubprocessError) as error:
-            print(f"no such link here, nothing measured: {error}")
-            print(json.dumps({"benchmark": "edge", "link": args.link, "skipped": str(error)}))
+            print(f"no namespaces or no TUN device here, nothing measured: {error}")
+            print(json.dumps({"benchmark": "edge", "skipped": str(error)}))
             return
         file, token = Path(folder) / "scenes.npz", Path(folder) / "token"
         write_events(file, events)
@@ -276,7 +275,7 @@ def main() -> None:
     summary["changed"] = sum(row["answered"] - row["identical"] for row in rows)
     told = ", ".join(f"{name} {count}" for name, count in summary.items())
     print(f"\n{told}; load at the end {os.getloadavg()[0]:.1f}")
-    print(json.dumps({"benchmark": "edge", "link": args.link, **summary, "load": round(busy, 1), "rows": rows}))
+    print(json.dumps({"benchmark": "edge", **summary, "load": round(busy, 1), "rows": rows}))
     sys.exit(1 if any(summary.values()) else 0)
 
 

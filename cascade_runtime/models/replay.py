@@ -8,6 +8,7 @@ how many of its tokens are real) lies in device memory and is filled in before e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from cascade_runtime.models.slot_cache import Branches, SlotCache
 
 _TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)  # of a row
 _LARGE, _MOST = 4e9, 64  # bytes of weights; beyond so many tokens arithmetic costs more than launches (gpu_h200.txt)
+_CAPTURING = threading.Lock()  # a capture begins by waiting for the whole device, which ends another that is under way
 _NODES = 63  # of a tree: what one token sees of it is an integer of the device
 
 
@@ -131,10 +133,11 @@ class FixedPass:
     def capture(self, pool: Any) -> None:
         """Record `compute`. It is run once before, which compiles its kernels and writes what a run writes."""
         self.compute()
-        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            self._out = self.compute()
+        with _CAPTURING:
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                self._out = self.compute()
         self.graph = graph
 
     def compute(self) -> tuple[torch.Tensor, torch.Tensor | None]:

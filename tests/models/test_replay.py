@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -251,3 +255,32 @@ class Plain:
 
     def __init__(self, weight, bias):
         self.weight, self.bias = weight, bias
+
+
+def test_one_pass_is_captured_at_a_time(monkeypatch):
+    """Stages that are threads of one process capture at once: waiting for the device would end the other's capture."""
+    inside, most, lock = [0], [0], threading.Lock()
+
+    def quiet() -> None:
+        assert not inside[0]  # "operation not permitted when stream is capturing"
+
+    @contextlib.contextmanager
+    def graph(*_: object, **__: object):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        yield
+        inside[0] -= 1
+
+    monkeypatch.setattr(torch.cuda, "synchronize", quiet)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    passes = []
+    for _ in range(8):
+        one = object.__new__(replay.FixedPass)
+        one.compute = lambda: ("logits", None)
+        passes.append(one)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: one.capture(None), passes))
+    assert most[0] == 1 and all(one.graph is not None and one._out == ("logits", None) for one in passes)
