@@ -5,8 +5,8 @@
 family   `heavy` and `three_level` in float32, the target first on one device, then split over both, in either order:
          one process, and the stages as threads of one process with eight requests at a time. Tokens are compared with
          one process on the processor alone; tokens per second of all
-shapes   a checkpoint of `size` with random weights in bfloat16, whole on the first device and split over both: memory of
-         the GPU, tokens per second, share of tokens before a difference (either device rounds in its own way)
+shapes   a checkpoint of `size` with random weights in bfloat16, whole on the first device and split over both: memory
+         of the GPU, tokens per second, share of tokens before a difference (either device rounds in its own way)
 
 Two GPUs would be split by the same lines; this is a machine with one. No Ray. The last line is JSON.
 """

@@ -6,7 +6,8 @@ at two commits of its repository that have `authOptions` (in releases since 1.5.
 helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml, and the spec of a RayJob as the template of a RayCronJob at
 12cb11e48d1a, in ray-operator/config/crd/bases/ray.io_raycronjobs.yaml. Whether a release has exactly these was not
 checked. Where the schema here asks for more than they do (an image, limits, a token, no negative number, one worker
-group of a name), that is on purpose.
+group of a name), that is on purpose. Names, labels, Ray's parameters and how long a job is kept: as the operator itself
+asks, in ray-operator/controllers/ray/utils/validation.go and constant.go of the same repository at 0074504f84f2.
 """
 
 from __future__ import annotations
@@ -31,6 +32,16 @@ from cluster.serving.settings import ServerSettings
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+_WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+LABELS = {
+    "type": "object",
+    "propertyNames": {"pattern": rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_WORD}$"},
+    "additionalProperties": {"type": "string", "pattern": rf"^({_WORD})?$"},
+}
+PARAMETERS = {**TEXTS, "propertyNames": {"not": {"const": "labels"}}}
+# A group says once what it has: as `resources` or among Ray's parameters.
+_AMONG = [{"required": [name]} for name in ("num-cpus", "num-gpus", "memory", "resources")]
+ONCE = {"not": {"required": ["resources"], "properties": {"rayStartParams": {"anyOf": _AMONG}}}}
 COUNT = {"type": "integer", "format": "int32", "minimum": 0}
 # The definitions take a minus, too, which no pod may ask for.
 NUMBER = r"(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
@@ -86,16 +97,16 @@ POD = closed(
     ),
 )
 # Earlier definitions require rayStartParams of every group, these two no longer do.
-HEAD = closed("rayStartParams template", template=POD, labels=TEXTS, resources=TEXTS, rayStartParams=TEXTS)
-WORKERS = closed(
+HEAD = ONCE | closed("rayStartParams template", template=POD, labels=LABELS, resources=TEXTS, rayStartParams=PARAMETERS)
+WORKERS = ONCE | closed(
     "groupName minReplicas maxReplicas rayStartParams template",
     groupName={"type": "string"},
     replicas=COUNT,
     minReplicas=COUNT,
     maxReplicas=COUNT,
-    labels=TEXTS,
+    labels=LABELS,
     resources=TEXTS,
-    rayStartParams=TEXTS,
+    rayStartParams=PARAMETERS,
     template=POD,
 )
 AUTH = closed("mode", mode={"enum": ["token"]})  # never "disabled"; secretName is not in KubeRay 1.5
@@ -106,9 +117,12 @@ CLUSTER = closed(
     headGroupSpec=HEAD,
     workerGroupSpecs=listed(WORKERS, "groupName"),
 )
-META = closed("name", name={"type": "string"})
+NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}
+META = closed("name", name=NAME)
 SERVICE = closed("serveConfigV2 rayClusterConfig", serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER)
-JOB = closed(
+KEPT = {"properties": {"ttlSecondsAfterFinished": {"exclusiveMinimum": 0}}, "required": ["ttlSecondsAfterFinished"]}
+ENDS = {"properties": {"shutdownAfterJobFinishes": {"const": True}}, "required": ["shutdownAfterJobFinishes"]}
+JOB = {"if": KEPT, "then": ENDS} | closed(
     "entrypoint rayClusterSpec",
     entrypoint={"type": "string"},
     # a text in the definition; these are the modes that the operator knows
@@ -175,6 +189,31 @@ def test_the_schema_refuses_what_kuberays_definitions_refuse_and_takes_whole_num
     ):
         with pytest.raises(jsonschema.ValidationError):
             check(changed(change))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda job, group: job["metadata"].update(name="Cascade"),
+        lambda job, group: job["metadata"].update(name="c" * 48),
+        lambda job, group: job["spec"].update(shutdownAfterJobFinishes=False),
+        lambda job, group: job["spec"].pop("shutdownAfterJobFinishes"),
+        lambda job, group: group["labels"].update(tier="the core"),
+        lambda job, group: group["labels"].update({"a b": "core"}),
+        lambda job, group: group["rayStartParams"].update(labels="tier=core"),
+        lambda job, group: group.update(resources={"CPU": "4"}, rayStartParams={"num-cpus": "4"}),
+    ],
+    ids=["capital", "long name", "kept and not ended", "kept", "label's value", "label's key", "labels", "twice"],
+)
+def test_the_schema_refuses_what_kuberays_operator_refuses(spoil: Callable[[Any, Any], Any]) -> None:
+    job = read("rayjob.yaml")
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    group.update(resources={"CPU": "4"})
+    group["labels"]["ray.io/rack"] = ""
+    check(job)
+    spoil(job, group)
+    with pytest.raises(jsonschema.ValidationError):
+        check(job)
 
 
 def environment(pod: dict[str, Any]) -> dict[str, str]:
