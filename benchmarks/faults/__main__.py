@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--times", type=int, default=20, help="kills and hangs of each stage")
-    parser.add_argument("--every", type=float, default=2.0, help="seconds from one kill or hang to the next, at least")
+    parser.add_argument("--every", type=float, default=8.0, help="seconds from one kill or hang to the next, at least")
     parser.add_argument("--nodes", type=int, default=10, help="nodes that are lost")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no fault is begun any more")
     parser.add_argument("--streams", type=int, default=8, help="who ask all the time")
