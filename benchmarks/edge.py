@@ -1,6 +1,7 @@
 """What does a bad link between an edge box and the core cost, and does it ever change an answer?
 
     python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features drafts]
+    python -m benchmarks.edge --loopback [--set TABLE.KEY=VALUE]    without a link: no namespaces, no root
     python -m benchmarks.edge --sizes FILE ...        bytes per window of recordings, for planning/edge_windows.toml
 
 `cascade edge-server` and `cascade edge` run in a network namespace each, with a link between them that delays, loses,
@@ -27,14 +28,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.slow_link import CORE, SlowLink
+from benchmarks.slow_link import Loopback, SlowLink
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client.recording import to_events
 from cascade_runtime.config import SamplingParams, load_recipe
@@ -50,6 +52,7 @@ RECIPE = "light_heavy"
 CUTS = {"raw": RECIPE, "frames": RECIPE, "features": RECIPE, "drafts": "edge_drafts"}  # and their recipes
 PORTS = {RECIPE: 8100, "edge_drafts": 8101}
 WINDOW_US = 50_000
+_LINES = 20  # of what a core says, where it does not start
 RULES = {"activity": {"frames": 2, "size": 64}, "event_frame/last_wins": {"frames": 5}}
 
 
@@ -88,12 +91,12 @@ def recording(seconds: float) -> Events:
     return Events.concat(parts).window(0, int(1e6 * seconds))
 
 
-def answers_here(events: Events, max_tokens: int) -> dict[int, list[int]]:
+def answers_here(events: Events, max_tokens: int, changes: Sequence[str]) -> dict[int, list[int]]:
     """Window number -> tokens, from the one-process engine."""
     windows = [window for window in windows_of(events, WINDOW_US) if len(window.events)]
     sampling = SamplingParams(max_tokens=max_tokens)
     requests = [GenerateRequest(events=each.events, question=QUESTION, sampling=sampling) for each in windows]
-    answers = InProcess(load_recipe(RECIPE)).engine.generate(requests)
+    answers = InProcess(load_recipe(RECIPE, changes)).engine.generate(requests)
     return {
         window.number: list(answer.token_ids)
         for window, answer in zip(windows, answers, strict=True)
@@ -102,20 +105,22 @@ def answers_here(events: Events, max_tokens: int) -> dict[int, list[int]]:
 
 
 @contextlib.contextmanager
-def core(link: SlowLink, token: Path, recipe: str) -> Iterator[None]:
+def core(link: SlowLink, token: Path, recipe: str, changes: Sequence[str]) -> Iterator[None]:
     """The core of a recipe in its namespace."""
-    command = [sys.executable, "-m", "cluster.cli", "edge-server", recipe, "--host", CORE, "--plaintext"]
-    command += ["--port", str(PORTS[recipe])]
+    command = [sys.executable, "-m", "cluster.cli", "edge-server", recipe, "--host", link.address, "--plaintext"]
+    command += ["--port", str(PORTS[recipe]), *_sets(changes)]
     process = subprocess.Popen(
         link.inside(0, *command, "--token-file", str(token)), stderr=subprocess.PIPE, text=True, env=_environment()
     )
     assert process.stderr is not None
     try:
+        said = deque[str](maxlen=_LINES)
         for line in process.stderr:
+            said.append(line)
             if "Ctrl-C" in line:
                 break
         else:
-            raise RuntimeError("the core did not start")
+            raise RuntimeError(f"the core did not start:\n{''.join(said)}")
         yield
     finally:
         process.send_signal(signal.SIGINT)
@@ -124,12 +129,14 @@ def core(link: SlowLink, token: Path, recipe: str) -> Iterator[None]:
         process.kill()
 
 
-def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path, max_tokens: int) -> list[Any]:
+def run_edge(
+    link: SlowLink, setting: Setting, cut: str, file: Path, token: Path, max_tokens: int, changes: Sequence[str]
+) -> list[Any]:
     """The lines of one replay, the last of them its counts."""
     link.set(delay_ms=setting.delay_ms, loss=setting.loss, mbit_s=setting.mbit_s)
     keep = ["--keep", "all", "--waiting", "1024"] if setting.cut_s else ["--keep", "newest"]
     command = [sys.executable, "-m", "cluster.cli", "edge", str(file), "-q", QUESTION]
-    command += ["--server", f"{CORE}:{PORTS[CUTS[cut]]}"]
+    command += ["--server", f"{link.address}:{PORTS[CUTS[cut]]}"]
     command += [
         "--cut",
         cut,
@@ -142,7 +149,7 @@ def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path
         *keep,
     ]
     if cut in ("features", "drafts"):
-        command += ["--recipe", CUTS[cut]]
+        command += ["--recipe", CUTS[cut], *_sets(changes)]
     lines: list[Any] = []
     process = subprocess.Popen(link.inside(1, *command), stdout=subprocess.PIPE, text=True, env=_environment())
     assert process.stdout is not None
@@ -219,6 +226,10 @@ def sizes(files: list[str]) -> None:
         print("frame_ms = {" + ", ".join(f'"{rule}" = {ms[rule]}' for rule in bytes_) + "}\n", flush=True)
 
 
+def _sets(changes: Sequence[str]) -> list[str]:
+    return [f"--set={change}" for change in changes]
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -229,6 +240,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--only", help="settings whose name contains this")
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS), metavar="CUT", help="only these")
+    parser.add_argument("--loopback", action="store_true", help="no link, the first setting alone")
+    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="of the recipes")
     parser.add_argument("--sizes", nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.sizes:
@@ -240,7 +253,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; load at the start {busy:.1f}")
     print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time\n")
     rows: list[dict[str, Any]] = []
-    link = SlowLink()
+    link = Loopback() if args.loopback else SlowLink()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             stack.enter_context(link.up())
@@ -251,18 +264,19 @@ def main() -> None:
         file, token = Path(folder) / "scenes.npz", Path(folder) / "token"
         write_events(file, events)
         token.write_text("a-token-for-this-measurement\n")
-        here = answers_here(events, args.max_tokens)
+        here = answers_here(events, args.max_tokens, args.set)
         for recipe in dict.fromkeys(CUTS[cut] for cut in args.cuts):
-            stack.enter_context(core(link, token, recipe))
+            stack.enter_context(core(link, token, recipe, args.set))
         print(
             f"{'link':<18}{'cut':<10}{'answered':>9}{'/s':>7}{'kB':>8}{'core ms':>9}{'p50 ms':>9}{'p95 ms':>9}", end=""
         )
         print(f"{'accepted':>10}{'dropped':>9}{'links':>7}  same")
-        for setting in SETTINGS:
+        for setting in SETTINGS[:1] if args.loopback else SETTINGS:
             if args.only and args.only not in setting.name:
                 continue
             for cut in (cut for cut in setting.cuts if cut in args.cuts):
-                row = measured(setting, cut, run_edge(link, setting, cut, file, token, args.max_tokens), here)
+                lines = run_edge(link, setting, cut, file, token, args.max_tokens, args.set)
+                row = measured(setting, cut, lines, here)
                 rows.append(row)
                 print(
                     f"{row['link']:<18}{row['cut']:<10}{row['answered']:>9}{row['windows_per_s']:>7.1f}"
@@ -275,7 +289,7 @@ def main() -> None:
     summary["changed"] = sum(row["answered"] - row["identical"] for row in rows)
     told = ", ".join(f"{name} {count}" for name, count in summary.items())
     print(f"\n{told}; load at the end {os.getloadavg()[0]:.1f}")
-    print(json.dumps({"benchmark": "edge", **summary, "load": round(busy, 1), "rows": rows}))
+    print(json.dumps({"benchmark": "edge", "loopback": args.loopback, **summary, "load": round(busy, 1), "rows": rows}))
     sys.exit(1 if any(summary.values()) else 0)
 
 
