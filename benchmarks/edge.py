@@ -11,7 +11,7 @@ token, with this process' answer to the same window. With the cut "drafts" light
 `edge_drafts`), and "accepted" counts the answer tokens that it had drafted, per window; the other cuts are of
 `light_heavy`. Latency is from the moment when the sensor closed a window to the
 moment when the edge has its answer; "core ms" is when the core had the window whole (median). Needs root, namespaces
-and /dev/net/tun; elsewhere it says so. The last line is JSON.
+and /dev/net/tun, but with --loopback; elsewhere it says so. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -247,11 +247,15 @@ def main() -> None:
     if args.sizes:
         sizes(args.sizes)
         return
+    settings = [each for each in SETTINGS[: 1 if args.loopback else None] if not args.only or args.only in each.name]
+    if not settings:
+        parser.error(f"--only {args.only}: {', '.join(each.name for each in SETTINGS)}; with --loopback the first")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the namespaces and the core are removed
     events = recording(args.seconds)
     busy = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; load at the start {busy:.1f}")
-    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time\n")
+    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time")
+    print(f"{'loopback' if args.loopback else 'two TUN devices'}; recipes changed: {' '.join(args.set) or 'no'}\n")
     rows: list[dict[str, Any]] = []
     link = Loopback() if args.loopback else SlowLink()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -271,9 +275,7 @@ def main() -> None:
             f"{'link':<18}{'cut':<10}{'answered':>9}{'/s':>7}{'kB':>8}{'core ms':>9}{'p50 ms':>9}{'p95 ms':>9}", end=""
         )
         print(f"{'accepted':>10}{'dropped':>9}{'links':>7}  same")
-        for setting in SETTINGS[:1] if args.loopback else SETTINGS:
-            if args.only and args.only not in setting.name:
-                continue
+        for setting in settings:
             for cut in (cut for cut in setting.cuts if cut in args.cuts):
                 lines = run_edge(link, setting, cut, file, token, args.max_tokens, args.set)
                 row = measured(setting, cut, lines, here)
@@ -289,7 +291,8 @@ def main() -> None:
     summary["changed"] = sum(row["answered"] - row["identical"] for row in rows)
     told = ", ".join(f"{name} {count}" for name, count in summary.items())
     print(f"\n{told}; load at the end {os.getloadavg()[0]:.1f}")
-    print(json.dumps({"benchmark": "edge", "loopback": args.loopback, **summary, "load": round(busy, 1), "rows": rows}))
+    run = {"loopback": args.loopback, "set": args.set, "seconds": args.seconds, "max_tokens": args.max_tokens}
+    print(json.dumps({"benchmark": "edge", **run, **summary, "load": round(busy, 1), "rows": rows}))
     sys.exit(1 if any(summary.values()) else 0)
 
 

@@ -102,7 +102,7 @@ class SlowLink:
 
 
 class Loopback(SlowLink):
-    """No namespaces and no link: both ends are this machine's loopback, and every state is its own."""
+    """No namespaces and no link: both ends are this machine's loopback, and what is set changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.faults.recipe import PATH, recipe, rows
 from benchmarks.pipeline.run import local_ray, requests
+from cluster.chaos.outcome import quantile
 from cascade_runtime.transports.chat import chat_body
 
 _FLOOD = 3.0
@@ -111,7 +112,7 @@ def _told(flood: _Flood, capacity: float, took_s: float) -> dict[str, Any]:
         "refused_with_retry_after": advised,
         "other": len(flood.told) - taken - len(refused),
         "goodput_over_capacity": round(taken / took_s / capacity, 3),
-        "refusal_p50_ms": round(1000 * refused[len(refused) // 2], 1) if refused else 0.0,
-        "refusal_p99_ms": round(1000 * refused[int(0.99 * len(refused))], 1) if refused else 0.0,
-        "refusal_longest_ms": round(1000 * refused[-1], 1) if refused else 0.0,
+        "refusal_p50_ms": round(1000 * quantile(refused, 0.5), 1),
+        "refusal_p99_ms": round(1000 * quantile(refused, 0.99), 1),
+        "refusal_longest_ms": round(1000 * quantile(refused, 1.0), 1),
     }

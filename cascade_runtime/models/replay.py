@@ -132,9 +132,9 @@ class FixedPass:
 
     def capture(self, pool: Any) -> None:
         """Record `compute`. It is run once before, which compiles its kernels and writes what a run writes."""
-        self.compute()
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
+            self.compute()
             torch.cuda.synchronize()
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._out = self.compute()

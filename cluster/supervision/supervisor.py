@@ -248,6 +248,7 @@ class Supervisor:
     def _give_up(self, order: GiveUp) -> None:
         log.error("stage %s is given up: %s", order.stage, order.reason)
         self._under_way.pop(order.stage, None)
+        self._noticed.pop(order.stage, None)
         with self._changed:
             self._given_up[order.stage] = order.reason
             self._changed.notify_all()

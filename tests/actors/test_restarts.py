@@ -264,7 +264,7 @@ def test_a_recovery_begins_when_its_stage_is_found_out_and_not_after_the_pause(f
             controller.crew.handles["level0"].kill()
             assert until(lambda number=number: len(controller.supervisor.recoveries) == number)
         _, second = controller.supervisor.recoveries  # it had not been up for ten seconds
-        assert killed_at <= second.noticed_at <= second.begun_at - 1.0
+        assert killed_at <= second.noticed_at <= second.begun_at - 0.5
         assert second.begun_at <= second.loaded_at <= second.up_at
 
 

@@ -7,7 +7,7 @@ helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml, and the spec of a RayJ
 12cb11e48d1a, in ray-operator/config/crd/bases/ray.io_raycronjobs.yaml. Whether a release has exactly these was not
 checked. Where the schema here asks for more than they do (an image, limits, a token, no negative number, one worker
 group of a name), that is on purpose. Names, labels, Ray's parameters and how long a job is kept: as the operator itself
-asks, in ray-operator/controllers/ray/utils/validation.go and constant.go of the same repository at 0074504f84f2.
+asks of these, in ray-operator/controllers/ray/utils/validation.go of the same repository at 0074504f84f2.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from cluster.serving.settings import ServerSettings
 FOLDER = Path(__file__).parents[2] / "cluster" / "manifests"
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 _WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_PART = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 LABELS = {
     "type": "object",
-    "propertyNames": {"pattern": rf"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{_WORD}$"},
-    "additionalProperties": {"type": "string", "pattern": rf"^({_WORD})?$"},
+    "propertyNames": {"pattern": rf"^((?=.{{1,253}}/){_PART}(\.{_PART})*/)?{_WORD}\Z"},
+    "additionalProperties": {"type": "string", "pattern": rf"^({_WORD})?\Z"},
 }
-PARAMETERS = {**TEXTS, "propertyNames": {"not": {"const": "labels"}}}
+PARAMETERS = {**TEXTS, "propertyNames": {"not": {"enum": ["labels", "redis-username"]}}}
 # A group says once what it has: as `resources` or among Ray's parameters.
 _AMONG = [{"required": [name]} for name in ("num-cpus", "num-gpus", "memory", "resources")]
 ONCE = {"not": {"required": ["resources"], "properties": {"rayStartParams": {"anyOf": _AMONG}}}}
@@ -117,7 +118,7 @@ CLUSTER = closed(
     headGroupSpec=HEAD,
     workerGroupSpecs=listed(WORKERS, "groupName"),
 )
-NAME = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}
+NAME = {"type": "string", "pattern": r"^[a-z]([-a-z0-9]*[a-z0-9])?\Z", "maxLength": 47}
 META = closed("name", name=NAME)
 SERVICE = closed("serveConfigV2 rayClusterConfig", serveConfigV2={"type": "string"}, rayClusterConfig=CLUSTER)
 KEPT = {"properties": {"ttlSecondsAfterFinished": {"exclusiveMinimum": 0}}, "required": ["ttlSecondsAfterFinished"]}
@@ -194,24 +195,44 @@ def test_the_schema_refuses_what_kuberays_definitions_refuse_and_takes_whole_num
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda job, group: job["metadata"].update(name="Cascade"),
-        lambda job, group: job["metadata"].update(name="c" * 48),
-        lambda job, group: job["spec"].update(shutdownAfterJobFinishes=False),
-        lambda job, group: job["spec"].pop("shutdownAfterJobFinishes"),
-        lambda job, group: group["labels"].update(tier="the core"),
-        lambda job, group: group["labels"].update({"a b": "core"}),
-        lambda job, group: group["rayStartParams"].update(labels="tier=core"),
-        lambda job, group: group.update(resources={"CPU": "4"}, rayStartParams={"num-cpus": "4"}),
+        lambda job: job["metadata"].update(name="Cascade"),
+        lambda job: job["metadata"].update(name="cascade\n"),
+        lambda job: job["metadata"].update(name="c" * 48),
+        lambda job: job["spec"].update(shutdownAfterJobFinishes=False),
+        lambda job: job["spec"].pop("shutdownAfterJobFinishes"),
     ],
-    ids=["capital", "long name", "kept and not ended", "kept", "label's value", "label's key", "labels", "twice"],
+    ids=["capital", "line", "long name", "kept and not ended", "kept"],
 )
-def test_the_schema_refuses_what_kuberays_operator_refuses(spoil: Callable[[Any, Any], Any]) -> None:
+def test_the_schema_refuses_the_jobs_that_kuberays_operator_refuses(spoil: Callable[[Any], Any]) -> None:
     job = read("rayjob.yaml")
-    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
-    group.update(resources={"CPU": "4"})
-    group["labels"]["ray.io/rack"] = ""
     check(job)
-    spoil(job, group)
+    spoil(job)
+    with pytest.raises(jsonschema.ValidationError):
+        check(job)
+
+
+@pytest.mark.parametrize("where", ["head", "workers"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda group: group["labels"].update(tier="the core"),
+        lambda group: group["labels"].update(tier="core\n"),
+        lambda group: group["labels"].update({"a b": "core"}),
+        lambda group: group["labels"].update({"a..b/c": "core"}),
+        lambda group: group["labels"].update({f"{'a' * 254}/c": "core"}),
+        lambda group: group["rayStartParams"].update(labels="tier=core"),
+        lambda group: group.update(resources={"CPU": "4"}, rayStartParams={"num-cpus": "4"}),
+    ],
+    ids=["label's value", "label's line", "label's key", "no domain", "long domain", "labels", "twice"],
+)
+def test_the_schema_refuses_the_groups_that_kuberays_operator_refuses(where: str, spoil: Callable[[Any], Any]) -> None:
+    job = read("rayjob.yaml")
+    cluster = job["spec"]["rayClusterSpec"]
+    group = cluster["headGroupSpec"] if where == "head" else cluster["workerGroupSpecs"][0]
+    group.update(resources={"CPU": "4"})
+    group["labels"] |= {"ray.io/rack": "", f"{'a' * 253}/c": "core"}
+    check(job)
+    spoil(group)
     with pytest.raises(jsonschema.ValidationError):
         check(job)
 
