@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.faults.recipe import PATH, recipe, rows
 from benchmarks.pipeline.run import local_ray, requests
-from cluster.chaos.outcome import quantile
 from cascade_runtime.transports.chat import chat_body
+from cluster.chaos.outcome import quantile
 
 _FLOOD = 3.0
 _QUEUE = 16

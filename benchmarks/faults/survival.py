@@ -37,8 +37,8 @@ def stages(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def nodes(args: argparse.Namespace) -> dict[str, Any]:
-    """One after the other, at least twenty seconds apart: a stage that was not up for ten is started anew after a pause, which
-    doubles from one time to the next.
+    """One after the other, at least twenty seconds apart: a stage that was not up for ten is started anew after a
+    pause, which doubles from one time to the next.
     """
     return _survive([Fault(20.0, "node")] * args.nodes, args)
 
