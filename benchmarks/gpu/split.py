@@ -1,6 +1,7 @@
 """A target split by layers over two unlike devices, the GPU and the processor: the same answers, and what it costs.
 
-    python -m benchmarks.gpu.split [--requests 12] [--max-tokens 48] [--size 7b] [--devices cuda:0 cpu]
+    python -m benchmarks.gpu.split [--only family shapes] [--requests 12] [--max-tokens 48] [--size 7b]
+                                      [--devices cuda:0 cpu]
 
 family   `heavy` and `three_level` in float32, the target first on one device, then split over both, in either order:
          the stages as threads of one process with eight requests at a time, then one process. Tokens are compared
@@ -112,9 +113,13 @@ def _threads(recipe: Recipe, work: Sequence[GenerateRequest], label: str) -> Tok
     return asyncio.run(run())
 
 
+PARTS = {"family": family, "shapes": shapes}
+
+
 def main() -> None:
-    """Both parts; one JSON line last."""
+    """The parts; one JSON line last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--devices", nargs=2, default=["cuda:0", "cpu"], help="two of them")
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--max-tokens", type=int, default=48)
@@ -125,16 +130,16 @@ def main() -> None:
     told: dict[str, Any] = {"devices": args.devices, "gpu": name, "torch": torch.__version__}
     say(f"{name}; torch {torch.__version__}; {os.cpu_count()} cores")
     failed = False
-    for part in (family, shapes):
-        say(f"\n{part.__name__}")
+    for part in args.only:
+        say(f"\n{part}")
         try:
-            part(args, told)
+            PARTS[part](args, told)
         except Exception as error:  # noqa: BLE001  the other part is run all the same
             failed = True
-            told[f"{part.__name__} failed"] = f"{type(error).__name__}: {error}"
+            told[f"{part} failed"] = f"{type(error).__name__}: {error}"
             say(f"  failed: {type(error).__name__}: {error}")
     print(json.dumps(told))
-    sys.exit(failed or not told.get("same"))
+    sys.exit(failed or not told.get("same", True))
 
 
 if __name__ == "__main__":
