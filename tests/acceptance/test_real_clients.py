@@ -60,7 +60,9 @@ def test_openai_s_python_sdk(light_heavy: Served, expected: Any, tmp_path: Path,
     found = told([interpreter("openai"), script, light_heavy.url, str(write_messages(tmp_path, kind))])
     check_answer(found, expected)
     check_errors(found)
-    assert found["together"] == [expected.text] * 4 and found["accepted"] > 0 and found["target_passes"] > 0
+    assert found["together"] == [expected.text] * 4
+    # whether drafts are worth their time is the policy's to say: a token that none foresaw takes a pass of the target
+    assert 0 < len(expected.token_ids) - found["accepted"] <= found["target_passes"] <= len(expected.token_ids)
     assert (found["models"], found["model"]) == (["cascade"], "cascade")
 
 
