@@ -7,7 +7,9 @@ helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml, and the spec of a RayJ
 12cb11e48d1a, in ray-operator/config/crd/bases/ray.io_raycronjobs.yaml. Whether a release has exactly these was not
 checked. Where the schema here asks for more than they do (an image, limits, a token, no negative number, one worker
 group of a name), that is on purpose. Names, labels, Ray's parameters and how long a job is kept: as the operator itself
-asks of these, in ray-operator/controllers/ray/utils/validation.go of the same repository at 0074504f84f2.
+asks of these, in ray-operator/controllers/ray/utils/validation.go of the same repository at 0074504f84f2. Rules in CEL
+stand in its Go types at managedBy, deletionStrategy and gcsFaultToleranceOptions, which the schema here has not: none
+is asked of these manifests. Pods whole, by Kubernetes' schemas: `tests/acceptance/test_pod_definitions.py`.
 """
 
 from __future__ import annotations
