@@ -68,4 +68,4 @@ def compare(told: dict[str, Any], label: str, mine: Tokens, other: Tokens) -> No
 
 
 def _gpu_gb() -> float:
-    return torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+    return sum(torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count())) / 1e9

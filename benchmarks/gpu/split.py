@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--size", default="7b", choices=("0.5b", "7b"))
     args = parser.parse_args()
+    if any(device.startswith("cuda") for device in args.devices) and not torch.cuda.is_available():
+        parser.error(f"--devices {' '.join(args.devices)}: there is no GPU here")
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     told: dict[str, Any] = {"devices": args.devices, "gpu": name, "torch": torch.__version__}
