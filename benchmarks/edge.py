@@ -1,7 +1,6 @@
 """What does a bad link between an edge box and the core cost, and does it ever change an answer?
 
     python -m benchmarks.edge [--seconds 4] [--max-tokens 8] [--only NAME] [--cuts raw frames features drafts]
-    python -m benchmarks.edge --loopback [--set TABLE.KEY=VALUE]    without a link: no namespaces, no root
     python -m benchmarks.edge --sizes FILE ...        bytes per window of recordings, for planning/edge_windows.toml
 
 `cascade edge-server` and `cascade edge` run in a network namespace each, with a link between them that delays, loses,
@@ -11,7 +10,7 @@ token, with this process' answer to the same window. With the cut "drafts" light
 `edge_drafts`), and "accepted" counts the answer tokens that it had drafted, per window; the other cuts are of
 `light_heavy`. Latency is from the moment when the sensor closed a window to the
 moment when the edge has its answer; "core ms" is when the core had the window whole (median). Needs root, namespaces
-and /dev/net/tun, but with --loopback; elsewhere it says so. The last line is JSON.
+and /dev/net/tun; elsewhere it says so. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.slow_link import Loopback, SlowLink
+from benchmarks.slow_link import CORE, SlowLink
 from cascade_runtime.api import Answer, GenerateRequest
 from cascade_runtime.client.recording import to_events
 from cascade_runtime.config import SamplingParams, load_recipe
@@ -91,12 +90,12 @@ def recording(seconds: float) -> Events:
     return Events.concat(parts).window(0, int(1e6 * seconds))
 
 
-def answers_here(events: Events, max_tokens: int, changes: Sequence[str]) -> dict[int, list[int]]:
+def answers_here(events: Events, max_tokens: int) -> dict[int, list[int]]:
     """Window number -> tokens, from the one-process engine."""
     windows = [window for window in windows_of(events, WINDOW_US) if len(window.events)]
     sampling = SamplingParams(max_tokens=max_tokens)
     requests = [GenerateRequest(events=each.events, question=QUESTION, sampling=sampling) for each in windows]
-    answers = InProcess(load_recipe(RECIPE, changes)).engine.generate(requests)
+    answers = InProcess(load_recipe(RECIPE)).engine.generate(requests)
     return {
         window.number: list(answer.token_ids)
         for window, answer in zip(windows, answers, strict=True)
@@ -105,10 +104,10 @@ def answers_here(events: Events, max_tokens: int, changes: Sequence[str]) -> dic
 
 
 @contextlib.contextmanager
-def core(link: SlowLink, token: Path, recipe: str, changes: Sequence[str]) -> Iterator[None]:
+def core(link: SlowLink, token: Path, recipe: str) -> Iterator[None]:
     """The core of a recipe in its namespace."""
-    command = [sys.executable, "-m", "cluster.cli", "edge-server", recipe, "--host", link.address, "--plaintext"]
-    command += ["--port", str(PORTS[recipe]), *_sets(changes)]
+    command = [sys.executable, "-m", "cluster.cli", "edge-server", recipe, "--host", CORE, "--plaintext"]
+    command += ["--port", str(PORTS[recipe])]
     process = subprocess.Popen(
         link.inside(0, *command, "--token-file", str(token)), stderr=subprocess.PIPE, text=True, env=_environment()
     )
@@ -129,14 +128,12 @@ def core(link: SlowLink, token: Path, recipe: str, changes: Sequence[str]) -> It
         process.kill()
 
 
-def run_edge(
-    link: SlowLink, setting: Setting, cut: str, file: Path, token: Path, max_tokens: int, changes: Sequence[str]
-) -> list[Any]:
+def run_edge(link: SlowLink, setting: Setting, cut: str, file: Path, token: Path, max_tokens: int) -> list[Any]:
     """The lines of one replay, the last of them its counts."""
     link.set(delay_ms=setting.delay_ms, loss=setting.loss, mbit_s=setting.mbit_s)
     keep = ["--keep", "all", "--waiting", "1024"] if setting.cut_s else ["--keep", "newest"]
     command = [sys.executable, "-m", "cluster.cli", "edge", str(file), "-q", QUESTION]
-    command += ["--server", f"{link.address}:{PORTS[CUTS[cut]]}"]
+    command += ["--server", f"{CORE}:{PORTS[CUTS[cut]]}"]
     command += [
         "--cut",
         cut,
@@ -149,7 +146,7 @@ def run_edge(
         *keep,
     ]
     if cut in ("features", "drafts"):
-        command += ["--recipe", CUTS[cut], *_sets(changes)]
+        command += ["--recipe", CUTS[cut]]
     lines: list[Any] = []
     process = subprocess.Popen(link.inside(1, *command), stdout=subprocess.PIPE, text=True, env=_environment())
     assert process.stdout is not None
@@ -226,10 +223,6 @@ def sizes(files: list[str]) -> None:
         print("frame_ms = {" + ", ".join(f'"{rule}" = {ms[rule]}' for rule in bytes_) + "}\n", flush=True)
 
 
-def _sets(changes: Sequence[str]) -> list[str]:
-    return [f"--set={change}" for change in changes]
-
-
 def _environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
@@ -240,24 +233,21 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--only", help="settings whose name contains this")
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS), metavar="CUT", help="only these")
-    parser.add_argument("--loopback", action="store_true", help="no link, the first setting alone")
-    parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="of the recipes")
     parser.add_argument("--sizes", nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.sizes:
         sizes(args.sizes)
         return
-    settings = [each for each in SETTINGS[: 1 if args.loopback else None] if not args.only or args.only in each.name]
+    settings = [each for each in SETTINGS if not args.only or args.only in each.name]
     if not settings:
-        parser.error(f"--only {args.only}: {', '.join(each.name for each in SETTINGS)}; with --loopback the first")
+        parser.error(f"--only {args.only}: {'; '.join(each.name for each in SETTINGS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the namespaces and the core are removed
     events = recording(args.seconds)
     busy = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}; load at the start {busy:.1f}")
-    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time")
-    print(f"{'loopback' if args.loopback else 'two TUN devices'}; recipes changed: {' '.join(args.set) or 'no'}\n")
+    print(f"{RECIPE}, {args.max_tokens} tokens a window, {events!r}, windows of {WINDOW_US // 1000} ms in real time\n")
     rows: list[dict[str, Any]] = []
-    link = Loopback() if args.loopback else SlowLink()
+    link = SlowLink()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         try:
             stack.enter_context(link.up())
@@ -268,17 +258,16 @@ def main() -> None:
         file, token = Path(folder) / "scenes.npz", Path(folder) / "token"
         write_events(file, events)
         token.write_text("a-token-for-this-measurement\n")
-        here = answers_here(events, args.max_tokens, args.set)
+        here = answers_here(events, args.max_tokens)
         for recipe in dict.fromkeys(CUTS[cut] for cut in args.cuts):
-            stack.enter_context(core(link, token, recipe, args.set))
+            stack.enter_context(core(link, token, recipe))
         print(
             f"{'link':<18}{'cut':<10}{'answered':>9}{'/s':>7}{'kB':>8}{'core ms':>9}{'p50 ms':>9}{'p95 ms':>9}", end=""
         )
         print(f"{'accepted':>10}{'dropped':>9}{'links':>7}  same")
         for setting in settings:
             for cut in (cut for cut in setting.cuts if cut in args.cuts):
-                lines = run_edge(link, setting, cut, file, token, args.max_tokens, args.set)
-                row = measured(setting, cut, lines, here)
+                row = measured(setting, cut, run_edge(link, setting, cut, file, token, args.max_tokens), here)
                 rows.append(row)
                 print(
                     f"{row['link']:<18}{row['cut']:<10}{row['answered']:>9}{row['windows_per_s']:>7.1f}"
@@ -291,8 +280,7 @@ def main() -> None:
     summary["changed"] = sum(row["answered"] - row["identical"] for row in rows)
     told = ", ".join(f"{name} {count}" for name, count in summary.items())
     print(f"\n{told}; load at the end {os.getloadavg()[0]:.1f}")
-    run = {"loopback": args.loopback, "set": args.set, "seconds": args.seconds, "max_tokens": args.max_tokens}
-    print(json.dumps({"benchmark": "edge", **run, **summary, "load": round(busy, 1), "rows": rows}))
+    print(json.dumps({"benchmark": "edge", **summary, "load": round(busy, 1), "rows": rows}))
     sys.exit(1 if any(summary.values()) else 0)
 
 

@@ -33,7 +33,6 @@ class SlowLink:
         self.delay_ms = self.loss = 0.0
         self.mbit_s: float | None = None
         self.cut = False
-        self.address = CORE
         self.names = (f"core{os.getpid()}", f"edge{os.getpid()}")
         self._stop = threading.Event()
 
@@ -99,23 +98,6 @@ class SlowLink:
                 _, _, end, packet = heapq.heappop(under_way)
                 with contextlib.suppress(OSError):
                     os.write(descriptors[end], packet)
-
-
-class Loopback(SlowLink):
-    """No namespaces and no link: both ends are this machine's loopback, and what is set changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.address = "127.0.0.1"
-
-    def inside(self, end: int, *command: str) -> list[str]:
-        """The command as it is."""
-        return list(command)
-
-    @contextlib.contextmanager
-    def up(self) -> Iterator[SlowLink]:
-        """Nothing has to be made."""
-        yield self
 
 
 def _run(*command: str) -> None:

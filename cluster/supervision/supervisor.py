@@ -88,7 +88,6 @@ class Supervisor:
         self._asked: dict[str, list[tuple[int, Any]]] = {}  # stage -> incarnations, references of their answers
         self._pulses: dict[str, Pulse] = {}
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._noticed: dict[str, float] = {}  # when a stage was found out that is not begun anew yet
         self._under_way: dict[str, Recovery] = {}
         self._changed = threading.Condition()  # guards what follows
         self._recoveries: deque[Recovery] = deque(maxlen=_KEPT)
@@ -170,14 +169,12 @@ class Supervisor:
                 asked = self._asked.setdefault(instruction.stage, [])
                 asked.append((instruction.incarnation, handle.start("pulse")))
             elif isinstance(instruction, Fell):
-                self._noticed.setdefault(instruction.stage, time.monotonic())
                 ago_s = time.monotonic() - instruction.well_at
                 self._crew.fell(instruction.stage, instruction.incarnation, ago_s)
             elif isinstance(instruction, Restart):
                 log.warning("stage %s: %s; starting it anew", instruction.stage, instruction.reason)
                 self._asked.pop(instruction.stage, None)
-                noticed_at = self._noticed.pop(instruction.stage, time.monotonic())
-                recovery = Recovery(instruction.stage, instruction.reason, instruction.planned, noticed_at)
+                recovery = Recovery(instruction.stage, instruction.reason, instruction.planned, instruction.noticed_at)
                 self._under_way.setdefault(instruction.stage, recovery)
                 self._hands.submit(self._restart, instruction)
             elif isinstance(instruction, Rewire):
@@ -248,7 +245,6 @@ class Supervisor:
     def _give_up(self, order: GiveUp) -> None:
         log.error("stage %s is given up: %s", order.stage, order.reason)
         self._under_way.pop(order.stage, None)
-        self._noticed.pop(order.stage, None)
         with self._changed:
             self._given_up[order.stage] = order.reason
             self._changed.notify_all()

@@ -55,11 +55,14 @@ class Fell:
 
 @dataclass(frozen=True)
 class Restart:
-    """End what there is of a stage, and start it as this incarnation. died: there is no process left to end."""
+    """End what there is of a stage, and start it as this incarnation. noticed_at: when it was found out, or somebody
+    wanted it. died: there is no process left to end.
+    """
 
     stage: str
     incarnation: int
     reason: str
+    noticed_at: float
     planned: bool = False
     died: bool = False
 
@@ -95,6 +98,7 @@ class _Stage:
     seen_at: float = 0.0  # it was alive then or later
     up_at: float = 0.0
     short_lives: int = 0  # in a row
+    noticed_at: float = 0.0  # when it was last found to be gone
     due: float = 0.0
     reason: str = ""
     planned: bool = False
@@ -231,7 +235,7 @@ class Watch:
         for name, one in self._stages.items():
             if one.phase == "down" and now >= one.due:
                 one.phase, one.incarnation = "starting", one.incarnation + 1
-                yield Restart(name, one.incarnation, one.reason, one.planned, one.died)
+                yield Restart(name, one.incarnation, one.reason, one.noticed_at, one.planned, one.died)
         for (light, heavy), edge in self._edges.items():
             ends = self._stages[light], self._stages[heavy]
             alive = all(end.phase == "up" and end.seen_at >= edge.since for end in ends)
@@ -252,7 +256,7 @@ class Watch:
         planned: bool = False,
         died: bool = False,
     ) -> None:
-        one.reason, one.planned, one.died, one.asked_at = reason, planned, died, None
+        one.reason, one.planned, one.died, one.asked_at, one.noticed_at = reason, planned, died, None, now
         for pair, edge in self._edges.items():
             if name in pair:
                 edge.state, edge.since, edge.retry_at = "broken", now, now
